@@ -1,4 +1,4 @@
-# One backend. Configured by the environment (docs/config.md); all that is local lives in one volume, and may be lost.
+# One backend. The environment configures it (docs/config.md). All local state is in one volume, and may be lost.
 
 FROM python:3.12-slim AS build
 WORKDIR /src
@@ -17,7 +17,7 @@ USER obox
 WORKDIR /var/lib/obox
 VOLUME /var/lib/obox
 
-# OBOX_STORAGE__URL is what is missing. Who may deliver is [lmtp] trusted_networks: this container alone, until said otherwise.
+# Only OBOX_STORAGE__URL is missing. [lmtp] trusted_networks says who may deliver: by default this container alone.
 ENV PYTHONUNBUFFERED=1 \
     OBOX_STATE_DIR=/var/lib/obox \
     OBOX_AUTH__PASSWD_FILE=/var/lib/obox/users \

@@ -1,7 +1,7 @@
-"""Runs a verb: over the API of a backend, by its socket or URL, or in this process if
-no backend runs.
+"""It runs a verb over the API of a backend, by its socket or URL. If no backend runs,
+it runs the verb in this process.
 
-All of them give the same events in order: {"row": …}, {"progress": …}, {"failure": …},
+Both ways give the same events in order: {"row": …}, {"progress": …}, {"failure": …},
 and at the end {"end": {"exitCode": …, "message": …}}.
 """
 
@@ -56,14 +56,15 @@ class Remote:
     """A backend's API, on its unix socket or at a URL with a key."""
 
     def __init__(self, where: Path | str, key: str = "", backend: str = "") -> None:
-        """backend: of the cluster, which is to run the verbs; "": as each says."""
+        """backend: the backend of the cluster that runs the verbs; "": each verb goes
+        to the backend that it is for."""
         self._where = where
         self._key = key
         self._query = f"?backend={quote(backend, safe='')}" if backend else ""
 
     def listens(self) -> bool:
-        """Whether a process accepts connections there. Raises NoPerm if we may not
-        connect."""
+        """Return whether a process accepts connections there. Raises NoPerm if we may
+        not connect."""
         connection = self._connection()
         try:
             connection.connect()
@@ -76,7 +77,8 @@ class Remote:
         return True
 
     def call(self, name: str, params: Mapping[str, Any]) -> Iterator[Event]:
-        """Raises NoBackend, NoPerm, Unavailable, ConfigError (a bad URL)."""
+        """Call a verb, and yield its events. Raises NoBackend, NoPerm, Unavailable,
+        ConfigError (a bad URL)."""
         connection = self._connection()
         headers = {"Accept": LINES, "Content-Type": "application/json"}
         if self._key:
@@ -140,13 +142,13 @@ class Remote:
 
 
 class Local:
-    """Runs a verb in this process. open: opens the parts for the time of the run."""
+    """A verb's run in this process. open_: opens the parts for the time of the run."""
 
     def __init__(self, open_: Callable[[], AbstractAsyncContextManager[Admin]]) -> None:
         self._open = open_
 
     def call(self, name: str, params: Mapping[str, Any]) -> Iterator[Event]:
-        """Raises OboxError, ConfigError."""
+        """Run a verb, and yield its events. Raises OboxError, ConfigError."""
         with asyncio.Runner() as runner:
             events = self._events(name, params)
             while True:
@@ -174,8 +176,8 @@ async def _next(events: AsyncIterator[Event]) -> Event | None:
 
 @contextmanager
 def state_is_free(state_dir: Path) -> Iterator[None]:
-    """Raises Temporary if a process holds the state directory but its socket does not
-    answer.
+    """Hold the state directory for the time of the context. Raises Temporary if a
+    process holds it but its socket does not answer.
     """
     if is_locked(state_dir):
         raise Temporary(f"a backend holds {state_dir}, but its socket does not answer; it may be starting or stopping")

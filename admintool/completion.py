@@ -1,4 +1,4 @@
-"""oboxadm completion: print the script with which a shell completes our commands."""
+"""oboxadm completion: print the script with which a shell completes commands."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ class Context:
         backend: str = "",
         yes: bool = False,
     ) -> None:
-        """overrides: settings for this command. They win over file and environment.
-        backend: of the cluster, which is to run it."""
+        """overrides: settings for this command. They override file and environment.
+        backend: the backend of the cluster that runs the command."""
         self._config_path = config_path
         self._config: Config | None = None
         self._overrides = tuple(overrides)
@@ -63,7 +63,7 @@ class Context:
 
     @property
     def remote(self) -> bool:
-        """Whether the command asks a backend by URL."""
+        """Return whether the command asks a backend by URL."""
         return bool(self._url)
 
     def call(self, verb: Verb, params: Mapping[str, Any]) -> Iterator[Event]:
@@ -88,7 +88,7 @@ class Context:
             return
         backend = Remote(config.state_dir / SOCKET, backend=self._backend)
         if self._given("state_dir") and verb.needs is not Needs.BACKEND and not backend.listens():
-            # A backend that starts at this moment is not asked: it has other settings.
+            # A backend that starts at this moment has other settings, and is not asked.
             pass
         else:
             self._refuse_settings("state_dir", where=f"the backend in {config.state_dir}")
@@ -113,7 +113,7 @@ class Context:
         return sorted({key for key, _ in self._overrides} - {used})
 
     def _refuse_settings(self, used: str, *, where: str) -> None:
-        """Raises UsageError if settings that were given for this command would have no
+        """Raise UsageError if settings that were given for this command would have no
         effect.
         """
         if given := self._given(used):

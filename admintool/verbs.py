@@ -1,5 +1,5 @@
-"""Makes commands of the table of verbs. A call of `command` gives a verb its place in
-the tree of commands, its arguments and its short options.
+"""It makes commands of the table of verbs. A call of `command` gives a verb its place
+in the tree of commands, its arguments and its short options.
 
 The options of a command are its verb's parameters, with their descriptions as help. A
 command that selects users has `-u`, `-A` and `-F`. A command that destroys something
@@ -26,7 +26,7 @@ from obox.errors import Invalid
 
 _SELECTION = {field.name for field in msgspec.structs.fields(Selection)}
 LOOKED_MAX = 20
-"""Rows that are shown before a question. Further rows are only counted."""
+"""So many rows are shown before a question. Further rows are only counted."""
 
 _MADE: dict[str, click.Command] = {}
 """Commands by API name. Each verb has a command."""

@@ -1,5 +1,5 @@
-"""Sessions that APPEND mails in sequence, each waiting for its OK: the throughput of
-many clients.
+"""The throughput of many sessions that APPEND mails. Each session waits for the OK
+before it sends the next mail.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""`python -m bench.cluster`: a cluster under load that is disturbed, and what was lost.
+"""`python -m bench.cluster`: it runs a cluster under load, disturbs it, and reports
+what was lost.
 
 Backends and proxies run as processes over one bucket. Clients deliver mails and work in
-mailboxes, while in a seeded loop backends are evacuated, stopped, killed, lose their
-disks, are suspended or are cut off from the directory or the bucket, and proxies are
-killed. At the end all members are stopped or killed, and a fresh backend over the same
-bucket is asked for everything.
+mailboxes. Meanwhile a seeded loop disturbs the members. It evacuates, stops, kills or
+suspends a backend, deletes its disk, or cuts it off from the directory or from the
+bucket. It also kills proxies. At the end all members are stopped or killed. A fresh
+backend over the same bucket is then asked for all mails.
 
 The exit code is 1 if something was lost. It is also 1 if a user was without service for
-too long, unless the machine was too slow for its event loops, since then that says
-nothing.
+too long. The times do not count if the event loops of the members, or of this process,
+were late: then the machine was too slow for a judgement.
 """
 
 from __future__ import annotations
@@ -52,18 +53,20 @@ from .table import machine
 from .witness import Witness
 
 JOURNAL_INTERVAL_S: Final = 1.0
-"""The members' setting, which is the default."""
+"""The members run with this value, which is the default of the setting."""
 GROUPS: Final = 64
 PROXY_SHARE: Final = 3
-"""A proxy is tried so many times as often as a backend."""
+"""A client tries a proxy so many times as often as a backend."""
 LAG_EVERY_S: Final = 2.0
 CUT_S: Final = 6.0
-"""At most, from the bucket: users of a backend without one are without service."""
+"""A backend is cut off from the bucket for at most so long, since its users are without
+service meanwhile."""
 HEALED_S: Final = 3.0
-"""Until something else happens to a backend that was cut off: it may have to write what
-it has acknowledged."""
+"""A backend that was cut off is not disturbed for so long after it. It may still have
+to write changes that it has acknowledged."""
 SETTLE_S: Final = 3.0
-"""Between the last answer and the end of the cluster: above `journal_interval`."""
+"""The pause between the last answer and the end of the cluster. It must be longer than
+`journal_interval`."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,12 @@ class Size:
     seed: int = 1
     dead_after: str = "10s"
     actions: tuple[str, ...] = ()
-    """What happens, one after the other, in place of chance."""
+    """These actions happen in turn. If there are none, they are chosen at random."""
 
 
 @dataclass
 class Cluster:
-    """What runs. say: a line about what happens."""
+    """The members and the directory of a run. say: prints a line about an event."""
 
     size: Size
     setting: Setting
@@ -92,18 +95,18 @@ class Cluster:
     witness: Witness
     say: Callable[[str], None]
     relays: Relays | None = None
-    """To the bucket and to the directory, of each backend in turn."""
+    """Each backend has two relays: to the bucket, and to the directory."""
     backends: list[Machine] = field(default_factory=list)
     proxies: list[Machine] = field(default_factory=list)
     actions: list[Event] = field(default_factory=list)
-    """What happened."""
+    """The actions that have begun, in the order of time."""
     _disturbed: set[str] = field(default_factory=set)
     _coming: list[str] = field(default_factory=list)
-    """What happens next; by chance, but everything before anything happens again."""
+    """The next actions, in a random order. Each happens before any happens again."""
 
     async def start(self) -> None:
-        """All members at once; the first that serves acquires all groups, and `spread`
-        follows."""
+        """Start all members at once. The first backend that serves acquires all groups;
+        `spread` distributes them later."""
         self.backends += [self._backend(number) for number in range(self.size.backends)]
         self.proxies += [Machine(f"p{number}", "proxy", self.setting) for number in range(1, self.size.proxies + 1)]
         for one in (*self.backends, *self.proxies):
@@ -121,7 +124,7 @@ class Cluster:
 
     @property
     def directory_place(self) -> str:
-        """Host and port of the directory."""
+        """Return host and port of the directory."""
         return urlsplit(self.setting.directory).netloc.rpartition("@")[2]
 
     async def put(self, kind: Kind, key: str, record: Orders | Move) -> None:
@@ -135,7 +138,7 @@ class Cluster:
                 return
 
     async def spread(self, to: Machine) -> None:
-        """Ask for the groups that are this backend's by rank."""
+        """Write a move for each group that belongs to this backend by rank."""
         weights = {one.name: 1.0 for one in self.backends}
         for number in range(GROUPS):
             key = group_key(number)
@@ -146,11 +149,12 @@ class Cluster:
 
     @property
     def _possible(self) -> list[str]:
-        """What may happen: without relays nothing is cut off."""
+        """Return the actions that are possible. Without relays nothing can be cut
+        off."""
         return [name for name in _ACTIONS if self.relays is not None or name not in _CUTS]
 
     async def disturb(self, which: int, stopping: asyncio.Event) -> None:
-        """One thing after another happens to backends until `stopping`."""
+        """Disturb a member, then the next, until `stopping` is set."""
         rng = random.Random(f"{self.size.seed} disturbance {which}")
         planned = list(self.size.actions)
         while not await _within(stopping, 1.0 + 3 * rng.random()):
@@ -180,12 +184,12 @@ class Cluster:
         if not self._coming:
             self._coming = self._possible
             rng.shuffle(self._coming)
-            if not self.actions:  # cuts first, so that a short run has them, too
+            if not self.actions:  # cuts come first, so that a short run has them, too
                 self._coming.sort(key=lambda name: name not in _CUTS)
         return self._coming.pop(0)
 
     async def _again(self, one: Machine, rng: random.Random, stopping: asyncio.Event) -> None:
-        """It is away for a while, then starts."""
+        """Start a backend again after a while."""
         await _within(stopping, 12 * rng.random())
         self.say(f"start {one.name}")
         one.start()
@@ -246,7 +250,8 @@ class Cluster:
         await self._cut(one, 1, "the directory", 3 + 12 * rng.random(), stopping)
 
     async def _cut_bucket(self, one: Machine, rng: random.Random, stopping: asyncio.Event) -> None:
-        """It reaches the other members, the directory and its clients."""
+        """Cut a backend off from the bucket alone. It still reaches the other members,
+        the directory and its clients."""
         await self._cut(one, 0, "the bucket", CUT_S * rng.random(), stopping)
 
     async def _cut(self, one: Machine, which: int, what: str, seconds: float, stopping: asyncio.Event) -> None:
@@ -295,8 +300,8 @@ class Cluster:
     # -- the end -----------------------------------------------------------------------
 
     async def end(self) -> Machine:
-        """Stop the first half of the backends, kill the others; a fresh backend that
-        serves everybody."""
+        """Stop the first half of the backends and kill the others. Return a fresh
+        backend that serves all users."""
         for one in self.proxies:
             one.kill()
         half = len(self.backends) // 2
@@ -308,7 +313,8 @@ class Cluster:
             else:
                 self.kill(one)
         fresh = Machine("fresh", "serve", self.setting)
-        await self.put(Kind.ORDERS, fresh.name, Orders())  # it would join as standby
+        # Without orders of its own the backend would join as standby.
+        await self.put(Kind.ORDERS, fresh.name, Orders())
         fresh.start()
         await fresh.listening()
         return fresh
@@ -331,7 +337,7 @@ _CUTS: Final = frozenset({"cut off from the directory", "cut off from the bucket
 
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:
-    """Wait; whether the event has come."""
+    """Wait for an event. Return whether it was set in time."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()
@@ -348,8 +354,8 @@ async def run(
     password_file: str = "",
     say: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """A whole run below `home`. password_file: of the role in Cassandra. With SeaweedFS
-    and Cassandra backends can be cut off from them."""
+    """Do a whole run below `home`. password_file: has the password of the role in
+    Cassandra. Backends can be cut off from SeaweedFS and from Cassandra only."""
     users = tuple(f"user{number}@example.org" for number in range(size.users))
     setting = Setting(home, bucket, directory_url, users, password_file, size.dead_after)
     setting.write()
@@ -402,7 +408,8 @@ async def run(
 
 
 async def _made(directory: CassandraDirectory) -> None:
-    """Make the table, as `oboxadm cluster init` does; a new server takes a while."""
+    """Make the table, as `oboxadm cluster init` does. A server that has just started
+    refuses for a while."""
     deadline = time.monotonic() + START_S
     while True:
         try:

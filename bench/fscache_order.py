@@ -17,7 +17,7 @@ from fscache.order import FRESH, ONCE, Entry, Index
 
 MAIL_BYTES = 8192
 USERS = 2000
-# Mails in each mailbox before the day.
+# Mails that each mailbox has before the day begins.
 OLD_MAILS = 500
 SCAN_EVERY = 400  # events
 EVENTS = 40_000
@@ -32,7 +32,7 @@ def log(seed: int, *, scans: bool) -> Iterator[tuple[float, str, str]]:
         now = step * 2.0
         for name in later.pop(step, ()):
             yield now, "read", name
-        # some users are much busier
+        # Some users are much busier than others.
         user = min(int(chance.expovariate(1 / 150)), USERS - 1)
         if chance.random() < 0.5:
             name = f"{user}/{len(mails[user])}"

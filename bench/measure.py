@@ -84,9 +84,10 @@ class Best(dict[str, float]):
 
 
 def lmtp(bench: Bench) -> None:
-    """Mails a second over 80 users and into one mailbox; CPU time of a mail.
+    """Measure the mails a second over 80 users and into one mailbox, and the CPU time
+    of a mail.
 
-    The mailbox that this fills serves the later measurements.
+    The later measurements use the mailbox that this fills.
     """
     servers = bench.pair()
     plain = [bench.plain] if bench.plain else []
@@ -135,10 +136,10 @@ def fill(bench: Bench) -> dict[str, float]:
 
 
 def raw_puts(bench: Bench) -> None:
-    """The number of PUTs that the bucket's server does on these cores for a client that
-    only PUTs.
+    """Measure how many PUTs a second the bucket's server does on these cores for a
+    client that only PUTs.
 
-    It is the upper limit of deliveries.
+    The result is the upper limit of deliveries.
     """
     from obox.objectstore import Codec, Settings, open_store, put_once
     from obox.objectstore.codec import ObjectKind
@@ -206,7 +207,8 @@ def _append(mail: bytes, times: int) -> Measure:
 
 
 def _others(few: int, mails: int) -> Measure:
-    """Return bodies that were not read lately: the next `few` in each round."""
+    """Return a measurement that reads bodies not read lately: in each round it takes
+    the next `few`."""
     starts: dict[int, int] = {}
 
     def run(imap: Imap) -> float:
@@ -222,7 +224,7 @@ def commands(bench: Bench) -> list[tuple[str, Measure]]:
     selected."""
     few = min(500, bench.size.mails)
     flag, loud = "STORE 1:* {}FLAGS.SILENT (\\Flagged)", "STORE 1:* {}FLAGS (\\Flagged)"
-    # ^Otherwise all mails would soon be in memory.
+    # Of fewer mails all would soon be in memory.
     enough = bench.size.mails * SIZE > 2 * RECENT_BYTES_MAX
     unread = [(f"{few} bodies not read lately", _others(few, bench.size.mails))] if enough else []
     return [
@@ -245,7 +247,7 @@ def commands(bench: Bench) -> list[tuple[str, Measure]]:
 
 
 def imap(bench: Bench, wanted: Callable[[str], bool]) -> None:
-    """Each command on a warm mailbox: a round that does not count, then rounds
+    """Measure each command on a warm mailbox: a round that does not count, then rounds
     in turn.
     """
     clients = {server.name: Imap(server.imap, BOX, PASSWORD) for server in bench.pair()}
@@ -275,8 +277,8 @@ def _by_turns(rounds: int, clients: dict[str, Imap], measure: Measure) -> Best:
 
 
 def appending(bench: Bench) -> None:
-    """Mails a second by sessions that APPEND at the same time, each to its own
-    INBOX.
+    """Measure the mails a second of sessions that APPEND at the same time, each to its
+    own INBOX.
     """
     users, best = USERS[:CONNECTIONS], Best(more=True)
     for turn in range(bench.size.rounds + 1):
@@ -289,7 +291,7 @@ def appending(bench: Bench) -> None:
 
 
 def compressed(bench: Bench) -> None:
-    """Bodies beside a Dovecot that compresses what it stores, as obox does."""
+    """Measure bodies beside a Dovecot that compresses what it stores, as obox does."""
     if bench.dovecot is None:
         return
     with run_dovecot(bench.home / "dovecot-zstd", [BOX], compress=True) as dovecot:
@@ -307,8 +309,8 @@ def compressed(bench: Bench) -> None:
 
 
 def requests(bench: Bench) -> None:
-    """Requests to the bucket by one delivery, and by all reading commands on a warm
-    mailbox together.
+    """Count the requests to the bucket by one delivery, and by all reading commands on
+    a warm mailbox together.
     """
     server = bench.obox
     time.sleep(2.0)  # the journal's interval, and work that is due after it
@@ -347,7 +349,8 @@ def _listed(used: dict[str, int]) -> str:
 
 
 def memory(bench: Bench) -> None:
-    """Memory of a connection in IDLE on a selected mailbox, one of 80 users each.
+    """Measure the memory of a connection in IDLE on a selected mailbox. The connections
+    are spread over 80 users.
 
     obox runs in a fresh process, so that freed memory of earlier measurements does not
     hide it.

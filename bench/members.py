@@ -1,5 +1,5 @@
-"""Backends and proxies of a cluster as processes: started, stopped, killed,
-suspended."""
+"""Backends and proxies of a cluster as processes that can be started, stopped, killed
+and suspended."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ START_S: Final = 60.0
 STOP_S: Final = 60.0
 PROXY_S: Final = 20.0
 BACKEND_S: Final = 5.0
-"""Patience of clients."""
+"""Clients wait so long for an answer of a backend, and PROXY_S for one of a proxy."""
 LAG_S: Final = 0.1
-"""Times without service are judged if the loops' delays are below this at p99. A
-boundary of the metric's buckets."""
+"""Times without service are judged if the delays of the loops are below this at p99.
+The value is a boundary of the metric's buckets."""
 _LAG: Final = re.compile(r'obox_loop_lag_seconds_(?:bucket\{le="(?:0\.1|\+Inf)"\}) ([0-9.e+]+)')
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The common setting of all members. password_file: that of the directory's role,
-    or ""."""
+    """What all members have in common. password_file: has the password of the role in
+    the directory; "" if it has none."""
 
     home: Path
     bucket: Bucket
@@ -51,8 +51,8 @@ class Setting:
 
 
 class Lag(NamedTuple):
-    """Delays of an event loop's timers: how many there were, and how many below
-    LAG_S."""
+    """Delays of an event loop's timers. count: all timers; short: those that were less
+    than LAG_S late."""
 
     count: int
     short: int
@@ -60,8 +60,8 @@ class Lag(NamedTuple):
 
 @dataclass
 class Machine:
-    """A member. role: serve or proxy. bucket, directory: how it reaches them; None: as
-    all do."""
+    """A member. role: serve or proxy. bucket, directory: how this member reaches them;
+    None if it reaches them as the setting says."""
 
     name: str
     role: str
@@ -71,7 +71,7 @@ class Machine:
     process: subprocess.Popen[bytes] | None = None
     suspended_at: float | None = None
     lags: dict[int, Lag] = field(default_factory=dict)
-    """By process: of its event loop."""
+    """The delays of the event loop of each process, by process id."""
     _front: Front = field(init=False)
 
     def __post_init__(self) -> None:

@@ -1,4 +1,5 @@
-"""What a run of `python -m bench.cluster` has shown."""
+"""The results of a run of `python -m bench.cluster`: figures, faults, and their
+table."""
 
 from __future__ import annotations
 
@@ -11,17 +12,17 @@ from .patient import Patient
 from .witness import Witness
 
 OUTAGE_MAX_S: Final = 15.0
-"""For a user to be without service."""
+"""A user may be without service for at most so long."""
 EVACUATION_MAX_S: Final = 1.0
-"""The same while backends are evacuated, and nothing else happens."""
+"""The limit while a backend is evacuated and nothing else happens."""
 AFTER_S: Final = 5.0
-"""After the end of something else that happened: it may still have an effect."""
+"""Another action may still have an effect for so long after its end."""
 _EVACUATIONS: Final = frozenset({"evacuate", "evacuate and stop"})
 
 
 @dataclass
 class Event:
-    """Something that happened: when it began and ended, as the witness counts."""
+    """An action that happened. began, ended: times on the clock of the witness."""
 
     began: float
     name: str
@@ -30,8 +31,8 @@ class Event:
 
 @dataclass
 class Outcome:
-    """The figures of a run. lags: of all processes; ours: delays of the timers of this
-    process."""
+    """The figures of a run. lags: the delays of the members' event loops, for each
+    process. ours: the delays of the timers of this process, in seconds."""
 
     witness: Witness
     clients: Patient
@@ -46,28 +47,28 @@ class Outcome:
 
     @property
     def in_time(self) -> float:
-        """The smaller part of timers that were less than LAG_S late: of the members, or
-        of this process."""
+        """Return the share of timers that were less than LAG_S late. There is a share
+        of the members and a share of this process: the smaller counts."""
         count, short = sum(lag.count for lag in self.lags), sum(lag.short for lag in self.lags)
         part = sum(late < LAG_S for late in self.ours) / max(1, len(self.ours))
         return min(part, short / max(1, count))
 
     @property
     def judged(self) -> bool:
-        """Whether the machine was quick enough to judge times."""
+        """Return whether the machine was quick enough to judge times."""
         return self.in_time >= 0.99
 
     @property
     def late(self) -> list[str]:
-        """Users who were without service for too long."""
+        """Return a line for each time that a user was without service for too long."""
         out = [(took, at, who) for took, at, who in self.witness.outages if took > OUTAGE_MAX_S]
         out += [one for one in self.evacuations() if OUTAGE_MAX_S >= one[0] > EVACUATION_MAX_S]
         began = self.witness.began
         return [f"{at - began:7.2f} {who} was without service for {took:.1f} s" for took, at, who in out]
 
     def evacuations(self) -> list[tuple[float, float, str]]:
-        """What users waited for while backends were evacuated and nothing else
-        happened."""
+        """Return the times without service that lie within an evacuation, and that no
+        other action can explain."""
         others = [one for one in self.actions if one.name not in _EVACUATIONS]
         ours = [one for one in self.actions if one.name == "evacuate"]
         return [
@@ -78,9 +79,9 @@ class Outcome:
         ]
 
     def by_action(self) -> dict[str, list[float]]:
-        """Return by the name of each action, for each time that it happened, how long a
-        user was without service who was not served any more between that time and
-        the next action."""
+        """Return a list for the name of each action. For each time that the action
+        happened, it has the longest time without service that began between this
+        action and the next."""
         out: dict[str, list[float]] = {}
         ends = [*(one.began for one in self.actions[1:]), math.inf]
         for one, until in zip(self.actions, ends, strict=True):

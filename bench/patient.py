@@ -50,9 +50,9 @@ FAILURES: Final = (Failed, OSError, TimeoutError, asyncio.IncompleteReadError, a
 
 @dataclass(frozen=True)
 class Front:
-    """A member that clients may connect to. patience_s: of a client, for an answer. A
-    proxy may have to wait for a takeover; nobody waits for a backend in place of its
-    clients."""
+    """A member that clients may connect to. patience_s: a client waits so long for an
+    answer. The time is longer for a proxy, because a proxy waits for a takeover in
+    place of its clients."""
 
     name: str
     imap: int
@@ -130,8 +130,8 @@ class Client:
 
 @dataclass
 class Patient:
-    """The clients (see the text of the module). fronts: the members that may be tried,
-    proxies several times."""
+    """The clients (see the text of the module). fronts: the members that clients try. A
+    member may be in it several times: clients then try it more often."""
 
     fronts: Sequence[Front]
     users: Sequence[str]
@@ -334,7 +334,7 @@ class _Session:
         self._witness = all_.witness
         self._box = ""
         self._mails: dict[int, str] = {}
-        """What was seen last of each mail, by UID."""
+        """What this session saw last of each mail, by UID."""
 
     async def select(self, box: str) -> None:
         """Select a mailbox and look at it: at all UIDs, and at the last mails."""
@@ -433,7 +433,7 @@ async def fetch(
 
 
 async def everything(client: Client) -> dict[str, Shown]:
-    """All mails of a user. Raises what is in FAILURES."""
+    """Fetch all mails of a user. Raises what is in FAILURES."""
     out = {}
     for box in BOXES:
         lines = await client.command(f"SELECT {box}")

@@ -186,8 +186,8 @@ class Simulation:
 
 
 def compare(share: float, *, seed: int = 1) -> tuple[Result, Result]:
-    """Compare plain LRU with Dovecot's weights. max_space is that share of all
-    indexes."""
+    """Compare plain LRU with Dovecot's weights. share: max_space as a part of the size
+    of all indexes."""
     all_sizes = sizes(seed)
     max_space = int(sum(map(sum, all_sizes)) * share)
     accesses = log(seed)

@@ -1,8 +1,10 @@
-"""TCP relays that can be cut, in a process of their own: `Relays` starts it.
+"""TCP relays that can be cut. They run in a process of their own, which `Relays`
+starts.
 
-A relay that is cut passes on nothing, in either direction, and new connections have no
-answer, as behind a switch that has failed. When it is whole again, all goes on: what
-was sent meanwhile arrives late, also from a member that has given up since.
+A relay that is cut passes on nothing in either direction, and does not answer new
+connections. So it acts as a network behind a switch that has failed. When the relay is
+healed, it passes on everything that was sent meanwhile. These bytes arrive late, even
+if their sender has stopped waiting for an answer.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ STOP_S: Final = 10.0
 
 
 class Relays:
-    """Relays to targets ("host:port"); `ports` has a port for each, in order."""
+    """The process of the relays. targets: "host:port" each. `ports` has the port of
+    each relay, in the same order."""
 
     def __init__(self, targets: Sequence[str]) -> None:
         command = [sys.executable, "-m", "bench.relays", *targets]
@@ -49,7 +52,7 @@ class Relays:
 
 
 class Relay:
-    """A relay in its process."""
+    """A relay, inside the process of the relays."""
 
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
@@ -59,13 +62,13 @@ class Relay:
         self._open: set[asyncio.Task[None]] = set()
 
     def begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Somebody has connected."""
+        """Serve a new connection in a task."""
         task = asyncio.ensure_future(self._serve(reader, writer))
         self._open.add(task)
         task.add_done_callback(self._open.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, to its end."""
+        """Connect to the target, and pass bytes both ways until the connection ends."""
         ends = [writer]
         try:
             await self.whole.wait()

@@ -54,7 +54,8 @@ class Server:
         return [root, *root.children(recursive=True)]
 
     def cpu_s(self) -> float:
-        """User and system seconds of all its processes that are alive now."""
+        """Return the user and system seconds of all its processes that are alive
+        now."""
         total = 0.0
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
@@ -63,7 +64,7 @@ class Server:
         return total
 
     def memory_bytes(self) -> int:
-        """Memory of its processes that no other process shares (USS)."""
+        """Return the memory of its processes that no other process shares (USS)."""
         total = 0
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
@@ -71,7 +72,7 @@ class Server:
         return total
 
     def requests(self) -> dict[str, int]:
-        """Requests to the bucket since the start, by "op kind"."""
+        """Return the number of requests to the bucket since the start, by "op kind"."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/metrics", timeout=10) as answer:
             text = answer.read().decode()
         pattern = r'obox_objectstore_requests_total\{op="(\w+)",kind="(\w+)"\} ([0-9.e+]+)'
@@ -90,7 +91,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _tests(module: str) -> Any:
-    """A module of the tests."""
+    """Import a module of the tests."""
     directory = str(Path(__file__).parent.parent / "tests")
     if directory not in sys.path:
         sys.path.insert(0, directory)
@@ -111,8 +112,8 @@ def _wait(process: subprocess.Popen[bytes], ports: Sequence[int], log: Path) -> 
 
 
 def _kill(process: subprocess.Popen[bytes], stop_s: float) -> None:
-    """SIGTERM to the server, then SIGKILL to the rest of its process group, which is
-    its own.
+    """Send SIGTERM to the server, and after `stop_s` SIGKILL to what is left of its
+    process group. No other process is in this group.
     """
     if process.poll() is None:
         process.terminate()
@@ -244,9 +245,9 @@ plugin {
 
 @contextmanager
 def run_dovecot(home: Path, users: Sequence[str], *, compress: bool = False) -> Iterator[Server]:
-    """Dovecot with sdbox on the local disk.
+    """Run Dovecot with sdbox on the local disk.
 
-    If root runs it, it uses its own users; otherwise it runs as the present user.
+    If root runs it, Dovecot uses its own users. Otherwise it runs as the present user.
     compress: it compresses mails, as obox does.
     """
     home.mkdir()
@@ -293,8 +294,8 @@ def run_dovecot(home: Path, users: Sequence[str], *, compress: bool = False) -> 
 
 @contextmanager
 def run_seaweedfs() -> Iterator[Bucket | None]:
-    """A SeaweedFS with a bucket, started in the same way as in the tests; None if the
-    package is missing.
+    """Run a SeaweedFS with a bucket, in the same way as the tests do. Yields None if
+    the package is missing.
     """
     servers = _tests("servers")
     if servers.weed_program() is None:
@@ -307,8 +308,9 @@ def run_seaweedfs() -> Iterator[Bucket | None]:
 
 @contextmanager
 def run_cassandra(home: Path) -> Iterator[str]:
-    """A Cassandra with a keyspace and a role for the directory; its URL. The role's
-    password is in `home/cassandra.password`. Raises NoStart: a program is missing."""
+    """Run a Cassandra with a keyspace and a role for the directory, and yield its URL.
+    The password of the role is in `home/cassandra.password`. Raises NoStart: a program
+    is missing."""
     module = _tests("cassandra_server")
     if gone := [program for program in module.PROGRAMS if shutil.which(program) is None]:
         raise NoStart(f"needs {gone[0]}")
@@ -317,7 +319,8 @@ def run_cassandra(home: Path) -> Iterator[str]:
 
 
 def cassandra_directory(server: Any, home: Path, keyspace: str = "bench") -> str:
-    """Make a keyspace and a role for a directory in a server of the tests; its URL."""
+    """Make a keyspace and a role for a directory in a server of the tests. Return the
+    URL."""
     one = "{'class': 'SimpleStrategy', 'replication_factor': 1}"
     server.run(
         f"DROP KEYSPACE IF EXISTS {keyspace}",
@@ -332,8 +335,8 @@ def cassandra_directory(server: Any, home: Path, keyspace: str = "bench") -> str
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A temporary directory through which other users may pass: Dovecot's processes are
-    not ours.
+    """Make a temporary directory that other users may pass through. The processes of
+    Dovecot run as other users.
     """
     import tempfile
 

@@ -44,7 +44,7 @@ class Report:
     """Rows and remarks in the order in which they came."""
 
     other: str
-    """The other server and its version, "" without one."""
+    """The other server and its version; "" if there is no other server."""
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -64,7 +64,7 @@ class Report:
 
 
 def machine() -> str:
-    """The machine of the run, as far as it matters."""
+    """Return a line about the machine: what has an influence on the figures."""
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as info:

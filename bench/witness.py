@@ -21,7 +21,7 @@ time after the answer: the journal's request takes time, too.
 
 
 OUTAGE_S: Final = 0.2
-"""A user's wait is recorded if it is longer."""
+"""The wait of a user is recorded if it is longer than this."""
 
 
 class Place(NamedTuple):
@@ -97,11 +97,11 @@ class Witness:
     # -- what clients say --------------------------------------------------------------
 
     def accepted(self, user: str, ident: str) -> None:
-        """A delivery or an APPEND was acknowledged."""
+        """Note that a delivery or an APPEND was acknowledged."""
         self.mails[user][ident] = self.now()
 
     def seen(self, place: Place, ident: str) -> None:
-        """A client saw a mail at a place."""
+        """Note that a client saw a mail at a place."""
         before = self.places.setdefault(place, ident)
         if before != ident:
             self.found.uids.append(f"{self.stamp()} {_text(place)} was {before}, is {ident}")
@@ -117,15 +117,15 @@ class Witness:
         return frozenset(place.uid for place in self.places if place[:2] == (user, box) and place not in self._leaving)
 
     def shown(self, user: str, box: str, had_to: frozenset[int], uids: Iterable[int]) -> None:
-        """A client requested all UIDs and got these. had_to: the result of `known`
-        before the request."""
+        """Note that a client requested all UIDs and got these. had_to: the result of
+        `known` before the request."""
         for uid in sorted(had_to - frozenset(uids)):
             place = Place(user, box, uid)
             if place not in self._leaving:
                 self.old.append(f"{self.stamp()} {_text(place)} {self.places[place]} was not shown")
 
     def leaves(self, place: Place, *, expunged: bool) -> None:
-        """A client is about to move or expunge a mail."""
+        """Note that a client is about to move or expunge a mail."""
         self._leaving.add(place)
         if expunged:
             self._expunged_ids.add((place.user, self.places[place]))
@@ -134,16 +134,16 @@ class Witness:
         self._left[place] = self.now()
 
     def flagging(self, place: Place, keyword: str) -> None:
-        """A client is about to change a keyword. The outcome is unknown until the
-        answer."""
+        """Note that a client is about to change a keyword. The outcome is unknown until
+        the answer."""
         self._flags.pop((place, keyword), None)
 
     def flagged(self, place: Place, keyword: str, *, is_set: bool) -> None:
         self._flags[place, keyword] = _Flag(is_set, self.now())
 
     def served(self, user: str, since: float, kind: str) -> None:
-        """A user who has tried since then was served: a "delivery" or a "session".
-        Other users who were served meanwhile show that there was service."""
+        """Note that a user was served. since: when the first attempt began. kind:
+        "delivery" or "session"."""
         now = self.now()
         took = now - max(since, self._served.get((user, kind), since))
         self._served[user, kind] = now
@@ -151,7 +151,7 @@ class Witness:
             self.outages.append((took, now, f"{kind} of {user}"))
 
     def killed(self, since: float) -> None:
-        """A backend was killed. It has answered nothing since then."""
+        """Note that a backend was killed. It has answered nothing since `since`."""
         self._kills.append((since - self._interval_s - MARGIN_S, self.now()))
 
     def stamp(self) -> str:

@@ -136,7 +136,7 @@ class Fscache:
         return await read_range(self, self._pieces, key, start, end, fetch=fetch)
 
     def peek(self, key: str) -> bool:
-        """Whether the object seems to be cached.
+        """Return whether the object seems to be cached.
 
         Its file may be missing or damaged all the same, or not scanned yet.
         """

@@ -99,7 +99,7 @@ class Contents:
         return pending.data
 
     def may_exist(self, name: str) -> bool:
-        """Whether the disk has to be asked for the file."""
+        """Return whether the disk has to be asked for the file."""
         return name in self.index or (self.scanning and name not in self._removals)
 
     def want(self, key: str, name: str, now: float, start: int = 0, end: int | None = None) -> Want:
@@ -172,21 +172,21 @@ class Contents:
                 self.skipped += 1
 
     def removing(self, name: str) -> bool:
-        """Whether this round or a later round changes the file."""
+        """Return whether this round or a later round changes the file."""
         return name in self._removals or name in self._in_round
 
     # ---- rounds ------------------------------------------------------------------------------------------------
 
     def over(self) -> bool:
-        """Whether a file has to be evicted, even without a new file."""
+        """Return whether a file has to be evicted, even without a new file."""
         return bool(self._removals) or self.nbytes > self.max_size
 
     def due(self) -> bool:
-        """Whether a round has something to do."""
+        """Return whether a round has something to do."""
         return bool(self.pending) or self.over()
 
     def batch(self) -> bool:
-        """Whether enough waits to fill a round."""
+        """Return whether enough waits to fill a round."""
         return len(self.pending) >= BATCH_FILES or self.pending_bytes >= BATCH_BYTES
 
     def plan(self, now: float, reading: Container[str]) -> list[Planned]:
@@ -278,7 +278,7 @@ class Contents:
         return progress
 
     def end_round(self) -> None:
-        """No round is under way any more."""
+        """Note that no round is under way any more."""
         self._in_round.clear()
         self._superseded.clear()
 
@@ -299,8 +299,8 @@ class Contents:
     def apply(self, found: Found, known: Mapping[str, Entry], now: float) -> Differences:
         """Make the accounts agree with a recount.
 
-        known: the entries that the recount was compared with. An entry that is another
-        by now is left alone, and so are files in `removals`, which are still counted.
+        known: the entries that the recount was compared with. An entry that has changed
+        since stays, and so do files in `removals`, which are still counted.
         """
         difference = added = removed = changed = 0
         for name in found.gone:

@@ -63,7 +63,7 @@ class Writer:
     # ---- rounds ------------------------------------------------------------------------------------------------
 
     def wake(self, *, at_once: bool = False) -> None:
-        """See to it that rounds run as long as something is due.
+        """Make rounds run as long as something is due.
 
         at_once: the next round begins at once. Without a running loop nothing happens
         here; the next call from a loop does it.
@@ -80,7 +80,7 @@ class Writer:
         self._task = loop.create_task(self._run())
 
     def _read_ended(self) -> None:
-        """A file that was being read may be removed now."""
+        """Note that a file that was being read may be removed now."""
         if self._contents.over():
             self.wake()
 

@@ -269,14 +269,16 @@ class Metacache:
         return self._writer.staged()
 
     def full(self) -> bool:
-        """Whether there is no room for another user, so that it is time to clean.
+        """Return whether there is no room for another user, so that it is time to
+        clean.
 
         The limit is reached with what is staged, or commits do not fit.
         """
         return self._writer.failing or self.space() + self.staged() >= self._disk.limit
 
     def over(self) -> bool:
-        """Whether the copies take more than `max_space`, or commits do not fit."""
+        """Return whether the copies take more than `max_space`, or commits do not
+        fit."""
         return self._writer.failing or self.space() > self.max_space
 
     def status(self) -> Status:
@@ -365,7 +367,7 @@ def _check_uid(uid: int) -> None:
 
 
 def changed(cache: Metacache, user: str) -> bool:
-    """Whether any of the user's copies has changes that the bucket lacks.
+    """Return whether any of the user's copies has changes that the bucket lacks.
 
     Includes staged writes.
     """

@@ -3,7 +3,7 @@
 It begins when the copies take more than `max_space`, and stops when they take CLEAN_TO
 of it. The copy with the lowest weight is dropped first (`metacache._weights`). If the
 owner has not uploaded something of a copy, the owner flushes it before. An obsolete
-copy is dropped without. A copy in use stays: `unload` is asked in the same turn of the
+copy is not flushed. A copy in use stays: `unload` is called in the same turn of the
 loop in which the drop is staged, so nothing can happen in between.
 
 Invariant: a copy in use is never dropped. A copy with changes that the bucket lacks
@@ -37,21 +37,23 @@ RETRY_S = 1.0
 
 
 class Owner(Protocol):
-    """Who knows what a copy means. That is the store."""
+    """The store, which knows what a copy means."""
 
     def in_use(self, user: str, box: str) -> bool:
-        """Whether a session or a task works with this copy, or did so just now."""
+        """Return whether a session or a task works with this copy, or did so just
+        now."""
         ...
 
     def must_upload(self, user: str, box: str, copy: Copy | None) -> bool:
-        """Whether a drop of the copy would lose changes that the bucket lacks.
+        """Return whether a drop of the copy would lose changes that the bucket lacks.
 
         An obsolete copy has none: the bucket has newer bundles, or nobody can read it.
         """
         ...
 
     async def flush(self, user: str, box: str) -> None:
-        """Upload what the bucket lacks of the copy. Any exception means: not now."""
+        """Upload what the bucket lacks of the copy. After an exception it is tried
+        later."""
         ...
 
     def unload(self, user: str, box: str) -> bool:

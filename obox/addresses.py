@@ -9,6 +9,7 @@ does not know what is counted.
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from typing import Final
 
 IPV6_PREFIX_BITS: Final = 64
@@ -19,6 +20,7 @@ gives a subscriber a network of this size or larger.
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
+@lru_cache(maxsize=256)
 def parsed(remote: str) -> Address | None:
     """Parse an address. An IPv4 address inside IPv6 becomes IPv4. Returns None for a
     unix socket, and for text that is not an address.

@@ -82,7 +82,7 @@ class LinkCounters:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        # Alerts see the first one only if a 0 was shown before it.
+        # Alerts see the first event only if a 0 was shown before it.
         for listener in ("imap", "lmtp", "admin"):
             for result in ("ok", "unavailable", "referred", "refused", "accepted", "forged"):
                 metrics.forwards.labels(listener, result)
@@ -113,7 +113,7 @@ class Backend:
         """Raises ConfigError for bad keys, certificates or paths. It binds nothing yet.
 
         leaves: whether a stop gives the groups to other backends of the cluster.
-        read: reads the configuration anew; None: from the file that `config` came from.
+        read: reads the configuration again; None: reads the file of `config`.
         router: says who serves whom; None: this backend serves all users.
         """
         rooms.refuse_absent(config)
@@ -235,8 +235,8 @@ class Backend:
         return out
 
     def _relay(self, admin: Admin) -> Relay | None:
-        """The admin API of the whole cluster. A worker has none: its supervisor asks
-        all."""
+        """Return the admin API of the cluster. A worker has none: its supervisor asks
+        all workers."""
         joining, config = self.parts.joining, self.parts.config
         if self.forwarder is None or joining is None or config.cluster.address.startswith("unix:"):
             return None
@@ -248,7 +248,8 @@ class Backend:
         return Relay(admin, self.forwarder, member.view, member.owner, serves=True)
 
     def _calls(self, admin: Admin, relay: Relay | None) -> list[Any]:
-        """Where other members call the admin API, and pull local copies."""
+        """Return the routes where other members call the admin API and pull local
+        copies."""
         if relay is None or self.forwarder is None:
             return []
         from .admin import source
@@ -263,7 +264,7 @@ class Backend:
         ]
 
     def _socketmap(self) -> SocketmapServer | None:
-        """The answers for Postfix as a front end."""
+        """Return the server that answers Postfix."""
         config = self.parts.config
         if config.socketmap is None:
             return None
@@ -280,11 +281,11 @@ class Backend:
         return made
 
     def _here(self) -> tuple[str, dict[str, int]]:
-        """Where front ends reach our own listeners."""
+        """Return where front ends reach this backend."""
         return self.parts.config.cluster.address or "127.0.0.1", self._ports()
 
     def _nginx(self) -> list[Any]:
-        """The answers for nginx as a front end."""
+        """Return the routes that answer nginx."""
         if self.forwarder is None:
             return []
         from .proxy.nginx import NginxAuth
@@ -404,7 +405,7 @@ class Backend:
         await joining.run(self._ports())
 
     def _ports(self) -> dict[str, int]:
-        """Where the other members and front ends reach our listeners."""
+        """Return the ports that members and front ends connect to."""
         from .membership import ports_of
 
         return ports_of(("imap", "lmtp", "http"), self.listeners.addresses)
@@ -509,7 +510,7 @@ def client(via: Via | None) -> str | None:
 
 
 def over_tls(via: Via | None) -> bool:
-    """Whether a PROXY header says that the client speaks TLS with the proxy."""
+    """Return whether a PROXY header says that the client uses TLS."""
     return via is not None and via.tls
 
 

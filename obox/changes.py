@@ -71,7 +71,7 @@ def _on(config: Config, section: str) -> bool:
 
 
 def _stays(used: Config, read: Config, section: str) -> bool:
-    """Whether the section is neither new nor removed."""
+    """Return whether the section is neither new nor removed."""
     return _on(used, section) == _on(read, section)
 
 

@@ -1,8 +1,8 @@
 """A name as one element of a key in the bucket, and the name back out of the element.
 
 Invariant: `unescape(escape(name)) == name`, and no two names have one element. An
-element is safe lower-case ASCII without a `/` (docs/format.md, "Keys"). Refuses to
-know: whose name it is. A leaf: imports nothing of obox.
+element is safe lower-case ASCII without a `/` (docs/format.md, "Keys"). This leaf does
+not know whose name it is, and imports nothing of obox.
 
 Diagnostics: ValueError only.
 """
@@ -13,8 +13,8 @@ import re
 from functools import lru_cache
 
 ESCAPED_BYTES_MAX = 600
-"""Of a 1,024-byte S3 key; the rest of the longest key (a bundle's) takes about 150
-bytes, and the prefix of the bucket's URL may come before it."""
+"""An S3 key has 1,024 bytes. The rest of the longest key (a bundle's) takes about 150,
+and the prefix of the bucket's URL may come before it."""
 
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789@._+-")
 _ELEMENT = re.compile(r"(?:[a-z0-9@+-]|%[0-9a-f]{2})(?:[a-z0-9@._+-]|%[0-9a-f]{2})*", re.ASCII)

@@ -1,17 +1,16 @@
-"""The forms of what obox writes for other processes, with their versions; and the gate
-that every writer of a newer version asks.
+"""The forms with their versions, and the gate that allows the newer versions.
 
-A form's name stands for bytes that another backend reads: of an object of the bucket,
-or on a connection between members. `FORMS` is the only list of them. A backend
-registers in the directory what it reads. `_format` in the bucket says which versions
-its objects may have. It is raised by `oboxadm cluster upgrade`, after everybody can
-read them (docs/cluster.md, "Mixed versions").
+A form is a kind of bytes that one process writes and another reads: an object of the
+bucket, or data on a connection between members. `FORMS` is the only list of them. A
+backend registers in the directory which versions it reads. `_format` in the bucket says
+which versions may be written. `oboxadm cluster upgrade` raises them when every member
+can read them (docs/cluster.md, "Mixed versions").
 
-A writer that has a newer version asks first:
+Before a newer version is written, the writer asks the gate:
 
     if env.forms.writes("bundle") >= 2: ...
 
-This module does not know what the bytes are, and who reads them.
+This module does not know what the bytes mean, or who reads them.
 """
 
 from __future__ import annotations
@@ -21,9 +20,8 @@ from typing import Final, NamedTuple
 
 
 class Form(NamedTuple):
-    """first: the version that is written without asking anybody. 0: the form is new,
-    and nothing is written of it. reads: the highest version that this code can read
-    and write."""
+    """first: the version that may always be written; 0 if the form is new and may not.
+    reads: the highest version that this code can read and write."""
 
     first: int
     reads: int
@@ -37,7 +35,7 @@ FORMS: Final[dict[str, Form]] = {
 }
 """envelope: header, frames and seal of every object (objectstore/codec.py). bundle:
 meta and payload of base, diff and cache. journal: the payload of a journal object.
-wire: what members say to each other, which are the trusted link, calls, and pulls."""
+wire: what members send to each other: the trusted link, calls, and pulls."""
 
 OF_PROXIES: Final = frozenset({"wire"})
 """A proxy reads no objects."""
@@ -56,7 +54,7 @@ def first(name: str) -> int:
 
 def beyond(wanted: Mapping[str, int], said: Mapping[str, int]) -> dict[str, int]:
     """Return the wanted versions that a reader cannot read. said: what the reader has
-    registered. An obox from before a form had a name does not mention the form."""
+    registered. An older obox does not mention newer forms."""
     return {name: version for name, version in wanted.items() if said.get(name, first(name)) < version}
 
 
@@ -81,7 +79,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.raised: Mapping[str, int] = {}
-        """What `_format` says, or the directory to a member without a bucket."""
+        """The versions in `_format`. A member without a bucket has the directory's."""
 
     def rise(self, versions: Mapping[str, int]) -> None:
         """Allow these versions, because all readers can read them."""

@@ -1,12 +1,13 @@
-"""One proxy as a process: listeners, logins, and the directory; no store and no caches.
+"""The process of a proxy: listeners, logins and the directory. It has no store and no
+caches.
 
-The start has an order: addresses are bound, the loop accepts, and the directory is
-asked once a second. A directory that does not answer stops nothing: what was kept of it
-in `state_dir` holds, and without that clients hear `[UNAVAILABLE]`. The stop has one
-too: accept no more, end the splices, each after what its backend still says.
+The start binds the addresses. The loop then accepts clients, and reads the directory
+once a second. If the directory does not answer, the copy in `state_dir` is used. If
+there is no copy, clients get `[UNAVAILABLE]`. The stop first ends the listeners. Then
+it ends each splice after the last bytes of its backend.
 
-Sections of the configuration that a proxy has no use for are accepted, so that the file
-may be a backend's, and named once in the log.
+A proxy accepts sections of the configuration that it does not use, so that it can share
+a file with a backend. It names them once in the log.
 """
 
 from __future__ import annotations
@@ -65,22 +66,23 @@ from .server import (
 log = structlog.get_logger()
 
 BEAT_S: Final = 1.0
-"""Between two writes of our beat."""
+"""The interval of writes of the proxy's beat."""
 KEPT: Final = "directory"
-"""Below state_dir: the last good answer of the directory."""
+"""This file below state_dir has the last good answer of the directory."""
 USED: Final = frozenset(
     {"auth", "cluster", "http", "imap", "lmtp", "log", "metrics", "quota", "server", "socketmap", "state_dir", "tls"}
 )
-"""Sections that a proxy has a use for."""
+"""The sections that a proxy uses."""
 
 
 class Front:
-    """See the module's text. `run` is the process."""
+    """See the module's text. `run` serves until a stop."""
 
     def __init__(
         self, config: Config, *, environ: Mapping[str, str] | None = None, directory: Directory | None = None
     ) -> None:
-        """directory: None opens that of the configuration. Raises ConfigError."""
+        """directory: None opens the directory of the configuration. Raises
+        ConfigError."""
         rooms.refuse_absent(config)
         self.config = config
         self._environ = dict(os.environ if environ is None else environ)
@@ -162,30 +164,32 @@ class Front:
         if started is not None:
             started(self)
 
-    # -- what a supervisor of workers does otherwise ---------------------------------------------------------------
+    # -- what a supervisor of workers overrides --------------------------------------------------------------------
 
     def unused(self) -> list[str]:
-        """Sections that have no use here."""
+        """Return the sections that this process does not use."""
         return unused_sections(self.config)
 
     def read(self) -> Config:
-        """Read the configuration anew. Raises ConfigError; blocks on files."""
+        """Read the configuration again. It blocks on files. Raises ConfigError."""
         return load(str(self.config.file) if self.config.file else None, self._environ, proxy=True)
 
     def routed(self, router: ViewRouter, directory: Directory) -> Router:
-        """Who owns a user. router: by the view of the directory."""
+        """Return the router of this process. router: answers from the view of the
+        directory."""
         return router
 
     def places(self) -> tuple[Router | None, Callable[[], tuple[str, Mapping[str, int]]]]:
-        """Where front ends connect: a router, and where users of ours are served."""
+        """Return what front ends need: a router, and a function that returns the
+        address of this process for its own users."""
         return self.forwarder.router, lambda: ("", {})
 
     async def pause(self, seconds: float) -> None:
-        """Before another attempt at a backend that does not answer."""
+        """Wait before the next attempt at a backend that does not answer."""
         await asyncio.sleep(seconds)
 
     async def before(self, tasks: asyncio.TaskGroup) -> None:
-        """The addresses are bound; returns when clients may be accepted.
+        """Return when clients may be accepted. The addresses are bound already.
 
         Raises ConfigError.
         """
@@ -193,7 +197,7 @@ class Front:
     # -- parts -----------------------------------------------------------------------------------------------------
 
     def _assemble(self, directory: Directory) -> None:
-        """Raises ConfigError, ListenError."""
+        """Make the parts and bind the addresses. Raises ConfigError, ListenError."""
         config, certificates = self.config, self.certificates
         self.directory = directory
         router = ViewRouter(self.view, directory)
@@ -237,7 +241,7 @@ class Front:
         self.lifecycle.on_reload("configuration", self._prepare)
 
     def _bind_socketmap(self, config: Config) -> None:
-        """The answers for Postfix."""
+        """Bind the listener for Postfix."""
         assert config.socketmap is not None
 
         def delimiters() -> str:
@@ -255,8 +259,9 @@ class Front:
         return rooms.lmtp_settings(config, (lambda: certificates.context) if certificates else None)
 
     def _bind_http(self) -> None:
-        """The probes, the metrics, the answers for nginx, and the admin API on its
-        socket: for the cluster, the sessions here, and this process."""
+        """Bind the listener of the probes, the metrics and the answers for nginx. Bind
+        the socket of the admin API, which serves the verbs of cluster, sessions and
+        process."""
         self.admin = wiring.of_config(self.config, self.users)
         self.admin.authenticator = lambda: self.authenticator
         self.admin.server = wiring.Running(self.imap, self.listeners, self.lifecycle)
@@ -275,7 +280,7 @@ class Front:
                 self.listeners.bind(name, section.listen, self.http[name].factory)
 
     def nginx(self) -> list[Any]:
-        """The answers for nginx as a front end."""
+        """Return the routes that answer nginx as a front end."""
         router, here = self.places()
         return NginxAuth(self.forwarder, self._api_key, here, all_here=router is None).routes()
 
@@ -336,13 +341,14 @@ class Front:
                 stamp = next_timestamp(time.time, await directory.get(Kind.BEATS, name))
                 await directory.put(Kind.BEATS, name, encode(beat), stamp)
             except Unavailable:
-                pass  # the view says so in the log
+                pass  # the view logs it
             await asyncio.sleep(BEAT_S)
 
     # -- a reload --------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> Callable[[], Reloaded]:
-        """Raises ConfigError; blocks on files."""
+        """Read the new configuration, and return what uses it. It blocks on files.
+        Raises ConfigError."""
         used = self.config
         changed = changes(used, self.read())
         config = changed.config
@@ -394,13 +400,13 @@ class Front:
 
 
 def unused_sections(config: Config) -> list[str]:
-    """What the configuration says and a proxy does not ask for."""
+    """Return the sections of a configuration that a proxy does not use."""
     given = {key.partition(".")[0] for key, origin in config.origins.items() if origin != "default"}
     return sorted(section for section in given - USED if not section.startswith("remote"))
 
 
 def _locked(path: Path) -> IO[str]:
-    """The lock of the state directory: one process each. Raises ConfigError."""
+    """Lock the state directory for this process. Raises ConfigError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / "lock").open("w")

@@ -1,8 +1,8 @@
-"""A backend's store and its member of the cluster, made known to each other.
+"""The connection between a backend's store and its member of the cluster.
 
-`obox.store` and `obox.cluster` know nothing of each other. Each defines as a Protocol
-what it asks of the other side. `Membership` implements both, and `open_membership`
-makes it of the configuration.
+`obox.store` and `obox.cluster` do not know each other. Each defines a Protocol of what
+it needs of the other side. `Membership` implements both, and `open_membership` makes it
+from the configuration.
 """
 
 from __future__ import annotations
@@ -49,29 +49,31 @@ GREETING_S: Final = 1.0
 """A backend that lives greets within this time (docs/cluster.md)."""
 
 LOAD_S: Final = 60
-"""Seconds over which a beat's CPU is averaged."""
+"""The CPU of a beat is an average over so many seconds."""
 
 UNIX: Final = "unix:"
-"""Begins the address of a worker, whose listeners are sockets in a directory."""
+"""The address of a worker begins with this. Its listeners are sockets in a
+directory."""
 
 
 class Membership:
     """`store.owned.Cluster` for the store, and `cluster.world.Store` for the member.
 
-    Make it, then the store with it, then the member with it; `bind` makes the three
-    whole.
+    It is made first. The store and the member get it when they are made. `bind` then
+    gives it both.
     """
 
     def __init__(self) -> None:
         self._store: MailStore
         self.member: BackendMember
         self.kick: Kick = _nobody
-        """Ends the sessions and deliveries of users; a backend that serves says how."""
+        """A function that ends the sessions and deliveries of users. A backend that
+        serves sets it."""
         self.gone: frozenset[str] = frozenset()
-        """Backends whose process is known to have ended: a supervisor says so."""
+        """The backends whose process has ended, as a supervisor knows."""
 
     def bind(self, store: MailStore, member: BackendMember) -> None:
-        """Make the three whole."""
+        """Take the store and the member."""
         self._store, self.member = store, member
 
     # -- for the store ---------------------------------------------------------------------------------------------
@@ -101,7 +103,7 @@ class Membership:
         return self._store.env.owned.units
 
     def serves(self) -> dict[str, Assigned]:
-        """The units that are served, by which assignment."""
+        """Return the units that are served, with their assignments."""
         return {unit: Assigned(self.member.me, number, token) for unit, (number, token) in self.held().items()}
 
     def holds(self, unit: str) -> bool:
@@ -111,7 +113,7 @@ class Membership:
         return self._store.journal.boot
 
     def ended(self) -> bool:
-        """Whether the present boot has ended in order."""
+        """Return whether the present boot has ended in order."""
         return any(one.boot == self.boot() and one.ended > 0 for one in boots.listing(self._store.env))
 
     def forms(self) -> Mapping[str, int] | None:
@@ -131,8 +133,8 @@ class Membership:
     async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
         await self._started()
         tags = {unit: Tag(row.number, row.token) for unit, row in units.items()}
-        # An assignment that journals had at our start may have been gained before, by a
-        # process of this backend that has written since, although the directory showed
+        # If a journal had the assignment at the start, an earlier process of this
+        # backend may have gained it and written since, although the directory showed
         # older rows then.
         orderly = orderly and all(tag.number > self._store.takeover.assigned for tag in tags.values())
         await handover.gain(self._store, tags, fence, orderly=orderly)
@@ -154,19 +156,20 @@ class Membership:
         return await handover.sweep(self._store, clears)
 
     async def _started(self) -> None:
-        """Raises Unavailable: the store has not started, or is closing."""
+        """Wait until the store has started. Raises Unavailable: it has not, or is
+        closing."""
         await self._store.beginning.decided()
         if not self._store.started:
             raise Unavailable("the store has not started")
 
 
 async def _nobody(users: object) -> None:
-    """Nobody is logged in."""
+    """End no session, because a tool has none."""
 
 
 class Joining:
-    """What `parts.open` has made of `[cluster]`, until the store is there, and
-    afterwards."""
+    """What `parts.open` makes of `[cluster]`: the view first, and the member once the
+    store is there."""
 
     def __init__(self, config: Config, directory: Directory, view: View, clock: Callable[[], float]) -> None:
         self._config, self.directory = config, directory
@@ -175,12 +178,12 @@ class Joining:
         self.membership = Membership()
         self._earlier: frozenset[str] = frozenset()
         self._named = False
-        """Whether no other backend has the name."""
+        """Whether it is known that no other backend has the name."""
         self.member_runs = False
-        """Whether this process is a member, and no tool."""
+        """Whether this process is a member. A tool is none."""
 
     def join(self, store: MailStore) -> None:
-        """The store that was made with `membership` is there."""
+        """Make the member for the store that was made with `membership`."""
         cluster = self._config.cluster
         watch = DeadWatch(cluster.backend, cluster.site, cluster.dead_after)
         gone = lambda: self.membership.gone  # noqa: E731
@@ -189,8 +192,8 @@ class Joining:
         self.membership.bind(store, BackendMember(self._view, self.membership, watch, world))
 
     async def run(self, ports: Mapping[str, int]) -> None:
-        """Be a member until cancelled. ports: of this backend's listeners. Raises
-        ConfigError."""
+        """Be a member until cancelled. ports: the ports of this backend's listeners.
+        Raises ConfigError."""
         self.member_runs = True
         cluster = self._config.cluster
         one_host = not cluster.directory.startswith("cassandra:")
@@ -214,8 +217,8 @@ class Joining:
         await self.membership.member.run(Myself(member, joins_as, make))
 
     async def end(self, *, uploaded: bool) -> None:
-        """The store was closed: note how its boot ended. uploaded: the close uploaded
-        all that it could."""
+        """Write into the directory how the boot of the closed store has ended.
+        uploaded: whether the close has uploaded all changes."""
         await self.membership.member.end(clean=uploaded and self.membership.ended())
 
 
@@ -234,9 +237,10 @@ async def open_membership(config: Config, closing: AsyncExitStack, clock: Callab
 
 
 def ports_of(listeners: Iterable[str], addresses: Callable[[str], list[str]]) -> dict[str, int]:
-    """The ports of TCP listeners by name, with an "s" where TLS begins at once.
+    """Return the ports of TCP listeners by name, with an "s" where TLS begins at once.
 
-    addresses: of a listener, as bound: a host name may have several.
+    addresses: returns the addresses to which a listener is bound. A host name may have
+    several.
     """
     found: dict[str, int] = {}
     for name in listeners:
@@ -248,16 +252,16 @@ def ports_of(listeners: Iterable[str], addresses: Callable[[str], list[str]]) ->
 
 
 class MachineLoad:
-    """The load of this machine for beats: CPU as an average that follows a change
-    within LOAD_S, since a second says little; memory as it is."""
+    """The load of this machine for beats. CPU is an average over LOAD_S, since a single
+    second means little. Memory is the present value."""
 
     def __init__(self, cpu: Callable[[], float], memory: Callable[[], float]) -> None:
-        """cpu, memory: now, as fractions of 1."""
+        """cpu, memory: return the present values, as fractions of 1."""
         self._cpu, self._memory = cpu, memory
         self._mean: float | None = None
 
     def __call__(self) -> dict[str, float]:
-        """Called once a second."""
+        """Return the load. It is called once a second."""
         now = self._cpu()
         self._mean = now if self._mean is None else self._mean + (now - self._mean) / LOAD_S
         return {"cpu": round(self._mean, 3), "memory": round(self._memory(), 3)}
@@ -269,7 +273,7 @@ def _machine_load() -> MachineLoad:
 
 
 async def _connect(member: Member, listener: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Raises OSError."""
+    """Connect to a listener of a member. Raises OSError."""
     if member.address.startswith(UNIX):
         with short_name(Path(member.address.removeprefix(UNIX)) / f"{listener}.sock") as name:
             return await asyncio.open_unix_connection(name)
@@ -277,7 +281,7 @@ async def _connect(member: Member, listener: str) -> tuple[asyncio.StreamReader,
 
 
 async def _greets(member: Member | None) -> bool:
-    """Whether a listener of a backend answers a connection with a greeting."""
+    """Return whether a listener of a backend answers a connection with a greeting."""
     if member is None:
         return False
     listeners = [name for name in ("imap", "lmtp") if member.address.startswith(UNIX) or member.ports.get(name)]

@@ -1,14 +1,14 @@
-"""The admin API of a member of a cluster: a verb goes to the backend that serves the
-user, or to all backends, wherever it is asked (docs/cluster.md,
-"Commands from anywhere").
+"""The admin API of a member of a cluster. Each member takes a verb, and forwards it to
+the backend that serves the user, or to all backends
+(docs/cluster.md, "Commands from anywhere").
 
-Theory of operation. `run` takes a verb of an operator, and asks the backends that it
-is for, itself among them, side by side. `serve` takes a call of another member. It has
-no way to ask others: what was forwarded once ends here. A user whom the other member
-takes for ours, and who is not, is *referred* back with the row that we know, and the
-other member reads its row and tries once more.
+Theory of operation. `run` takes a verb of an operator, and calls the backends that the
+verb is for at the same time. This member may be one of them. `serve` takes a call of
+another member, and never forwards it again. If the other member is wrong about a user
+whom this backend does not own, the answer *refers* the user back with the row that is
+known here. The other member then reads its row, and tries once more.
 
-Diagnostics: a backend that does not answer ends a verb with exit 75, and is named.
+Diagnostics: if a backend does not answer, the verb ends with exit code 75 and names it.
 """
 
 from __future__ import annotations
@@ -50,22 +50,23 @@ log = structlog.get_logger()
 
 COLUMN: Final = "backend"
 OF_PROXIES: Final = frozenset({"who", "kick", "logErrors"})
-"""What a proxy that is asked answers too."""
+"""A proxy adds its own answer to these verbs."""
 FORWARDED: Final = "forwarded to "
-"""Begins the state of a session that goes on at another backend, which has it too."""
+"""The state of a session begins with this text if it is forwarded to another backend,
+which lists the session, too."""
 
 
 CHECK: Final = "clusterCheck"
 KICK: Final = "clusterUserKick"
 SERVES: Final = "clusterServes"
-"""A call that is no verb: asks a backend which units it serves, for `CHECK`."""
+"""A call that is no verb: `CHECK` asks a backend with it which units it serves."""
 REFERRED: Final = b'{"referred":'
 """Begins a line of an answer about a user whom the backend refers."""
 DISAGREE: Final = "the backends do not agree who serves the user; try again"
 
 
 class Claim(msgspec.Struct, array_like=True, frozen=True):
-    """A user whom a member takes for ours, and the assignment that it knows."""
+    """A user whom this backend should own, and the assignment that the sender knows."""
 
     name: str
     storage_id: str
@@ -77,8 +78,9 @@ class Claim(msgspec.Struct, array_like=True, frozen=True):
 class Asked(msgspec.Struct, frozen=True):
     """The body of a call.
 
-    users: whom it is for; they are not in `parameters`. named: the operator has named
-    the backend, which runs it as if it were asked itself. single: one user was named.
+    users: the users that it is for; they are not in `parameters`. named: the operator
+    has named the backend, which runs the verb as if the operator had called it. single:
+    a single user was named.
     """
 
     command: str
@@ -89,7 +91,7 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class _OwnSessions:
-    """The process without sessions that go on elsewhere, which are rows there."""
+    """The process without its forwarded sessions, which other backends list."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -106,7 +108,8 @@ class Relay:
     def __init__(
         self, admin: Admin, forwarder: Forwarder, view: View, owner: Callable[[StorageId], str | None], *, serves: bool
     ) -> None:
-        """owner: of a user, as far as it is known. serves: this member is a backend."""
+        """owner: returns the owner of a user, None if it is not known. serves: whether
+        this member is a backend."""
         self._admin = admin
         self._forwarder = forwarder
         self._view = view
@@ -119,8 +122,8 @@ class Relay:
     async def run(
         self, admin: Admin, name: str, raw: object, outcome: Outcome, *, backend: str = ""
     ) -> AsyncIterator[Event]:
-        """Run the verb as `guarded` does. backend: where it runs; "": where the verb
-        belongs."""
+        """Run the verb as `guarded` does. backend: the backend that runs it; "" means
+        the backends that the verb is for."""
         verb = (await loaded()).get(name)
         place = among_backends(verb) if verb is not None else Goes.HERE
         if verb is None or backend == self._me or not (backend or self._spreads(place)):
@@ -145,19 +148,20 @@ class Relay:
             outcome.code, outcome.message = exits.of(error), str(error)
 
     def _spreads(self, place: Goes) -> bool:
-        """Whether others are asked: with a secret, and where there are others."""
+        """Return whether the verb goes to other backends. That needs other backends,
+        and a secret."""
         return place is not Goes.HERE and bool(self._forwarder.secrets) and bool(self._others())
 
     def _others(self) -> list[str]:
-        """The backends that are to answer: registered, and neither removed, offline nor
-        stopped."""
+        """Return the backends that must answer. They are registered, and neither
+        removed, nor offline, nor stopped."""
         view = self._view
         return [name for name, member in sorted(view.members.items()) if name != self._me and _answers(
             member, view.orders.get(name), view.beats.get(name)
         )]  # fmt: skip
 
     async def _at(self, verb: Verb, params: Any, backend: str, outcome: Outcome) -> AsyncIterator[Event]:
-        """One backend runs it, as if it were asked itself."""
+        """Let one backend run the verb, as if the operator had called that backend."""
         if verb.needs in (Needs.CONFIG, Needs.DIRECTORY):
             raise Invalid(f"{verb.words}: every member answers it; allowed: no --backend")
         there = self._there(backend)
@@ -177,7 +181,7 @@ class Relay:
         return There(backend, member.address, member.ports, Assigned(backend, 0, 0))
 
     async def _everywhere(self, admin: Admin, verb: Verb, params: Any, outcome: Outcome) -> AsyncIterator[Event]:
-        """All backends, and this member."""
+        """Call all backends, and run the verb here."""
         given = msgspec.to_builtins(params)
         mine = [self._me] if self._serves or verb.name in OF_PROXIES else []
         every = [_call(name, given) for name in (*mine, *self._others())]
@@ -195,7 +199,7 @@ class Relay:
         outcome.code, outcome.message = _outcome(every, partial=partial)
 
     async def _claims(self) -> dict[str, dict[str, Assigned]]:
-        """The units that other backends serve, of those that answer."""
+        """Return the units of each other backend that answers."""
         every = [_call(name, {}) for name in self._others()]
         found: dict[str, dict[str, Assigned]] = {call.to: {} for call in every}
 
@@ -253,7 +257,7 @@ class Relay:
     async def _for_one(
         self, admin: Admin, verb: Verb, params: Any, raw: object, outcome: Outcome
     ) -> AsyncIterator[Event]:
-        """A verb that names a user in a parameter of its own."""
+        """Run a verb that names a user in a parameter of its own."""
         (account,) = await admin.select(Selection(users=[params.user]))
         router, given = self._forwarder.router, msgspec.to_builtins(params)
         route = await router.route(account.storage_id)
@@ -290,8 +294,8 @@ class Relay:
         many: bool,
         single: bool,
     ) -> AsyncIterator[Event]:
-        """Ask each owner for its users. ended: gets the calls; again: users whom an
-        owner refers."""
+        """Call each owner for its users. ended: it gets the calls; again: it gets the
+        users whom an owner refers."""
         every = self._calls(admin, verb, params, routes, again, single=single)
         asks = {call.to: ask for call, ask in every}
         made = [call for call, _ in every]
@@ -302,8 +306,8 @@ class Relay:
     async def _routes(
         self, accounts: Sequence[Account], failures: list[Failure], seen: Mapping[str, Referred] | None = None
     ) -> list[tuple[Account, Here | There]]:
-        """Who serves each. seen: what others have said of them. Users whom nobody
-        serves become failures."""
+        """Return who serves each user. seen: the assignments that other backends have
+        named. A user whom nobody serves becomes a failure."""
         found: list[tuple[Account, Here | There]] = []
         router = self._forwarder.router
         for account in accounts:
@@ -330,7 +334,8 @@ class Relay:
         *,
         single: bool,
     ) -> list[tuple[Call, Callable[[Call], AsyncIterator[Event]]]]:
-        """A call for each owner. referred: users whom an owner sends back are added."""
+        """Return a call for each owner. referred: it gets the users whom an owner
+        refers."""
         owners: dict[str, list[tuple[Account, Here | There]]] = {}
         for account, route in routes:
             owners.setdefault(route.assigned.backend if isinstance(route, There) else self._me, []).append(
@@ -362,7 +367,8 @@ class Relay:
     async def _ask(
         self, there: There, call: Call, asked: Asked, back: Callable[[Claim], None] | None = None
     ) -> AsyncIterator[Event]:
-        """Call another backend. back: takes users whom it refers. Raises OSError."""
+        """Call another backend. back: it gets the users whom the backend refers. Raises
+        OSError."""
         body = msgspec.json.encode(asked)
         if len(body) > calls.CALL_BYTES_MAX:
             raise OSError(f"the call has {len(body)} bytes; allowed: {calls.CALL_BYTES_MAX}, name fewer users")
@@ -430,14 +436,14 @@ class Relay:
         yield msgspec.json.encode({"end": {"exitCode": outcome.code, "message": outcome.message}}) + b"\n"
 
     async def _units(self) -> AsyncIterator[dict[str, Any]]:
-        """What this backend serves. Raises ConfigError, Unavailable."""
+        """Yield the units that this backend serves. Raises ConfigError, Unavailable."""
         async with self._admin.cluster() as cluster:
             for unit, assigned in (cluster.serves() if cluster.serves is not None else {}).items():
                 yield {"unit": unit, "number": assigned.number, "token": assigned.token}
 
     async def _ours(self, asked: Asked) -> AsyncIterator[str | Failure | Claim]:
-        """Names of the users whom this backend serves; failures; and users of others,
-        with the row that is known here."""
+        """Yield the name of each user whom this backend serves, the failures, and each
+        user of another backend with the row that is known here."""
         names = [claim.name for claim in asked.users]
         if asked.command in NAMED:
             params = Selection(users=names)

@@ -199,7 +199,7 @@ class Shares:
         self._users: Counter[str] = Counter()
 
     def fits(self, user: str, size: int) -> bool:
-        """Whether so many bytes are free for the user now."""
+        """Return whether so many bytes are free for the user now."""
         return self.used + size <= self.bytes_max and self._users[user] + size <= self.user_bytes_max
 
     def take(self, user: str, size: int) -> bool:

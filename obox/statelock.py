@@ -15,7 +15,7 @@ LOCK: Final = "lock"
 
 
 def is_locked(state_dir: Path) -> bool:
-    """Whether a process holds a state directory."""
+    """Return whether a process holds a state directory."""
     try:
         with (state_dir / LOCK).open("r") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

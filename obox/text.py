@@ -59,7 +59,8 @@ def _run_in(text: str) -> re.Pattern[str]:
 
 
 def is_stream_safe(text: str) -> bool:
-    """Whether no sequence of non-starters exceeds NONSTARTERS_MAX. Linear time."""
+    """Return whether no sequence of non-starters exceeds NONSTARTERS_MAX. Linear
+    time."""
     return text.isascii() or _run_in(text).search(text) is None
 
 
@@ -74,7 +75,7 @@ def stream_safe(text: str) -> str:
 
 
 def starts_anew(char: str) -> bool:
-    """Whether a text may be cut before this character, so that both sides can be
+    """Return whether a text may be cut before this character, so that both sides can be
     normalised (NFKD) separately.
     """
     return not unicodedata.combining(char) and char not in _DECOMPOSE_TO_NONSTARTERS

@@ -112,7 +112,7 @@ def of_config(config: Config, users: PasswdFile | None = None) -> Admin:
 def find_cluster(
     config: Config, joining: Joining | None = None, *, directory: Directory | None = None
 ) -> FindCluster | None:
-    """How verbs reach the directory; None if the configuration has no cluster.
+    """Return how verbs reach the directory; None if the configuration has no cluster.
     joining: the cluster of a backend; directory: of another process that has opened it.
     """
     local = config.state_dir / "cluster"

@@ -1,8 +1,10 @@
 """Stream-safe text (UAX #15 §13): which text may be normalised, and which names are
 allowed."""
 
+import re
 import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from obox.errors import Invalid
 from obox.text import NONSTARTERS_MAX, duration, is_stream_safe, nfc_name, stream_safe
 
+PRODUCT = ("obox", "metacache", "fscache", "admintool")
 MARKS = "\u0301\u0316\u0f73\uff9e\u3099"
 some_text = st.text(st.sampled_from(MARKS + "ab\u0439\ufdfa") | st.characters(), max_size=200)
 
@@ -50,6 +53,15 @@ def test_a_name_is_measured_before_it_is_normalised() -> None:
     with pytest.raises(Invalid, match="more than 30 combining characters in a row"):
         nfc_name("a" + "\u0301" * 31, 1000, "x")
     assert nfc_name("a" + "\u0301" * 30, 1000, "x")
+
+
+def test_text_is_normalised_in_two_files_alone() -> None:
+    """All other files pass text to these two, which make it stream-safe first."""
+    root = Path(__file__).parents[1]
+    product = [path for name in PRODUCT for path in (root / name).rglob("*.py")]
+    use = re.compile(r"unicodedata\.(is_)?normali|import unicodedata as|from unicodedata")
+    uses = [path for path in product if use.search(path.read_text())]
+    assert {str(path.relative_to(root)) for path in uses} == {"obox/text.py", "obox/mailbox/_needles.py"}
 
 
 @pytest.mark.parametrize(

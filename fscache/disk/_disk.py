@@ -143,7 +143,7 @@ class Disk(Protocol):
         ...
 
     def hangs(self) -> bool:
-        """Whether a `change` has taken longer than `timeout_s`."""
+        """Return whether a `change` has taken longer than `timeout_s`."""
         ...
 
     def changed_by_others(self) -> Awaitable[set[str]]:

@@ -31,7 +31,7 @@ async def encoded(value: Any) -> AsyncIterator[bytes]:
 
 
 def is_light(value: Any) -> bool:
-    """Whether a value can be encoded in one piece."""
+    """Return whether a value can be encoded in one piece."""
     return _weight(value, PIECE_WEIGHT) <= PIECE_WEIGHT
 
 

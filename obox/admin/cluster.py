@@ -121,15 +121,15 @@ async def cluster_upgrade(admin: Admin, params: Nothing) -> AsyncIterator[Event]
 
 
 def _counts(tables: Tables, name: str, member: Member, dead_after_s: float) -> bool:
-    """Whether a member must be able to read what others write."""
+    """Return whether a member must be able to read what other members write."""
     if member.role != "backend":
         return not tables.silent(name, now=time.time(), dead_after_s=dead_after_s)
     return name in tables.backends() and tables.backends()[name].state != "offline"
 
 
 def _wanted(reads: Mapping[str, int], member: Member) -> dict[str, int]:
-    """What a member has to read. A proxy reads what goes over connections, and what it
-    says."""
+    """Return the versions that a member has to read. A proxy reads the forms of
+    connections, and the forms that it has registered."""
     return {
         name: version
         for name, version in reads.items()
@@ -188,10 +188,10 @@ async def cluster_status(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
 
 
 AGAIN_S: Final = 2.0
-"""After which a difference that a move makes has passed."""
+"""A difference that a move explains is gone after this time."""
 
 EXAMPLES_MAX: Final = 3
-"""Users that a finding names."""
+"""A finding names so many users at most."""
 
 
 class CheckParams(Params, kw_only=True):
@@ -238,7 +238,8 @@ async def cluster_check(admin: Admin, params: CheckParams) -> AsyncIterator[Even
 
 
 async def _findings(admin: Admin, cluster: ClusterParts) -> list[Finding]:
-    """What is in the directory; what a move explains is looked at twice."""
+    """Return the findings of the directory. A finding that a move may explain counts
+    only if a second check finds it, too."""
     from ..cluster import check
     from ..cluster.findings import PASSING
 
@@ -257,7 +258,8 @@ async def _findings(admin: Admin, cluster: ClusterParts) -> list[Finding]:
 
 
 async def _journals(admin: Admin, tables: Tables) -> list[Finding]:
-    """What the journals in the bucket say against the directory. Raises Unavailable."""
+    """Return the findings of the journals in the bucket, compared with the directory.
+    Raises Unavailable."""
     from ..cluster import Finding
     from ..store.operate.journals import boot_states, writers_at_once
 
@@ -412,8 +414,8 @@ async def cluster_balance(admin: Admin, params: BalanceParams) -> AsyncIterator[
 
 
 async def _people(admin: Admin, tables: Tables) -> People | None:
-    """How many mails there are in each group, and pinned at each backend; several names
-    of a mail are one. None: the users cannot be listed."""
+    """Return how many mails there are in each group, and pinned at each backend.
+    Several names of a mail count once. None: the users cannot be listed."""
     from ..cluster.balance import People
 
     if tables.settings is None:
@@ -442,7 +444,7 @@ async def _people(admin: Admin, tables: Tables) -> People | None:
 
 
 def _shifts(cluster: ClusterParts, tables: Tables, people: People | None) -> list[Shift]:
-    """The moves at each site: groups stay at their site."""
+    """Return the moves within each site, because groups stay at their site."""
     from ..cluster.balance import Load, balance
 
     owned, weights = _owned(cluster, tables)
@@ -459,8 +461,8 @@ def _shifts(cluster: ClusterParts, tables: Tables, people: People | None) -> lis
 
 
 def _owned(cluster: ClusterParts, tables: Tables) -> tuple[dict[str, list[str]], dict[str, float]]:
-    """Groups by the backend that has or will have them, and weights, of backends that
-    take part."""
+    """Return, for the backends that take part, the groups that each has or will have,
+    and the weights."""
     now = time.time()
     weights = {
         name: weight

@@ -1,7 +1,7 @@
 """Verbs for the backends of a cluster: cluster backend.
 
-They write what the operator wants, and the backends do it. So a verb that waits can be
-ended and run again from anywhere.
+These verbs write what the operator wants into the directory, and the backends do it. So
+a verb that waits can be interrupted, and can be run again on any machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..cluster import Orders, Tables
 
 POLL_S: Final = 1.0
-"""Between looks at the directory while a backend is evacuated."""
+"""The interval of reads of the directory while a backend is evacuated."""
 
 LIST: Final = ("backend", "site", "address", "status", "load_factor")
 STATUS: Final = (
@@ -40,7 +40,8 @@ class BackendListParams(Params, kw_only=True):
 
 
 def _chosen(tables: Tables, params: BackendListParams) -> dict[str, Orders]:
-    """Raises NotFound: there is no backend of the name, which is no mask."""
+    """Return the backends that match. Raises NotFound: no backend has a name without
+    wildcards."""
     mask = params.mask or "*"
     if not any(sign in mask for sign in "*?["):
         backend_named(tables, mask)
@@ -139,8 +140,8 @@ class BackendRemoveParams(OfBackend, kw_only=True):
 async def cluster_backend_remove(admin: Admin, params: BackendRemoveParams) -> AsyncIterator[Event]:
     """Remove a backend from the cluster.
 
-    It is refused with exit 75 while the backend has groups, or while groups are to move
-    to it: evacuate it first. Nothing is deleted in the bucket.
+    The command is refused with exit 75 while the backend has groups, or while groups
+    are to move to it: evacuate the backend first. Nothing is deleted in the bucket.
     """
     from ..cluster import Kind, State
 
@@ -203,10 +204,11 @@ async def cluster_backend_evacuate(admin: Admin, params: BackendEvacuateParams) 
     """Move all groups of a backend to others, and set it to standby.
 
     The backend gives its groups up a few at a time: it finishes commands, uploads, and
-    ends the sessions of their users, who connect again. It waits until the backend has
-    no groups and is standby. If it is interrupted or the time is over, it ends with
-    exit 75, and the evacuation continues; run it again to wait for the rest. The load
-    factor stays, so that update --status online undoes it.
+    ends the sessions of their users, who connect again. The command waits until the
+    backend has no groups and is standby. If the command is interrupted or the time is
+    over, it ends with exit 75, and the evacuation continues. Run the command again to
+    wait for the rest. The load factor stays, so that update --status online undoes the
+    evacuation.
     """
     async with admin.cluster() as cluster:
         tables = await read(cluster)
@@ -236,7 +238,7 @@ async def cluster_backend_evacuate(admin: Admin, params: BackendEvacuateParams) 
 
 
 async def _order(cluster: ClusterParts, tables: Tables, name: str, orders: Orders) -> None:
-    """Ask for an evacuation, unless it was asked for. Raises InUse, Invalid."""
+    """Request an evacuation, unless it is requested already. Raises InUse, Invalid."""
     from ..cluster import Kind, State
 
     if orders.state is State.OFFLINE:
@@ -248,8 +250,8 @@ async def _order(cluster: ClusterParts, tables: Tables, name: str, orders: Order
 
 
 async def is_evacuated(cluster: ClusterParts, tables: Tables, name: str, orders: Orders) -> bool:
-    """Whether a backend has no groups and is standby, which is noted here for a backend
-    that does not run."""
+    """Return whether a backend has no groups and is standby. If the backend does not
+    run, set it to standby here."""
     from ..cluster import Kind, State
 
     if tables.units_of(name):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..cluster import Assigned, Member, Move, Tables
 
 ASK_S: Final = 10.0
-"""How long the owner of a user has to answer."""
+"""The owner of a user must answer within this time."""
 
 ANSWER_BYTES_MAX: Final = 64 * 1024
 
@@ -80,8 +80,8 @@ async def cluster_group_move(admin: Admin, params: GroupMoveParams) -> AsyncIter
     """Ask the owner of a group to give it to another backend.
 
     The owner does it within seconds: it finishes commands, uploads, and ends the
-    sessions of the users, who connect again. It does not wait for that; cluster group
-    list shows the rest. A move back to the owner calls a move off.
+    sessions of the users, who connect again. The command does not wait for that;
+    cluster group list shows the rest. A move back to the owner cancels the move.
     """
     from ..cluster import Kind, Move
 
@@ -107,8 +107,8 @@ async def cluster_group_move(admin: Admin, params: GroupMoveParams) -> AsyncIter
 
 
 def _taker(tables: Tables, name: str, owner: str) -> str:
-    """The backend of a name, if it takes groups, or is the owner. Raises NotFound,
-    Invalid."""
+    """Return the backend of a name. It must take groups, unless it is the owner. Raises
+    NotFound, Invalid."""
     from ..cluster import State
 
     to, orders = backend_named(tables, name)
@@ -152,7 +152,7 @@ async def cluster_user_status(admin: Admin, account: Account, params: UserStatus
 
 
 def _user(tables: Tables, account: Account) -> tuple[Assigned | None, Move | None]:
-    """Who serves a user, and where the user is to move."""
+    """Return the assignment of a user, and the pending move."""
     from ..cluster import user_key
 
     moves, unit = tables.pending(), tables.unit_of(account.storage_id)
@@ -175,10 +175,10 @@ async def cluster_user_move(admin: Admin, account: Account, params: UserMovePara
 
     A pinned user does not move with the group of the user, nor when groups are
     balanced. If the backend is evacuated or dies, another acquires the user, who stays
-    pinned. The owner does it within seconds, as in cluster group move; cluster user
-    status shows the rest. A move to the backend that has the user pins the user there,
-    and cancels a move. With --unpin and without a backend the user moves to the
-    backend of the group, and with it from then on.
+    pinned. The owner makes the move within seconds, as in cluster group move; cluster
+    user status shows the rest. A move to the backend that has the user pins the user
+    there, and cancels a pending move. With --unpin and without a backend the user moves
+    to the backend of the group, and follows the group from then on.
     """
     async with admin.cluster() as cluster:
         tables = await read(cluster)
@@ -199,7 +199,7 @@ async def cluster_user_move(admin: Admin, account: Account, params: UserMovePara
 
 
 async def _pin(cluster: ClusterParts, tables: Tables, account: Account, row: Assigned, to: str) -> str:
-    """Ask for what makes a user pinned at a backend; what was done."""
+    """Write the rows that pin a user at a backend. Return what was done."""
     from ..cluster import Kind, Move, user_key
 
     sid = account.storage_id
@@ -217,7 +217,7 @@ async def _pin(cluster: ClusterParts, tables: Tables, account: Account, row: Ass
 
 
 async def _unpin(cluster: ClusterParts, tables: Tables, account: Account) -> str:
-    """Let a user follow the group again; what was done."""
+    """Let a user follow the group again. Return what was done."""
     from ..cluster import Kind, user_key
 
     sid = account.storage_id
@@ -275,7 +275,8 @@ async def cluster_user_kick(admin: Admin, account: Account, params: UserKickPara
 
 
 async def _kick_there(admin: Admin, owner: str, member: Member, user: str) -> int:
-    """Ask another backend; how many sessions it ended. Raises Unavailable, NoPerm."""
+    """Ask another backend. Return how many sessions it has ended. Raises Unavailable,
+    NoPerm."""
     clear, secure = member.ports.get("http", 0), member.ports.get("https", 0)
     if not admin.own_http.key:
         raise NoPerm(
@@ -311,7 +312,7 @@ async def _kick_there(admin: Admin, owner: str, member: Member, user: str) -> in
 
 
 def _kicked_there(owner: str, status: int, body: bytes) -> int:
-    """What the owner answered to `kick`."""
+    """Return how many sessions the owner has ended, from its answer to `kick`."""
     if status == 401:
         raise NoPerm(f"{owner} does not accept the key: all members need the same http.api_key")
     if status == 404:

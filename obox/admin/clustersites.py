@@ -1,7 +1,7 @@
 """Verbs for the sites of a cluster: cluster site.
 
-A site is a name that its members have in common. No site acts on another by itself: it
-takes an operator to move groups from one to the other.
+A site is a name that its members have in common. No site acts on another by itself:
+only an operator moves groups from a site to another.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ async def cluster_site_update(admin: Admin, params: SiteUpdateParams) -> AsyncIt
 
     offline: the site is gone, and other sites take its groups at once; use site
     evacuate for a site that runs. Backends of the site that are cut off from the
-    directory do not hear of it and serve their users on; what both sides write is
-    merged when they hear of it. standby: its backends serve what they have and get no
-    groups. online: they get groups again; no group comes back by itself, see cluster
-    group move.
+    directory do not know of it, and continue to serve their users. What both sides
+    write is merged when the directory can be read again. standby: its backends serve
+    what they have and get no groups. online: they get groups again; no group comes back
+    by itself, see cluster group move.
     """
     from ..cluster import Kind, Site, State
 
@@ -132,10 +132,10 @@ class SiteEvacuateParams(OfSite, kw_only=True):
 async def cluster_site_evacuate(admin: Admin, params: SiteEvacuateParams) -> AsyncIterator[Event]:
     """Move all groups of a site to other sites, and set its backends to standby.
 
-    It is an evacuation of all its backends at once, so that none gets the groups of
-    another. If it is interrupted or the time is over, it ends with exit 75, and the
-    evacuation continues; run it again to wait for the rest. site update --status online
-    undoes it, and no group comes back by itself.
+    All backends of the site are evacuated at once, so that none gets the groups of
+    another. If the command is interrupted or the time is over, it ends with exit 75,
+    and the evacuation continues. Run the command again to wait for the rest. site
+    update --status online undoes the evacuation, but no group comes back by itself.
     """
     async with admin.cluster() as cluster:
         tables = await read(cluster)
@@ -167,8 +167,7 @@ async def cluster_site_evacuate(admin: Admin, params: SiteEvacuateParams) -> Asy
 
 
 async def _order(cluster: ClusterParts, tables: Tables, site: str) -> None:
-    """Ask all backends of a site that are online to give their groups up. Raises
-    InUse."""
+    """Request an evacuation of all online backends of a site. Raises InUse."""
     from ..cluster import Kind, State
 
     _refuse_last(tables, site)
@@ -181,8 +180,8 @@ async def _order(cluster: ClusterParts, tables: Tables, site: str) -> None:
 async def cluster_site_remove(admin: Admin, params: OfSite) -> AsyncIterator[Event]:
     """Remove a site from the cluster.
 
-    It is refused with exit 75 while backends are there: evacuate the site, and remove
-    its backends. A member of the site that starts makes it again.
+    The command is refused with exit 75 while the site has backends: evacuate the site,
+    and remove its backends. A member of the site that starts makes the site again.
     """
     from ..cluster import Kind, Site, State
 
@@ -205,14 +204,14 @@ def _units(tables: Tables, site: str) -> list[str]:
 
 
 def _named(tables: Tables, name: str) -> None:
-    """Raises NotFound, which names the sites there are."""
+    """Raise NotFound, which names the existing sites, if there is no such site."""
     found = [row["site"] for row in _sites(tables, SiteListParams())]
     if name not in found:
         raise NotFound(f"no site {name!r}; allowed: {listed(found)}")
 
 
 def _refuse_last(tables: Tables, site: str) -> None:
-    """Raises InUse: nobody could take the groups of a site."""
+    """Raise InUse if no backend of another site can take the groups of a site."""
     if _units(tables, site) and not any(
         weight > 0 and tables.site_of(name) != site for name, weight in tables.weights().items()
     ):
@@ -222,7 +221,7 @@ def _refuse_last(tables: Tables, site: str) -> None:
 
 
 def _sites(tables: Tables, params: SiteListParams) -> list[Row]:
-    """Sites that have a row, or a member."""
+    """Return the sites that have a row or a member."""
     from ..cluster import Site, State
 
     named = {member.site: Site() for name, member in tables.members.items() if name in tables.backends()}
@@ -234,8 +233,8 @@ def _sites(tables: Tables, params: SiteListParams) -> list[Row]:
 
 
 def _unless_removed(named: dict[str, Site], tables: Tables) -> dict[str, Site]:
-    """Sites of members, with their rows. A site that was removed exists again once it
-    has a member."""
+    """Return the sites of members, with their rows. A site that was removed exists
+    again once it has a member."""
     from ..cluster import Site, State
 
     found = {name: tables.sites.get(name, site) for name, site in named.items()}

@@ -1,4 +1,4 @@
-"""What the verbs of a cluster share: they read the directory, write rows, and check
+"""Functions for the verbs of a cluster: they read the directory, write rows, and check
 names.
 
 Invariant: a row that is written is newer than the row that was read under its key, and
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from ..cluster import Kind, Orders, State, Tables
 
 NAMED_MAX: Final = 20
-"""Names that an error lists as allowed."""
+"""An error lists so many allowed names at most."""
 
 NAME: Final = r"^[A-Za-z0-9._-]{1,64}$"
-"""Of backends and sites, as in the configuration."""
+"""The names of backends and sites, as in the configuration."""
 
 
 class OfBackend(Params, kw_only=True):
@@ -37,7 +37,7 @@ class OfBackend(Params, kw_only=True):
 
 
 async def read(cluster: ClusterParts) -> Tables:
-    """All rows of the directory. Raises ConfigError, Unavailable."""
+    """Return all rows of the directory. Raises ConfigError, Unavailable."""
     from ..cluster import read_settings, read_tables
 
     if await read_settings(cluster.directory) is None:
@@ -46,8 +46,8 @@ async def read(cluster: ClusterParts) -> Tables:
 
 
 async def write(cluster: ClusterParts, kind: Kind, key: str, record: Struct) -> None:
-    """Write a row. Raises Unavailable; Temporary: another has written it at the same
-    time."""
+    """Write a row. Raises Unavailable; Temporary: another process has written the row
+    at the same time."""
     from ..cluster import encode, next_timestamp
 
     before = await cluster.directory.get(kind, key)
@@ -59,14 +59,16 @@ async def write(cluster: ClusterParts, kind: Kind, key: str, record: Struct) -> 
 
 
 def backend_of(cluster: ClusterParts, tables: Tables, params: OfBackend) -> tuple[str, Orders]:
-    """The backend that a request names, and its orders. Raises Invalid, NotFound."""
+    """Return the backend that a request names, and its orders. Raises Invalid,
+    NotFound."""
     if bool(params.backend) == params.self_:
         raise Invalid("the backend must be named in one way; allowed: its name, or --self")
     return backend_named(tables, cluster.backend if params.self_ else params.backend)
 
 
 def backend_named(tables: Tables, name: str) -> tuple[str, Orders]:
-    """A backend and its orders. Raises NotFound, which names the backends there are."""
+    """Return a backend and its orders. Raises NotFound, which names the existing
+    backends."""
     found = tables.backends()
     if name not in found:
         raise NotFound(f"no backend {name!r}; allowed: {listed(found)}")
@@ -74,7 +76,7 @@ def backend_named(tables: Tables, name: str) -> tuple[str, Orders]:
 
 
 def state_named(text: str, *states: State) -> State:
-    """Raises Invalid, which names the states that are allowed."""
+    """Return the state of a name. Raises Invalid, which names the allowed states."""
     for state in states:
         if state.value == text:
             return state
@@ -82,7 +84,7 @@ def state_named(text: str, *states: State) -> State:
 
 
 def group_named(tables: Tables, text: str) -> str:
-    """The key of a group. Raises NotFound."""
+    """Return the key of a group. Raises NotFound."""
     from ..cluster import group_key
 
     keys = tables.group_keys()
@@ -93,14 +95,14 @@ def group_named(tables: Tables, text: str) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for an error, a limited number of them."""
+    """Return names as a text for an error, at most NAMED_MAX of them."""
     found = list(names)
     more = f" and {len(found) - NAMED_MAX} more" if len(found) > NAMED_MAX else ""
     return (", ".join(found[:NAMED_MAX]) or "none, since there is none") + more
 
 
 def counted(units: Sequence[str]) -> str:
-    """How many groups and single users these are."""
+    """Return the numbers of groups and of single users as a text."""
     from ..cluster import user_of
 
     users = sum(user_of(unit) is not None for unit in units)
@@ -112,5 +114,5 @@ def counted(units: Sequence[str]) -> str:
 
 
 def unix(seconds: float) -> Any:
-    """Unix time for a column, empty for none."""
+    """Return a Unix time for a column, empty if there is none."""
     return int(seconds) if seconds else ""

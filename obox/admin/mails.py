@@ -155,7 +155,7 @@ class _Mail:
         return self.source[mime.header_end(self.source) :] if self.source else b""
 
     def texts(self) -> str:
-        """The decoded text parts."""
+        """Return the decoded text parts."""
         from .. import mime
 
         return "\n".join(mime.text_of(self.source, mime.parse(self.source))) if self.source else ""
@@ -226,8 +226,8 @@ async def _row(user: User, found: Found, uid: int, fields: list[str], contents: 
 
 
 def _of_contents(field: str) -> bool:
-    """Whether the field is made of the mail's bytes, and not of the index, which only
-    the loop may read."""
+    """Return whether the field is made of the mail's bytes, and not of the index, which
+    only the loop may read."""
     return field in _NEED_HEADER or field in _NEED_FIELDS or field in _NEED_MAIL or field.startswith("hdr.")
 
 

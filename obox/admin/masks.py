@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def masked(text: str) -> bool:
-    """Whether the name of a user has wildcards."""
+    """Return whether the name of a user has wildcards."""
     return "*" in text or "?" in text
 
 
@@ -72,7 +72,7 @@ class Masks:
         return made
 
     def choose(self, name: str) -> bool:
-        """Whether a canonical name is chosen."""
+        """Return whether a canonical name is chosen."""
         return name in self._names or any(fits(name) for fits in self._wild)
 
     async def among(self, names: Iterable[str]) -> list[str]:

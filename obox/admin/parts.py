@@ -119,7 +119,7 @@ class Probe(Protocol):
     """Tries a login at a backend, as other members do it."""
 
     async def __call__(self, backend: str, member: Member, account: Account, assigned: Assigned) -> tuple[bool, str]:
-        """Whether it works, and what was seen."""
+        """Return whether it works, and what was seen."""
 
 
 class FindCluster(Protocol):

@@ -46,12 +46,12 @@ T = TypeVar("T")
 PATH: Final = "/doveadm/v1"
 CONNECT_S: Final = 10.0
 SILENCE_S: Final = 120.0
-"""Time without a byte from the source. The source may upload a user's mailboxes before
-it sends."""
+"""The longest time without a byte from the source. The source may upload a user's
+mailboxes before it sends."""
 READ_BYTES: Final = 256 * 1024
 ANSWER_BYTES_MAX: Final = 64 * 1024
 TOLD_CHARS_MAX: Final = 300
-"""Characters of the source's message that we repeat."""
+"""The source's message is repeated up to so many characters."""
 
 
 class MetacachePullParams(Selection, kw_only=True):
@@ -98,9 +98,9 @@ async def metacache_pull(admin: Admin, account: Account, params: MetacachePullPa
     A source that is a member of this cluster is asked over the trusted link, without a
     key, unless one is given. The source uploads important changes before. kept:
     mailboxes whose copy here is as new, or is open; an open mailbox is compared with
-    the bucket. If it is cut short, run it again. Exit 68 or 69 if the source does not
-    answer, 77 if the source refuses the key or the secret, 1003 (a shell sees 235) if
-    the source is outdated, and 75 if copies stay there in spite of --clean.
+    the bucket. If the command is interrupted, run it again. Exit 68 or 69 if the source
+    does not answer, 77 if the source refuses the key or the secret, 1003 (a shell sees
+    235) if the source is outdated, and 75 if copies stay there in spite of --clean.
     """
     from ..store.operate.pull import Incoming
 
@@ -189,8 +189,8 @@ class _Source:
             raise Unavailable(f"{self._name}: no admin API answers there") from error
 
     def _ask(self, question: Question) -> AsyncGenerator[bytes]:
-        """The body of the answer. Raises NoHost, Unavailable, NoPerm, and what the
-        source says; Temporary if the answer had already begun."""
+        """Return the body of the answer. Raises NoHost, Unavailable, NoPerm, and what
+        the source says; Temporary if the answer had already begun."""
         raise NotImplementedError
 
     def _failure(self, status: int, text: bytes) -> OboxError:
@@ -206,7 +206,7 @@ class _Source:
 
 
 def _source(admin: Admin, params: MetacachePullParams) -> _Source:
-    """A member over the link, unless a key is given. Raises Invalid."""
+    """Return a member over the link, unless a key is given. Raises Invalid."""
     text = params.source_backend_host
     own = admin.own_http
     parts = urlsplit(text if "://" in text else f"{'https' if own.tls else 'http'}://{text}")
@@ -332,7 +332,7 @@ class _Keyed(_Source):
 
 
 def _why(error: Exception) -> str:
-    """Describe a network error in our own words, because an exception of http.client
+    """Describe a network error in words of obox, because an exception of http.client
     quotes the answer.
     """
     if isinstance(error, TimeoutError):

@@ -62,12 +62,12 @@ class SearchQuery:
 
     @property
     def names_mailbox(self) -> bool:
-        """Whether the query names mailboxes."""
+        """Return whether the query names mailboxes."""
         return bool(self._masks)
 
     @property
     def names_mails(self) -> bool:
-        """Whether the query has any key other than MAILBOX."""
+        """Return whether the query has any key other than MAILBOX."""
         return any(not isinstance(one, _Mailbox) for one in _leaves(self._tree))
 
     def program(self, mailbox: str, guid: str) -> bytes | None:

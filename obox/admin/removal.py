@@ -40,8 +40,8 @@ async def obox_user_delete(admin: Admin, account: Account, params: OboxUserDelet
     """Delete all mails, indexes and caches of a user from the bucket and this backend.
 
     Disable the user in the user database first, and remove it there afterwards. Exit 65
-    if the user is logged in. If it is cut short, run it again. Rows of their own name
-    what it cannot reach or must wait for.
+    if the user is logged in. If the command is interrupted, run it again. Further rows
+    name what the command cannot reach or must wait for.
     """
     from ..store.operate import users as operate
 
@@ -82,7 +82,8 @@ async def obox_user_delete(admin: Admin, account: Account, params: OboxUserDelet
 
 
 async def _unpinned(admin: Admin, account: Account) -> str | None:
-    """What became of the user's pin in a cluster, None if there was none."""
+    """Remove the user's pin in a cluster. Return the result as a text, None if the user
+    had no pin."""
     try:
         return "removed: the user follows the group again" if await unpin(admin, account) else None
     except (OboxError, ConfigError) as error:
@@ -90,7 +91,7 @@ async def _unpinned(admin: Admin, account: Account) -> str | None:
 
 
 def _refuse_shared(admin: Admin, account: Account) -> None:
-    """Raises Invalid if another user has the same mail."""
+    """Raise Invalid if another user has the same mail."""
     for entry in admin.users.users():
         if entry.user != account.name and entry.sid == account.storage_id:
             raise Invalid(f"{entry.user} has the same storage_id: its mail would be deleted as well")

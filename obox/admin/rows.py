@@ -412,8 +412,8 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "connections": "how many sessions it ended",
     },
 }
-"""By API name of the verb, then by column. (N) means a column for each priority. If a
-command is about several users, each row also begins with `username`."""
+"""The meaning of each column of each verb, by its API name. (N) means a column for each
+priority. If a command is about several users, each row also begins with `username`."""
 
 _NO_MAIL: Final = "no mail matches"
 _NO_MAILBOX: Final = "no such mailbox"

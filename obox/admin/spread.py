@@ -34,31 +34,34 @@ class Goes(enum.Enum):
     """Which process runs a verb."""
 
     HERE = enum.auto()
-    """The process that is asked: it is about the process, the configuration, or the
-    directory, which all have."""
+    """The process that is asked. The verb is about this process, the configuration, or
+    the directory, which all processes have."""
     OWNER = enum.auto()
     """The process that serves the user."""
     ALL = enum.auto()
-    """Every process; their rows are joined."""
+    """Every process. The rows of all are joined."""
     ONE = enum.auto()
-    """Any process: it is about the bucket or a file, and each would say the same."""
+    """Any process. The verb is about the bucket or a file, and each process would give
+    the same answer."""
 
 
 ONE: Final = frozenset({"storageCheck", "storageFinishUpgrade", "metacacheUnpack"})
 JOINED: Final = frozenset(
     {"who", "kick", "metacacheList", "metacacheStatus", "metacacheFlushall", "fscacheStatus", "logErrors"}
 )
-"""What a cluster joins. Other verbs of a server are for the backend that is asked."""
+"""A cluster joins the rows of these verbs. Other verbs of a server run at the backend
+that is asked."""
 NAMED: Final = frozenset({"oboxUserRename"})
 """About a single user, whom the parameter `user` names. They select no users."""
 OWNERS: Final = frozenset({"clusterUserKick"})
-"""About the directory, and done by the owner."""
+"""These verbs are about the directory, and the owner of the user runs them."""
 OWN_COPIES: Final = frozenset({"metacacheClean", "metacachePull"})
-"""About the copies of users on the disk of one backend, who may have another owner."""
+"""These verbs are about copies on the disk of one backend. Their users may have another
+owner."""
 
 
 def among_workers(verb: Verb) -> Goes:
-    """Where a verb goes in a unit of several workers, which is one server."""
+    """Return where a verb goes in a unit of several workers, which is one server."""
     if verb.needs is Needs.CONFIG or verb.name == "reload" or _of_directory(verb):
         return Goes.HERE
     if verb.name in ONE:
@@ -67,7 +70,8 @@ def among_workers(verb: Verb) -> Goes:
 
 
 def among_backends(verb: Verb) -> Goes:
-    """Where a verb goes in a cluster, whose backends are servers of their own."""
+    """Return where a verb goes in a cluster, whose backends are servers of their
+    own."""
     if verb.name in OWNERS:
         return Goes.OWNER
     if verb.needs in (Needs.CONFIG, Needs.DIRECTORY) or verb.name in OWN_COPIES:
@@ -78,7 +82,8 @@ def among_backends(verb: Verb) -> Goes:
 
 
 def _of_directory(verb: Verb) -> bool:
-    """Whether the process, which has the directory open, answers as any other would."""
+    """Return whether a verb needs the directory alone. Each process has it open, so
+    each gives the same answer."""
     return verb.needs is Needs.DIRECTORY and not verb.per_user
 
 
@@ -86,8 +91,8 @@ def _of_directory(verb: Verb) -> bool:
 class Call:
     """A verb for one process.
 
-    users: names, if the verb is for users. code, message: how it ended, and what it
-    counts as until then; silent: it did not answer.
+    users: names, if the verb is for users. code, message: the result, and until there
+    is a result the failure that counts; silent: the process did not answer.
     """
 
     to: str
@@ -99,27 +104,27 @@ class Call:
 
 
 Ask = Callable[[Call], AsyncIterator[Event]]
-"""Runs a call, and sets its code and message. Raises OSError: no answer, or half of
-one."""
+"""A function that runs a call, and sets its code and message. Raises OSError: there is
+no answer, or only a part of it."""
 
 
 def for_users(params: Selection, users: Sequence[str], *, single: bool) -> dict[str, Any]:
-    """The parameters of a verb for some of the selected users. single: one user was
-    named, and is all of them."""
+    """Return the parameters of a verb for some of the selected users. single: the
+    selection names a single user."""
     given = msgspec.to_builtins(params)
     rest = {key: value for key, value in given.items() if key not in ("user", "users", "allUsers")}
     return {**rest, **({"user": users[0]} if single else {"users": list(users)})}
 
 
 def is_single(params: Selection, count: int) -> bool:
-    """Whether a selection names one user, so that rows need no name."""
+    """Return whether a selection names a single user, so that rows need no name."""
     return count == 1 and not params.all_users and not masked(params.user or "")
 
 
 async def joined(
     calls: Sequence[Call], ask: Ask, verb: Verb, *, many: bool, column: str, always: bool = False
 ) -> AsyncIterator[Event]:
-    """Ask all side by side, and make their events one stream.
+    """Ask all at the same time, and join their events into one stream.
 
     many: rows of users begin with the name. column: names the process in rows of a
     server that have no user, or in all of them (always).
@@ -143,7 +148,7 @@ async def joined(
 
 
 async def events_of(calls: Sequence[Call], ask: Ask) -> AsyncIterator[tuple[Call, Event]]:
-    """Ask all side by side; their events as they come."""
+    """Ask all at the same time, and yield their events as they come."""
     events: asyncio.Queue[tuple[Call, Event] | None] = asyncio.Queue(maxsize=100)
 
     async def one(call: Call) -> None:
@@ -179,8 +184,8 @@ def reason(error: OSError) -> str:
 
 
 async def decoded(lines: AsyncIterable[bytes], call: Call) -> AsyncIterator[Event]:
-    """The events of an answer in lines, as `obox.admin.http` writes it. Raises OSError:
-    it was cut short."""
+    """Yield the events of an answer in lines, as `obox.admin.http` writes it. Raises
+    OSError: it was cut short."""
     ended = False
     async for line in lines:
         try:
@@ -208,7 +213,8 @@ async def here(admin: Admin, name: str, call: Call) -> AsyncIterator[Event]:
 
 
 def judged(calls: Sequence[Call], *, partial: bool) -> tuple[int, str]:
-    """The exit code and message of all answers together. partial: a user failed."""
+    """Return the exit code and message of all answers together. partial: a user
+    failed."""
     codes = {call.code for call in calls}
     if len(codes) > 1:
         codes.discard(exits.NO_HOST)  # one process had nobody to kick, and another had

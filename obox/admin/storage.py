@@ -28,20 +28,21 @@ CLOCK_SKEW_MAX_S: Final = 60.0
 clock, and delays from ours."""
 
 NAMES: Final = ("a", "b", "c/d", "c0", "z")
-"""In key order, which is byte order: `/` sorts before `0`."""
+"""Keys in byte order: `/` sorts before `0`."""
 
 DELETES_MAX: Final = 4
-"""How often an object is deleted until its LIST row counts as a fault: a PUT that was
-slow has been sent again, and its first attempt may land after a DELETE.
+"""After so many deletions an object that is still listed is a fault. A slow PUT was
+sent again, and its first attempt may land after a DELETE.
 """
 
 GIVE_UP_S: Final = 3.0
-"""How long the first request may fail without an answer; a port that does not speak
-HTTP is reported after this time, and not at the deadline.
+"""The first request may fail without an answer for so long. A port without HTTP is
+reported after this time, and not at the deadline.
 """
 
 RACE: Final = "race/"
-"""Below it PUTs come late: nothing there counts but who won."""
+"""PUTs of the race go below this prefix. Some of them land late, so later checks ignore
+objects there."""
 
 SIBLINGS: Final = ("s-t/2", "s.t/1", "s/1", "s/2", "s/3", "st/1")
 """Directories with a common prefix, in byte order. Some stores list them in the order
@@ -217,8 +218,8 @@ async def _clock(bucket: ObjectStore, prefix: str, now: Callable[[], float]) -> 
 
 
 async def _delete(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
-    """An object that is listed after its DELETE is a fault if it cannot be read, or if
-    it stays: else a late PUT has made it again.
+    """Check that a deleted object is not listed. If it can be read, a late PUT has made
+    it again, and it is deleted once more.
     """
     from ..objectstore import Missing
 

@@ -117,7 +117,7 @@ class Verb:
 
 
 TABLE: dict[str, Verb] = {}
-"""By API name."""
+"""All verbs, by API name."""
 
 
 def camel(words: str) -> str:

@@ -77,7 +77,7 @@ class FairQueue:
             raise
 
     def leave(self, address: str) -> None:
-        """A hash is done: its place goes to the next address in the round."""
+        """Give the place of a finished hash to the next address in the round."""
         self._uncount(address)
         self._running -= 1
         while self._waiting and self._running < self._running_max:

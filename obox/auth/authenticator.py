@@ -137,7 +137,7 @@ class Penalties:
         return len(self._table)
 
     def delay_s(self, remote: str) -> float:
-        """How long the next attempt from this address has to wait."""
+        """Return how long the next attempt from this address has to wait."""
         penalty = self._table.get(key) if (key := self._key(remote)) else None
         if penalty is None or self._clock() - penalty.last_at >= PENALTY_FORGET_S:
             return 0.0
@@ -297,7 +297,7 @@ class Authenticator:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _hash(self, secret: str, password: str, address: str, digest: bytes) -> bool:
-        """Whether the password fits the secret.
+        """Return whether the password fits the secret.
 
         Without a secret: False after the same work. Raises: Refused, AuthUnavailable. A
         client's connections come back all at once after a restart: the first password

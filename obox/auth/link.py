@@ -34,7 +34,8 @@ NONCE_BYTES: Final = 32
 PROOF_BYTES: Final = 32
 ID_BYTES: Final = 8
 FORWARD_BYTES_MAX: Final = 2048
-"""A forward, coded: names of 600 bytes and addresses, within a line of LMTP."""
+"""The size of an encoded forward: names of 600 bytes and addresses fit in, and it fits
+a line of LMTP."""
 LINE_BYTES_MAX: Final = 4 * ((PROOF_BYTES + FORWARD_BYTES_MAX + 2) // 3)
 """The longest message in base64."""
 
@@ -47,10 +48,7 @@ class LinkRefused(Exception):
 
 
 class Referred(Unavailable):
-    """The owner of a user is another: the row that says so.
-
-    backend, number, token: of the assignment.
-    """
+    """Another backend owns the user. backend, number, token: the assignment."""
 
     def __init__(self, backend: str, number: int, token: int) -> None:
         super().__init__("Another backend serves this user")
@@ -64,13 +62,13 @@ NO_OWNER: Final = 0
 
 
 class Forward(msgspec.Struct, frozen=True):
-    """What the sender says of a client.
+    """What the sender says about a client.
 
-    user, storage_id: "" in LMTP, where each recipient has an owner. remote, port: of
-    the client ("" and 0: a unix socket). listener: where the client came, such as
-    "imap". tls: the client's side is encrypted. member: the sender. backend, number,
-    token: the assignment that the sender knows. digest: of the request, for a call of
-    the admin API; b"" otherwise.
+    user, storage_id: "" in LMTP, where each recipient has an owner. remote, port: the
+    client's address ("" and 0: a unix socket). listener: the listener that it came to,
+    such as "imap". tls: whether the client uses TLS. member: the sender. backend,
+    number, token: the assignment that the sender knows. digest: that of the request,
+    for a call of the admin API; b"" otherwise.
     """
 
     user: str
@@ -87,7 +85,7 @@ class Forward(msgspec.Struct, frozen=True):
 
 
 def secret_id(secret: bytes) -> bytes:
-    """Which of several secrets a sender uses."""
+    """Return the id that says which secret a sender uses."""
     return hashlib.sha256(secret).digest()[:ID_BYTES]
 
 
@@ -108,13 +106,13 @@ class LinkSender:
         self._binding = binding
 
     def first(self) -> bytes:
-        """The initial response, in base64."""
+        """Return the initial response, in base64."""
         return base64.b64encode(VERSION + self._nonce + secret_id(self._secret))
 
     def answer(self, challenge: bytes) -> bytes:
-        """The response to the owner's challenge; both in base64.
+        """Return the response to the owner's challenge; both in base64.
 
-        Raises: LinkRefused, the peer is no owner that knows the secret.
+        Raises: LinkRefused, the peer does not know the secret.
         """
         try:
             data = base64.b64decode(challenge, validate=True)
@@ -136,8 +134,8 @@ class LinkOwner:
     """
 
     def __init__(self, secrets: Sequence[bytes], *, nonce: bytes, unknown: bytes, binding: bytes) -> None:
-        """nonce: NONCE_BYTES fresh random bytes. unknown: random bytes, in place of a
-        secret that we do not know, so that the peer learns nothing from the answer.
+        """nonce: NONCE_BYTES fresh random bytes. unknown: random bytes that replace an
+        unknown secret, so that the peer learns nothing from the answer.
         """
         self._secrets = tuple(secrets)
         self._secret = unknown
@@ -182,7 +180,8 @@ class LinkOwner:
 
 
 def _proof(secret: bytes, role: bytes, nonces: bytes, binding: bytes, forward: bytes = b"") -> bytes:
-    """Each part is preceded by its length, so that no two lists of parts are one."""
+    """Return a proof. The length of each part comes before it, so that no two lists of
+    parts give the same bytes."""
     parts = (MECHANISM.encode(), VERSION, role, nonces, binding, forward)
     return hmac.digest(secret, b"".join(len(part).to_bytes(4, "big") + part for part in parts), hashlib.sha256)
 

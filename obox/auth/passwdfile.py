@@ -414,7 +414,7 @@ def edit_user(
 
 
 def _names(raw: bytes, name: str, default_domain: str) -> bool:
-    """Whether this is the line of that user."""
+    """Return whether this is the line of that user."""
     try:
         found = parse_line(raw.decode("utf-8"), default_domain)
     except (UnicodeDecodeError, Invalid):

@@ -80,7 +80,8 @@ def scheme_problem(secret: str) -> str:
 
 
 def verify_secret(secret: str, password: str) -> bool:
-    """Whether the password fits. This takes as long as its scheme: call it in a thread.
+    """Return whether the password fits. This takes as long as its scheme: call it in a
+    thread.
 
     Raises: SchemeError if the secret can never be checked.
     """

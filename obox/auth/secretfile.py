@@ -1,8 +1,9 @@
-"""The secrets of a cluster: one a line of a file; the first signs, all are accepted.
+"""The secrets of a cluster: each line of a file is a secret. The first secret signs,
+and all are accepted.
 
 Empty lines, and lines that begin with "#", are left out. A short secret, or a file that
-others can read, gives a warning and is used all the same, so that an operator who
-rotates secrets does not lose the cluster.
+others can read, gives a warning and is used, so that an operator who rotates secrets
+does not lose the cluster.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import Final
 from obox.errors import ConfigError
 
 SECRET_CHARS_MIN: Final = 32
-"""Below that a warning: 128 bits, written in hexadecimal digits."""
+"""A shorter secret gives a warning. These are 128 bits in hexadecimal digits."""
 SECRETS_MAX: Final = 16
-"""Of a file: each login over the link tries all of them."""
+"""A file has so many secrets at most, since each login over the link tries all."""
 
 
 def read_secrets(path: Path) -> tuple[tuple[bytes, ...], list[str]]:
-    """The secrets of a file, and what an operator should hear of them.
+    """Return the secrets of a file, and the warnings for an operator.
 
     Raises ConfigError, with a line that names the file.
     """

@@ -1,13 +1,14 @@
 """A password that a member makes for one login of one user at the owner.
 
-A front end that cannot speak the trusted link (nginx) asks a member whether a password
-is right. It is answered with this token, which it sends to the owner as the password.
-So no backend has to check the password again, and the owner hears of the client.
+A front end that does not know the trusted link (nginx) asks a member whether a password
+is right. The answer has this token, which the front end sends to the owner as the
+password. So no backend has to check the password again, and the owner gets the address
+of the client.
 
     prefix  base64url(proof 32 | expiry 8 | nonce 16 | forward)
 
 Invariant: the proof is made with the secret of the link, over everything behind it. A
-token is good for one login until its expiry. Without I/O. This module does not know
+token serves a single login until its expiry. This module does no I/O, and does not know
 users.
 """
 
@@ -27,23 +28,23 @@ from obox.auth.link import FORWARD_BYTES_MAX, PROOF_BYTES, Forward, LinkRefused
 
 PREFIX: Final = "X-OBOX-TOKEN."
 TOKEN_S: Final = 30.0
-"""From the answer to the front end to its login at the owner; clocks may differ by some
-seconds."""
+"""The front end must log in at the owner within this time after the answer. Clocks may
+differ by some seconds."""
 TOKENS_MAX: Final = 100_000
-"""Tokens that are remembered as used: 3,000 logins a second for TOKEN_S."""
+"""So many used tokens are remembered: 3,000 logins a second for TOKEN_S."""
 NONCE_BYTES: Final = 16
 _EXPIRY: Final = slice(PROOF_BYTES, PROOF_BYTES + 8)
 _HEAD: Final = PROOF_BYTES + 8 + NONCE_BYTES
 
 
 def make_token(secret: bytes, forward: Forward, *, now: float, nonce: bytes) -> str:
-    """now: unix seconds. nonce: NONCE_BYTES fresh random bytes."""
+    """Return a token. now: unix seconds. nonce: NONCE_BYTES fresh random bytes."""
     body = int(now + TOKEN_S).to_bytes(8, "big") + nonce + msgspec.msgpack.encode(forward)
     return PREFIX + base64.urlsafe_b64encode(_proof(secret, body) + body).decode("ascii")
 
 
 class UsedTokens:
-    """Reads tokens, each once."""
+    """The tokens that were used. `read` accepts each token once."""
 
     def __init__(self) -> None:
         self._used: OrderedDict[bytes, int] = OrderedDict()  # proof -> expiry
@@ -52,9 +53,9 @@ class UsedTokens:
         return len(self._used)
 
     def read(self, secrets: Sequence[bytes], token: str, *, user: str, now: float) -> Forward:
-        """What a token says of a client.
+        """Return what a token says about a client.
 
-        user: who logs in with it. Raises: LinkRefused.
+        user: the user who logs in with it. Raises: LinkRefused.
         """
         text = token.removeprefix(PREFIX)
         if len(text) > 4 * (_HEAD + FORWARD_BYTES_MAX):

@@ -42,9 +42,9 @@ class UserEntry:
     user's name.
     """
     nologin: bool = False
-    """No login; mail is still delivered."""
+    """Logins are refused; mail is delivered."""
     disabled: bool = False
-    """No login and no delivery."""
+    """Logins and mail are refused."""
     reason: str = ""
     """The text for a client that is refused because of either."""
     nopassword: bool = False

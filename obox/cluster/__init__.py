@@ -62,7 +62,7 @@ _LATER = {
     "view": ("Changes", "View"),
     "world": ("Myself", "World"),
 }
-"""By module: the names that it has. A module costs every start that imports it."""
+"""The names of each module. A module costs time at every start that imports it."""
 _MODULES = {name: module for module, names in _LATER.items() for name in names}
 
 __all__ = [

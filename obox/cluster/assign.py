@@ -14,28 +14,28 @@ from .records import Assigned, group_key
 
 
 def group_of(sid: str, groups: int) -> int:
-    """The group of a storage id. groups: their number, at least 1."""
+    """Return the group of a storage id. groups: their number, at least 1."""
     return int.from_bytes(hashlib.sha256(sid.encode()).digest()[:8], "big") % groups
 
 
 def home_of(sid: str, groups: int) -> str:
-    """The key of a user's group."""
+    """Return the key of a user's group."""
     return group_key(group_of(sid, groups))
 
 
 def newer(ours: Assigned, other: Assigned) -> bool:
-    """Whether `other` holds against `ours`."""
+    """Return whether `other` is the newer of two assignments."""
     return (other.number, other.token) > (ours.number, ours.token)
 
 
 def digest(units: Mapping[str, tuple[int, int]]) -> int:
-    """A number that differs for other units, or for other assignments of them. units:
-    number and token by unit."""
+    """Return a checksum of the units that a backend serves and of their assignments.
+    units: number and token by unit."""
     return sum(zlib.crc32(f"{unit} {number} {token}".encode()) for unit, (number, token) in units.items()) % 2**32
 
 
 def rank(thing: str, weights: Mapping[str, float]) -> list[str]:
-    """The backends in the order in which they should serve a group or user.
+    """Return the backends in the order in which they should serve a group or user.
 
     thing: a group's or a user's key; weights: load factors by name, those of 0 never
     serve. Weighted rendezvous hashing: each backend gets a share in proportion to its

@@ -1,10 +1,10 @@
 """Which groups should move so that each backend has its share: a pure function.
 
-A share is by load factor first, and users are shared out. A group counts for its users
-and for one more, because new users hash into all groups alike. If machines are busy and
-differ much, groups move from the busiest to the idlest, so far as the share by load
-factor allows: load factors stay what the operator wants, and a measurement corrects
-them.
+The share of a backend follows from its load factor, and users are shared out. A group
+counts for its users and for one more, because new users hash into all groups alike. If
+machines are busy and differ much, groups move from the busiest machine to the idlest.
+The CPU changes a share by at most SHIFT_MAX, because the operator has set the load
+factors.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from typing import Final, NamedTuple
 from .assign import rank
 
 BUSY: Final = 0.5
-"""CPU of the busiest machine, as a fraction, below which only load factors count."""
+"""Only load factors count while the CPU of the busiest machine is below this
+fraction."""
 
 APART: Final = 0.2
 """Machines whose CPU differs by less are equally busy."""
 
 SHIFT_MAX: Final = 0.25
-"""How far CPU changes a share by load factor, as a fraction of it."""
+"""The CPU changes a share by at most this fraction of it."""
 
 MEMORY_MAX: Final = 0.95
 """A machine that uses more of its memory, as a fraction, gets no groups."""
 
 
 class Shift(NamedTuple):
-    """A move that is proposed. why: for people."""
+    """A move that is proposed. why: the reason, as a text for people."""
 
     unit: str
     source: str
@@ -38,7 +39,7 @@ class Shift(NamedTuple):
 
 
 class Load(NamedTuple):
-    """Of a backend's machine, as fractions of 1."""
+    """The load of a backend's machine, as fractions of 1."""
 
     cpu: float
     memory: float
@@ -75,13 +76,13 @@ class _Site:
         return 0 if self._people is None else self._people.pinned.get(name, 0)
 
     def surplus(self, name: str) -> float:
-        """Above the share of a backend."""
+        """Return what a backend has above its share."""
         return self.count[name] - self._wanted[name]
 
     def best(self, source: str, to: str, ranked: Callable[[str], Sequence[str]]) -> str | None:
-        """The group whose move brings two backends closest to their shares; None: no
-        move brings them closer. ranked: the rendezvous order of a group, which decides
-        between groups that do as well."""
+        """Return the group whose move brings two backends closest to their shares;
+        None: no move brings them closer. ranked: the rendezvous order of a group, which
+        decides between groups that do as well."""
         apart = self.surplus(source) - self.surplus(to)
         if apart <= self._grain:
             # Sessions would end for less than a group of average size.
@@ -117,13 +118,14 @@ def balance(
     loads: Mapping[str, Load] | None = None,
     people: People | None = None,
 ) -> list[Shift]:
-    """Moves after which no two backends are further apart than a group of average size,
-    or no group fits.
+    """Return moves after which no two backends are further apart than a group of
+    average size, or no group fits.
 
-    owned: units by backend, those that are on their way counted at their destination;
-    weights: load factors of the backends that may have units; loads: of their machines,
-    where they are known; people: None if users are not known. Backends without a weight
-    keep what they have. A unit goes where its rendezvous order prefers, if it can.
+    owned: units by backend, where a unit that is moving counts at its destination;
+    weights: load factors of the backends that may have units; loads: the loads of their
+    machines, as far as they are known; people: None if users are not known. Backends
+    without a weight keep what they have. The units that move to a backend are those
+    that prefer it by rendezvous order, if they fit.
     """
     loads = loads or {}
     takers = {name: weight for name, weight in weights.items() if weight > 0 and not _is_full(loads.get(name))}
@@ -142,9 +144,9 @@ def balance(
 def _next(
     site: _Site, takers: Mapping[str, float], ranked: Callable[[str], Sequence[str]]
 ) -> tuple[str, str, str] | None:
-    """The next move: from the backend that is furthest above its share, if it has a
-    group that fits, to the backend that is furthest below. Each move makes the sum of
-    the squares of all differences smaller, so that the moves come to an end."""
+    """Return the next move: from the backend that is furthest above its share, if it
+    has a group that fits, to the backend that is furthest below. Each move makes the
+    sum of the squares of all differences smaller, so that the moves come to an end."""
     for source in sorted(site.has, key=lambda name: (site.surplus(name), name), reverse=True):
         for to in sorted(takers, key=lambda name: (site.surplus(name), name)):
             if site.surplus(source) <= site.surplus(to):
@@ -158,8 +160,8 @@ def _next(
 def shares(
     counts: Mapping[str, float], weights: Mapping[str, float], loads: Mapping[str, Load], *, grain: float = 1.0
 ) -> dict[str, float]:
-    """How much each backend should have. counts: how much it has; grain: what a group
-    counts on average."""
+    """Return how much each backend should have. counts: how much it has; grain: what a
+    group counts on average."""
     total, whole = sum(counts.values()), sum(weights.values())
     if not whole:
         return dict(counts)
@@ -169,7 +171,7 @@ def shares(
     if len(cpus) < len(takers) or not total or max(cpus.values()) < BUSY:
         return by_factor
     if max(cpus.values()) - min(cpus.values()) < APART:
-        # What an earlier balance has done for the CPU stays, and only that.
+        # A difference that an earlier balance has made because of the CPU stays.
         near = all(abs(counts[name] - by_factor[name]) <= by_factor[name] * SHIFT_MAX + grain for name in takers)
         return by_factor | {name: float(counts[name]) for name in takers} if near else by_factor
     mean = sum(cpus.values()) / len(cpus)
@@ -177,7 +179,7 @@ def shares(
     for name in takers:
         # A backend that is new is idle because it has few groups.
         count = counts[name] if cpus[name] > mean else max(counts[name], by_factor[name])
-        # Half of the way: CPU follows groups late and not exactly.
+        # Shares go half of the way, since CPU follows groups late and not exactly.
         wanted[name] = count * (1 + mean / max(cpus[name], 0.01)) / 2
     bounded = {
         name: min(max(wanted[name], by_factor[name] * (1 - SHIFT_MAX)), by_factor[name] * (1 + SHIFT_MAX))

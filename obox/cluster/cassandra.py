@@ -8,9 +8,9 @@ The driver belongs to a thread: connecting and sending may block there. Answers 
 back to the event loop. Nothing is connected before the first operation, so that a
 member starts while Cassandra is away, and serves what it knows.
 
-Diagnostics: a bad URL, a missing package and unreadable files are ConfigError.
-Everything that Cassandra says is Unavailable to the caller, and one line a minute for
-the operator, with the reason.
+Diagnostics: a bad URL, a missing package and unreadable files are ConfigError. Any
+error of Cassandra is Unavailable to the caller. The log gets one line a minute, with
+the reason.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SELECT_ROW: Final = "SELECT key, value, writetime(value) FROM rows WHERE kind = 
 SELECT_KIND: Final = "SELECT key, value, writetime(value) FROM rows WHERE kind = ?"
 INSERT: Final = "INSERT INTO rows (kind, key, value) VALUES (?, ?, ?) USING TIMESTAMP ?"
 STATEMENTS: Final = (SELECT_ROW, SELECT_KIND, INSERT)
-"""All that a member runs."""
+"""A member runs no other statements."""
 
 TABLE: Final = """
 CREATE TABLE IF NOT EXISTS rows (kind text, key text, value blob, PRIMARY KEY ((kind), key))
@@ -51,26 +51,29 @@ AND default_time_to_live = 0
 AND read_repair = 'BLOCKING'
 AND comment = 'obox cluster directory'
 """
-"""Run by `CassandraDirectory.make`, and by no member. docs/cassandra.md has reasons."""
+"""`CassandraDirectory.make` runs it, and no member does. docs/cassandra.md has the
+reasons."""
 
 PORT: Final = 9042
 PENDING_MAX: Final = 4096
-"""Operations that wait for an answer; a connection of the driver takes 32,768."""
+"""So many operations may wait for an answer. A connection of the driver takes
+32,768."""
 
 CONNECT_S: Final = 3.0
-"""Of one host."""
+"""The time for a connection to one host."""
 
 CONNECT_AGAIN_S: Final = 1.0
-"""Operations that come earlier after a failed attempt fail at once."""
+"""For so long after a failed attempt to connect, operations fail at once."""
 
 RECONNECT_MAX_S: Final = 10.0
 """The driver tries hosts that are down again at least so often."""
 
 RENEW_S: Final = 30.0
-"""After so long without a good answer everything is connected anew: names are resolved
-again, and the driver's own attempts end for good where a password was refused."""
+"""After so long without a good answer everything is connected again. Names are then
+resolved again. The driver's own attempts do not suffice: they end for good where a
+password was refused."""
 
-_REQUEST_S: Final = DEADLINE_S - 1  # the driver's reason comes before our deadline
+_REQUEST_S: Final = DEADLINE_S - 1  # the driver has a reason, and our deadline has none
 _LOG_EVERY_S: Final = 60.0
 _OPTIONS: Final = ("ca", "cert", "datacenter", "key", "tls")
 _TLS: Final = ("off", "verify", "chain")
@@ -80,8 +83,8 @@ _TLS: Final = ("off", "verify", "chain")
 class Place:
     """Where the table is, as the URL says; `docs/cassandra.md` lists the options.
 
-    tls: off; verify: certificates must be of the CA and name the node; chain: of the
-    CA alone. Relative paths start at the working directory.
+    tls: off; verify: a certificate must be of the CA and name the node; chain: it must
+    be of the CA. Relative paths start at the working directory.
     """
 
     hosts: tuple[str, ...]
@@ -97,7 +100,7 @@ class Place:
 
 
 def read_url(url: str) -> Place:
-    """Raises ConfigError that says what is allowed, and never repeats a password."""
+    """Raises ConfigError. Its text says what is allowed, and never has a password."""
     try:
         parts = urlsplit(url)
     except ValueError:  # brackets of IPv6 at the wrong place
@@ -129,9 +132,9 @@ def _refused(what: str, allowed: str) -> ConfigError:
 
 
 def open_cassandra(url: str, password_file: Path | None = None) -> CassandraDirectory:
-    """The directory behind a URL. Connects at the first operation.
+    """Return the directory behind a URL. It connects at the first operation.
 
-    password_file: read at each connect, so that a password can be changed.
+    password_file: it is read at each connect, so that a password can be changed.
     Raises ConfigError.
     """
     place = read_url(url)
@@ -191,7 +194,7 @@ class CassandraDirectory:
             async with asyncio.timeout(DEADLINE_S):
                 await asyncio.wrap_future(self._thread.submit(self._disconnect))
         except TimeoutError:
-            pass  # it still connects: the thread ends when it has given up
+            pass  # it is still connecting: the thread ends when that has failed
         self._thread.shutdown(wait=False)
 
     # -- on the loop ------------------------------------------------------------------
@@ -214,8 +217,8 @@ class CassandraDirectory:
             self._pending -= 1
 
     def _failed(self, reason: str) -> Unavailable:
-        """The error for the caller, with the reason as a note, since clients see its
-        text; the log gets each reason once a minute."""
+        """Return the error for the caller, with the reason as a note, since clients see
+        its text; the log gets each reason once a minute."""
         now = time.monotonic()
         self._bad_since = now if self._bad_since is None else self._bad_since
         if now - self._logged.get(reason, -_LOG_EVERY_S) >= _LOG_EVERY_S:
@@ -248,7 +251,7 @@ class CassandraDirectory:
                 self._bad_since = None
                 answer.give(rows)
 
-        # In the driver's thread, or here if the answer is there already.
+        # They run in the driver's thread, or here if the answer is there already.
         sent.add_callbacks(page, lambda error: answer.fail(self._failed(_reason(error))))
 
     def _bound(self, statement: str, values: tuple[object, ...]) -> Any:
@@ -256,12 +259,13 @@ class CassandraDirectory:
             return statement
         if statement not in self._prepared:
             prepared = self._session.prepare(statement)
-            prepared.is_idempotent = True  # also INSERT: the timestamp is ours
+            prepared.is_idempotent = True  # INSERT, too: it has a timestamp of its own
             self._prepared[statement] = prepared
         return self._prepared[statement].bind(values)
 
     def _connect(self) -> None:
-        """The driver reconnects by itself later, where it can."""
+        """Connect for the first time, or again after RENEW_S. Otherwise the driver
+        reconnects by itself."""
         bad_s = 0.0 if self._bad_since is None else time.monotonic() - self._bad_since
         if self._session is not None and bad_s < RENEW_S:
             return
@@ -290,7 +294,7 @@ class CassandraDirectory:
         from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile
         from cassandra.policies import DCAwareRoundRobinPolicy, ExponentialReconnectionPolicy, TokenAwarePolicy
 
-        logging.getLogger("cassandra").setLevel(logging.ERROR)  # ours has reasons
+        logging.getLogger("cassandra").setLevel(logging.ERROR)  # obox logs the reasons
         place = self._place
         profile = ExecutionProfile(
             load_balancing_policy=TokenAwarePolicy(DCAwareRoundRobinPolicy(place.datacenter)),
@@ -332,7 +336,7 @@ class CassandraDirectory:
 
 
 class _Passwords:
-    """The driver's AuthProvider: reads the password for each connection."""
+    """An AuthProvider of the driver. It reads the password for each connection."""
 
     def __init__(self, user: str, password: Callable[[], str]) -> None:
         self._user, self._read = user, password
@@ -369,7 +373,7 @@ class _Answer:
 
 
 def _reason(error: BaseException) -> str:
-    """What the driver says, with the reasons of single hosts, on one line."""
+    """Return the driver's error with the reasons of single hosts, on one line."""
     causes = getattr(error, "errors", None)
     text = "; ".join(f"{host}: {cause}" for host, cause in causes.items()) if isinstance(causes, dict) else ""
     if re.search(r"table rows does not exist|unconfigured table", str(error)):

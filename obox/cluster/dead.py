@@ -1,7 +1,7 @@
 """When a backend counts as dead; docs/cluster.md has the rules.
 
-A pure function of what its owner observes: polls of the directory, greetings, and
-processes that are gone. No clock, no socket.
+The judgement depends only on what the observer passes in: polls of the directory,
+greetings, and processes that are gone. This module has no clock and no socket.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Final, NamedTuple
 from .records import Beat
 
 READS_MIN: Final = 5
-"""Polls that show the same beat, and polls that show our own beat changed meanwhile."""
+"""So many polls must show the same beat, and so many of them must show that the
+observer's own beat has changed."""
 
 GREETING_S: Final = 1.0
 """A backend that lives greets within this time."""
@@ -22,10 +23,10 @@ GREETING_S: Final = 1.0
 class Observation(NamedTuple):
     """One successful poll.
 
-    at: monotonic seconds; beats: the newest beat of each member; own_read: our own
-    counter as this poll read it, None if it was not there; watched: backends that
-    matter, such as those that own something, with their sites; gone: backends whose
-    process is known to have ended (of this host alone).
+    at: monotonic seconds; beats: the newest beat of each member; own_read: the
+    observer's own counter as this poll read it, None if it was not there; watched: the
+    backends whose beats matter, with their sites; gone: backends of this host whose
+    process is known to have ended.
     """
 
     at: float
@@ -37,7 +38,8 @@ class Observation(NamedTuple):
 
 @dataclass
 class _Silence:
-    """Polls since a beat has changed. own_changes: those that read our beat changed."""
+    """The polls since a beat has changed. own_changes: how many of them have read a
+    changed beat of the observer."""
 
     beat: tuple[str, int] | None
     since: float
@@ -49,8 +51,8 @@ class _Silence:
 class DeadWatch:
     """The judgement of an observer. name, site: those of the observer.
 
-    `observe` each successful poll. It names a backend that must be greeted now; report
-    the result with `greeted`. `dead` holds until a backend's beat changes.
+    Call `observe` after each successful poll. It names a backend that must be greeted
+    now. Pass the result to `greeted`. A backend stays in `dead` until its beat changes.
     """
 
     name: str
@@ -65,15 +67,15 @@ class DeadWatch:
     _asked: _Silence | None = None
 
     def observe(self, seen: Observation) -> str | None:
-        """The backend that looks dead and must be greeted, if there is one."""
+        """Return the backend that looks dead and must be greeted, if there is one."""
         own_changed = seen.own_read is not None and self._own is not None and seen.own_read != self._own
         if seen.own_read is not None:
             self._own = seen.own_read
         if own_changed:
             self._own_changed_at = seen.at
         if self._read_at is not None and seen.at - self._read_at > self.dead_after_s / 2:
-            # Nothing was seen meanwhile, so all are watched anew. Who is dead stays so
-            # only if its beat is still the same.
+            # Nothing was seen meanwhile, so the count of all backends begins again. A
+            # dead backend stays dead only if its beat is still the same.
             self._silent = {name: silence for name, silence in self._silent.items() if name in self.dead}
         self._read_at = seen.at
         self._count(seen, own_changed)
@@ -85,19 +87,20 @@ class DeadWatch:
         return suspect
 
     def greeted(self, name: str, answered: bool, at: float) -> bool:
-        """Whether the backend that `observe` named is dead. at: monotonic seconds."""
+        """Return whether the backend that `observe` named is dead. at: monotonic
+        seconds."""
         if self._asked is None or self._silent.get(name) is not self._asked:
             return False  # its beat has changed while it was greeted
         if answered:
-            del self._silent[name]  # it is watched anew
+            del self._silent[name]  # its count begins again
             return False
         self.dead.add(name)
         self._taken_at = at
         return True
 
     def boots(self, beats: Mapping[str, Beat]) -> dict[str, str]:
-        """The boot of each dead backend that was seen dying, "" where the backend had
-        no beat.
+        """Return the boot of each dead backend that was seen dying, "" where the
+        backend had no beat.
 
         beats: the newest. A backend whose beat has changed since the last `observe` is
         left out, so that the boot of a backend that has started again is never named.

@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
 VALUE_BYTES_MAX: Final = 65_536
-"""A row's value: one Cassandra cell that is read every second."""
+"""A value is a cell of Cassandra, which every member reads each second."""
 
 KEY_BYTES_MAX: Final = 640
 """An escaped storage id has at most 600 bytes; prefixes such as "u:" come on top."""
@@ -46,40 +46,40 @@ class Row(NamedTuple):
     timestamp: int
 
     def beats(self, other: Row | None) -> bool:
-        """Whether this row stays when both were written under one key."""
+        """Return whether this row stays when both were written under one key."""
         return other is None or (self.timestamp, self.value) > (other.timestamp, other.value)
 
 
 class Directory(Protocol):
-    """Every method raises Unavailable when the directory does not answer in time."""
+    """A directory. Every method raises Unavailable if there is no answer in time."""
 
     async def get(self, kind: Kind, key: str) -> Row | None:
-        """The row under a key; None if there is none."""
+        """Return the row under a key; None if there is none."""
 
     async def all(self, kind: Kind) -> dict[str, Row]:
-        """All rows of a kind by key, in one query."""
+        """Return all rows of a kind by key, in one query."""
 
     async def put(self, kind: Kind, key: str, value: bytes, timestamp: int) -> None:
-        """Write a row, unless one with a higher timestamp is there.
+        """Write a row, unless a row with a higher timestamp is there.
 
         key: 1 to KEY_BYTES_MAX bytes of UTF-8. Raises ValueError for a larger key or
         value. A write that raised Unavailable may have been done, or may still be.
         """
 
     async def close(self) -> None:
-        """Give connections and files back."""
+        """Close connections and files."""
 
 
 def next_timestamp(now: Callable[[], float], row: Row | None) -> int:
-    """The timestamp for a new value of a row that was read: later than that row's, also
-    where this clock is behind. now: unix seconds.
+    """Return the timestamp for a new value of a row that was read. It is higher than
+    the row's timestamp, even if this clock is behind. now: unix seconds.
     """
     ours = int(now() * 1_000_000)
     return ours if row is None else max(ours, row.timestamp + 1)
 
 
 def checked(key: str, value: bytes, timestamp: int) -> Row:
-    """The row that a `put` writes. Raises ValueError as `Directory.put` says."""
+    """Return the row that a `put` writes. Raises ValueError as `Directory.put` says."""
     if not 1 <= len(key.encode()) <= KEY_BYTES_MAX:
         raise ValueError(f"a key of the directory has 1 to {KEY_BYTES_MAX} bytes of UTF-8: {key!r}")
     if len(value) > VALUE_BYTES_MAX:

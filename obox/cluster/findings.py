@@ -1,4 +1,7 @@
-"""What is wrong or unfinished in a directory: for operators, changes nothing."""
+"""The findings of `cluster check`: what is wrong or unfinished in a directory.
+
+This module changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,18 @@ from .tables import Tables, read_tables
 
 OTHER_UNITS: Final = "other-units"
 PASSING: Final = frozenset({OTHER_UNITS, "double-owner", "other-owner"})
-"""What a move that goes on just now looks like for a second or two."""
+"""A move that is under way shows as these findings for a second or two."""
 
 EXAMPLES_MAX: Final = 8
-"""Units that a finding names."""
+"""A finding names so many units at most."""
 
 Claims = Mapping[str, Mapping[str, Assigned]]
-"""By backend: the keys that it serves, and the assignment by which it does."""
+"""For each backend the keys that it serves, and under which assignment."""
 
 
 class Finding(NamedTuple):
-    """error: whether somebody has to do something; what: a word for programs; where:
-    kind and key; text: for people.
+    """error: whether an operator has to do something; what: a word for programs; where:
+    kind and key of a row; text: a sentence for people.
     """
 
     error: bool
@@ -38,8 +41,8 @@ class Finding(NamedTuple):
 
 
 async def check(directory: Directory, *, now: float, claims: Claims | None = None) -> list[Finding]:
-    """now: unix seconds; claims: what running backends say that they serve, if they
-    were asked. Raises Unavailable.
+    """Return all findings. now: unix seconds; claims: the answers of running backends,
+    None if they were not asked. Raises Unavailable.
     """
     tables = await read_tables(directory)
     return [
@@ -79,7 +82,7 @@ def _settings(tables: Tables) -> Iterator[Finding]:
 
 
 def _unfit(tables: Tables, backend: str) -> str:
-    """Why a backend must not own anything, "" if it may."""
+    """Return why a backend must not own a unit, "" if it may."""
     state = tables.orders.get(backend, Orders()).state
     if state in (State.REMOVED, State.OFFLINE):
         return f"backend {backend} is {state.value}"
@@ -123,8 +126,8 @@ def _double_owners(tables: Tables, claims: Claims) -> Iterator[Finding]:
 
 
 def _beats(tables: Tables, claims: Claims) -> Iterator[Finding]:
-    """Backends that serve other units than their rows say, as their beats have it. The
-    units are named where the backend was asked."""
+    """Find backends whose beat has the digest of other units than the rows name them
+    for. The finding names the units if the backend was asked."""
     for name in tables.backends():
         beat = tables.beats.get(name)
         if beat is None or beat.units < 0:

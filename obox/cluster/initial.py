@@ -1,4 +1,4 @@
-"""The directory's settings: made once, refused where they are newer than this code."""
+"""The directory's settings. They are made once. This code refuses newer settings."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from .directory import Directory, Kind, Row, next_timestamp
 from .records import GROUP_DIGITS, MAJOR, SETTINGS_KEY, Settings, decode, encode
 
 GROUPS_LOCAL: Final = 64
-"""Of a directory that makes itself: the workers of one machine."""
+"""The groups of a directory that a backend makes by itself, for the workers of one
+machine."""
 
 GROUPS_MAX: Final = 10_000
-"""100 backends of 100 groups: a member reads all of them every second."""
+"""These are 100 backends of 100 groups. A member reads all groups every second."""
 
 READ_BACK_S: Final = 0.05
-"""Who wrote a row reads it back after this time, and the last writer's row is there."""
+"""A writer reads its row back after this time. By then the row of the last writer is
+there."""
 
 
 def settings_in(row: Row | None) -> Settings | None:
-    """The settings in a row; None without a row.
+    """Return the settings in a row; None without a row.
 
-    Raises ConfigError: they are of a newer version, or cannot be read.
+    Raises ConfigError: the settings have a newer version, or cannot be read.
     """
     if row is None:
         return None
@@ -41,8 +43,8 @@ def settings_in(row: Row | None) -> Settings | None:
 
 
 def refuse_newer_forms(settings: Settings | None, names: Collection[str] | None = None) -> None:
-    """Raises ConfigError: the other members may write what this code cannot read.
-    names: of the forms that matter; None: all."""
+    """Raise ConfigError if the other members may write what this code cannot read.
+    names: the forms that matter; None: all."""
     wanted = settings.forms if settings is not None else {}
     unread = beyond({name: version for name, version in wanted.items() if names is None or name in names}, reads())
     if unread:
@@ -54,7 +56,7 @@ def refuse_newer_forms(settings: Settings | None, names: Collection[str] | None 
 
 
 async def read_settings(directory: Directory) -> Settings | None:
-    """Raises ConfigError as `settings_in` says; Unavailable."""
+    """Read the settings. Raises ConfigError as `settings_in` does; Unavailable."""
     return settings_in(await directory.get(Kind.SETTINGS, SETTINGS_KEY))
 
 
@@ -66,7 +68,8 @@ async def make_settings(
     sleep: Callable[[float], Awaitable[object]],
     random_bytes: Callable[[int], bytes],
 ) -> Settings:
-    """The settings of the directory; made with `groups` groups if there are none.
+    """Return the settings of the directory. If there are none, make them with `groups`
+    groups.
 
     If two members do this at the same time, both get the settings of one of them.
     Raises: ConfigError; ValueError (a bad number of groups); Unavailable.

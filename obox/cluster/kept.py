@@ -1,5 +1,5 @@
-"""The last good answer of the directory, as a local file: for a start while the
-directory does not answer.
+"""The last good answer of the directory, in a local file. A member that starts while
+the directory does not answer uses it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FORMAT: Final = 1
 class Kept(msgspec.Struct, frozen=True):
     """What a member keeps of the directory.
 
-    at: unix seconds of the answer; rows: by kind and key, value and timestamp.
+    at: unix seconds of the answer; rows: value and timestamp, by kind and key.
     """
 
     at: float
@@ -29,13 +29,13 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class Keeper(Protocol):
-    """Where a member keeps the last good answer."""
+    """The place where a member keeps the last good answer."""
 
     def load(self) -> Kept | None:
-        """What was kept; None if there is nothing that can be read."""
+        """Return what was kept, None if nothing can be read."""
 
     async def save(self, kept: Kept) -> None:
-        """Replace it. Raises OSError."""
+        """Replace what was kept. Raises OSError."""
 
 
 class KeptFile:

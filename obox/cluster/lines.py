@@ -1,7 +1,7 @@
-"""The directory as lines of JSON, out and in.
+"""The directory as lines of JSON: a dump, and its way back.
 
-A line has kind, key, timestamp, and the record as an object, or the value in base64
-where it is no record. Beats are left out: they are of this second.
+A line has kind, key, timestamp, and the record as an object. A value that is no record
+is in base64. Beats are left out, because they are old a second later.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def dump(directory: Directory) -> list[str]:
-    """All rows in order, a line each, without line ends. Raises Unavailable."""
+    """Return all rows in order, a line each, without line ends. Raises Unavailable."""
     lines = []
     for kind in DUMPED:
         for key, row in sorted((await directory.all(kind)).items()):
@@ -42,10 +42,10 @@ async def dump(directory: Directory) -> list[str]:
 
 
 async def load(directory: Directory, lines: Iterable[str], *, replace: bool = False, now: Callable[[], float]) -> int:
-    """Write the rows of a dump. Returns how many.
+    """Write the rows of a dump. Returns their number.
 
-    Rows keep their timestamps, so that a row that is newer in the directory stays.
-    replace: they win against what is there. Nothing is written if a line is wrong.
+    Rows keep their timestamps, so that a newer row of the directory stays. replace: the
+    rows replace those of the directory. Nothing is written if a line is wrong.
     Raises: ValueError with the line's number; Unavailable.
     """
     rows = []

@@ -1,13 +1,13 @@
 """The directory of one host, in an LMDB file that several processes share.
 
-Invariant: no transaction runs on the event loop, and none lasts longer than a few rows
-take. Reads and writes have a thread each, so that a blocked write stops no read.
+Invariant: no transaction runs on the event loop, and each ends after a few rows. Reads
+and writes have a thread each, so that a blocked write stops no read.
 
-Before a write transaction its process takes an advisory lock of its own (flock), which
-it tries again until the deadline. LMDB's own mutex is therefore never waited for: a
-writer that has been stopped (SIGSTOP) costs others Unavailable, and no thread that
-hangs. The kernel gives the lock back when a process dies, and LMDB's mutex is robust,
-so a writer that was killed costs nothing.
+Before a write transaction a process takes an advisory lock (flock), and tries until the
+deadline. So no process ever waits for LMDB's own mutex. If the writer was stopped
+(SIGSTOP), the others get Unavailable, and no thread hangs. The kernel releases the lock
+when a process dies, and LMDB's mutex is robust. So a writer that was killed blocks
+nobody.
 
 Diagnostics: a network file system, a file of another program and a path that cannot be
 opened are ConfigError. A full map, a lock that is not free in time and whatever LMDB
@@ -42,18 +42,18 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 MAP_BYTES: Final = 256 << 20
-"""Of the LMDB file, which is sparse: 100,000 pinned users and their moves take a third.
-All processes must agree, so it is no setting.
+"""The size of the LMDB file, which is sparse. 100,000 pinned users and their moves take
+a third of it. All processes need the same value, so it is no setting.
 """
 
 BATCH_ROWS: Final = 64
-"""Rows of one write transaction: the groups of a small machine."""
+"""A write transaction has so many rows at most. A small machine has so many groups."""
 
 WAITING_MAX: Final = 4096
-"""Writes that wait for the thread. More are refused."""
+"""So many writes may wait for the thread. More are refused."""
 
 READERS_MAX: Final = 512
-"""Processes that read the file at the same time."""
+"""So many processes may read the file at the same time."""
 
 _LOCK_POLL_S: Final = 0.002
 _LOG_EVERY_S: Final = 60.0
@@ -78,8 +78,9 @@ class _Put(NamedTuple):
 async def open_lmdb(path: Path, *, mounts: Path = MOUNTS, map_bytes: int = MAP_BYTES) -> LmdbDirectory:
     """Open the directory in the folder `path`; make it if there is none.
 
-    mounts: the kernel's table of mounts. A process opens a path once at a time.
-    Raises: ConfigError; Unavailable (another process stands still while it opens it).
+    mounts: the kernel's table of mounts. A process must not open a path twice at a
+    time.
+    Raises: ConfigError; Unavailable (another process has stopped while it opens it).
     """
     if kind := network_mount(path, mounts):
         raise ConfigError(
@@ -112,7 +113,7 @@ class LmdbDirectory:
     async def open(self) -> None:
         """Raises as `open_lmdb` says."""
         await self._ask(self._writes, self._open)
-        # Takes this process' place among the readers.
+        # The first read takes a place among the readers for this process.
         await self._ask(self._reads, lambda: self._get(_FORMAT_KEY))
 
     async def get(self, kind: Kind, key: str) -> Row | None:
@@ -153,7 +154,7 @@ class LmdbDirectory:
 
     async def _answer(self, future: Future[T]) -> T:
         try:
-            # The thread's own deadline comes first, and says more.
+            # The thread has an earlier deadline, whose error has the reason.
             async with asyncio.timeout(DEADLINE_S + 1):
                 return await asyncio.wrap_future(future)
         except TimeoutError:
@@ -168,8 +169,8 @@ class LmdbDirectory:
             raise self._failed("the directory cannot be read", error=str(error)) from error
 
     def _failed(self, event: str, **words: object) -> Unavailable:
-        """The error for the caller, with the reason as a note, since clients see its
-        text; the log gets path and reason once a minute."""
+        """Return the error for the caller, with the reason as a note, since clients see
+        its text; the log gets path and reason once a minute."""
         now = time.monotonic()
         if now - self._logged.get(event, -_LOG_EVERY_S) >= _LOG_EVERY_S:
             self._logged[event] = now
@@ -188,9 +189,9 @@ class LmdbDirectory:
             try:
                 self._env = lmdb.open(
                     str(self._path), map_size=self._map_bytes, metasync=False, mode=0o600, max_readers=READERS_MAX,
-                    max_spare_txns=1,  # keeps the place among the readers: no mutex
+                    max_spare_txns=1,  # the place among the readers stays: no mutex
                 )  # fmt: skip
-                self._env.reader_check()  # gives back the places of dead processes
+                self._env.reader_check()  # frees the places of dead processes
                 _stretch(self._path / "data.mdb", self._env)
                 self._check_format()
             except _FOREIGN as error:
@@ -223,7 +224,7 @@ class LmdbDirectory:
             self._lock = -1
 
     def _there(self) -> Any:
-        """The environment. Raises Unavailable if its file has been removed."""
+        """Return the environment. Raises Unavailable if its file has been removed."""
         try:
             inode = os.stat(self._path / "data.mdb").st_ino
         except FileNotFoundError:
@@ -243,7 +244,7 @@ class LmdbDirectory:
             return dict(map(_unpack, _values(cursor, prefix)))
 
     def _write_waiting(self) -> None:
-        """One transaction for what waits."""
+        """Write what waits, in one transaction."""
         puts: list[_Put] = []
         while self._waiting and len(puts) < BATCH_ROWS:
             put = self._waiting.popleft()
@@ -277,7 +278,7 @@ class LmdbDirectory:
             try:
                 self._write_once(env, puts)
             except lmdb.MapFullError:
-                env.reader_check()  # gives back pages that a dead process was reading
+                env.reader_check()  # frees pages that a dead process was reading
                 self._write_once(env, puts)
 
     def _write_once(self, env: Any, puts: list[_Put]) -> None:
@@ -290,7 +291,7 @@ class LmdbDirectory:
 
     @contextmanager
     def _locked(self, deadline: float) -> Iterator[None]:
-        """The only writer of all processes. Raises Unavailable at the deadline."""
+        """Be the only writer of all processes. Raises Unavailable at the deadline."""
         while True:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -310,8 +311,8 @@ class LmdbDirectory:
 
 
 def _stretch(data: Path, env: Any) -> None:
-    """Make a file that was cut short as long as LMDB believes it to be: pages of zeros
-    are an error that LMDB reports, where missing pages would end the process (SIGBUS).
+    """Make a truncated file as long as LMDB believes it to be. Missing pages would end
+    the process (SIGBUS). LMDB reports pages of zeros as an error.
     """
     want = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
     if data.stat().st_size < want:
@@ -319,7 +320,8 @@ def _stretch(data: Path, env: Any) -> None:
 
 
 def _place(kind: Kind, key: str) -> bytes:
-    """The key in LMDB: kind, a zero byte, the key; long keys end in their hash."""
+    """Return the key in LMDB: kind, a zero byte, the key; long keys end in their
+    hash."""
     plain = key.encode()
     if len(plain) > _KEY_BYTES_PLAIN:
         plain = plain[:_KEY_BYTES_PLAIN] + hashlib.sha256(plain).digest()

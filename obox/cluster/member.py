@@ -37,53 +37,53 @@ from .world import Counts, Myself, Store, World
 log = structlog.get_logger()
 
 POLL_S: Final = 1.0
-"""Interval of passes over the directory."""
+"""The interval of passes over the directory."""
 
 READ_BACK_S: Final = 0.05
-"""Time between the write of a row and its read. Backends that write at the same time
-differ by less than that."""
+"""The time between the write of a row and the pass that reads it. Writes that backends
+make at the same time differ by less than that."""
 
 ARRIVE_S: Final = 10.0
-"""How long a login waits for its unit to be taken over, as it waits for a bucket."""
+"""A login waits so long for its unit to be gained."""
 ARRIVE_POLL_S: Final = 0.02
 
 SWEEP_S: Final = 300.0
-"""Interval of reading the journals of all backends for boots that concern this backend.
-It takes a LIST for each backend that ever existed."""
+"""The interval of searches for boots that concern this backend. A search takes a LIST
+for each backend that ever existed."""
 
 FIRST_CLAIM_S: Final = 2.0
-"""After joining, before groups that never had an owner are claimed: members that start
-at the same time know of each other by then, and claim different groups.
-"""
+"""The time between joining and the first claim of a group that never had an owner.
+Members that start at the same time know of each other by then, and claim different
+groups."""
 
 TIES_MAX: Final = 1000
-"""Ties that are remembered, so that each is marked once."""
+"""So many ties are remembered, so that each is marked once."""
 
 QUICK_S: Final = 0.2
-"""Interval of passes while groups may come: their users wait for them."""
+"""The interval of passes while groups may arrive, since their users wait."""
 
 LEAVE_S: Final = 0.5
-"""From the beat that says that this backend stops to the first group that it gives
-away. Backends that stop at the same time know of each other by then."""
+"""The time between the beat that says that this backend stops and the first group that
+it releases. Backends that stop at the same time know of each other by then."""
 
 LEAVE_POLL_S: Final = 0.05
 
 WRITES_AT_ONCE: Final = 256
-"""Rows that are written side by side. A directory refuses some thousands, and a dead
-backend may have had more pinned users."""
+"""So many rows are written at the same time. A directory refuses some thousands, and a
+dead backend may have had more pinned users."""
 
 RELEASE_AGAIN_S: Final = 0.2
-"""Before the next attempt to release groups that could not be released."""
+"""The pause before the next attempt to release groups."""
 
 HOME_BEATS: Final = 3
-"""Beats of a backend that has started again, before it gets its groups back."""
+"""A backend that has started again gets its groups back after so many beats."""
 
 CONFIRM_S: Final = 1.0
-"""How long a login waits for the directory after this process was suspended."""
+"""A login waits so long for the directory after this process was suspended."""
 
 
 class BackendMember:
-    """See the module's text. `restore` first, then `run`."""
+    """A backend as a member; see the text of the module."""
 
     def __init__(self, view: View, store: Store, watch: DeadWatch, world: World) -> None:
         self.view = view
@@ -95,18 +95,17 @@ class BackendMember:
         self._raising = Raising(view, store)
         self._counter = 0
         self._told: tuple[Mapping[str, tuple[int, int]], int] = {}, digest({})
-        """Of the last beat: the units, and their digest, which takes a while for
-        many."""
+        """The units of the last beat, and their digest, which is slow for many."""
         self._began = world.now()
         self._fence: set[tuple[str, str]] = set()
-        """Boots that were seen dying, until the units that they had are gained."""
+        """Boots of dead backends that are to be fenced with the next gain."""
         self._fenced: set[tuple[str, str]] = set()
-        """Boots that were fenced, as long as their backend is dead."""
+        """Boots that were fenced and whose backend is still dead."""
         self._merged: dict[str, Merge] = {}
-        """Merges whose units were compared. A start compares all: some may have come
-        while this backend was away."""
+        """Merges whose units were compared. A start compares all, since some may have
+        come while this backend was away."""
         self._ties: set[tuple[str, int, int]] = set()
-        """Ties that were marked: unit, and both tokens."""
+        """The ties that were marked: the unit and both tokens of each."""
         self._ready = asyncio.Event()
         self._tried_at = float("-inf")
         self._joined_at = float("-inf")
@@ -115,41 +114,40 @@ class BackendMember:
         self._ending = False
         """Whether this process is stopping; see `leave`."""
         self._hasten = asyncio.Event()
-        """Set: the next pass begins at once."""
+        """If it is set, the next pass begins at once."""
         self._beaten: dict[str, tuple[Beat, int]] = {}
-        """By backend: its last beat, and how often it has changed."""
+        """The last beat of each backend, and how often the beat has changed."""
         self._losing: set[asyncio.Task[None]] = set()
         self._boot = ""
-        """The boot that the directory has a row of."""
+        """The present boot, once the directory has a row of it."""
         self._boot_began = 0.0
         self.counts = Counts()
 
     # -- what the store asks (store.owned.Cluster) -----------------------------------------------------------------
 
     def unit_of(self, sid: str) -> str:
-        """The unit of a user: its group, as a key, or the user, if it was pinned."""
+        """Return the unit of a user: the key of the group, or of the pinned user."""
         return self._units.of(sid)
 
     async def ready(self) -> None:
-        """Return once the directory was read, or once it is known that it does not
-        answer and its kept copy is used."""
+        """Return once the directory was read, or once its kept copy is in use."""
         await self._ready.wait()
 
     def units(self) -> dict[str, tuple[int, int]]:
-        """The units whose newest row names this backend."""
+        """Return the units whose newest row names this backend."""
         rows = self._units.rows()
         return {unit: (row.number, row.token) for unit, row in rows.items() if row.backend == self.me}
 
     def number(self) -> int:
-        """The highest number of an assignment that was seen."""
+        """Return the highest number of an assignment that was seen."""
         return self._units.number()
 
     async def reread_rows(self) -> frozenset[str]:
-        """Read the rows, however long the directory does not answer. Returns the units
-        of this backend that others have.
+        """Read the rows. Repeat that until the directory answers. Returns the units of
+        this backend that other backends own.
 
-        It gives these units up in the background. The caller stops serving them at
-        once.
+        This backend gives these units up in the background. The caller stops serving
+        them at once.
         """
         while not await self._read_rows():
             await self._world.sleep(POLL_S)
@@ -157,9 +155,9 @@ class BackendMember:
 
     async def confirm(self) -> frozenset[str]:
         """Read the rows if that was not tried lately, because this process was
-        suspended. Returns the units of this backend that others have.
+        suspended. Returns the units of this backend that other backends own.
 
-        A directory that does not answer is waited for as long as CONFIRM_S.
+        It waits at most CONFIRM_S.
         """
         if self._world.clock() - self._tried_at <= self._watch.dead_after_s / 2:
             return frozenset()
@@ -171,7 +169,7 @@ class BackendMember:
         return self._give_up()
 
     async def _read_rows(self) -> bool:
-        """Make a pass over the directory. False if it does not answer."""
+        """Make a pass over the directory. Returns False if it does not answer."""
         try:
             return await self.view.poll()
         finally:
@@ -204,8 +202,8 @@ class BackendMember:
         return None if found is None else There(row.backend, found.address, found.ports, row)
 
     async def _arrived(self, unit: str) -> None:
-        """Wait a little for a unit whose row names us to be taken over. The pass that
-        takes it over begins at once."""
+        """Wait a little until a unit whose row names this backend is taken over. The
+        pass that takes it over begins at once."""
         if not self._store.holds(unit):
             self._hasten.set()
         late = self._world.clock() + ARRIVE_S
@@ -213,7 +211,7 @@ class BackendMember:
             await self._world.sleep(ARRIVE_POLL_S)
 
     def owner(self, sid: StorageId) -> str | None:
-        """The backend of a user; None: not known."""
+        """Return the backend of a user, None if it is not known."""
         row = self._row(sid)
         return None if row is None else row.backend
 
@@ -232,8 +230,8 @@ class BackendMember:
         return route
 
     async def _tie(self, unit: str, ours: Assigned, other: Assigned) -> None:
-        """Two backends have assigned a unit of ours at the same time, so two may have
-        written to its users: it is marked for a merge, once, and compared."""
+        """Mark a unit for a merge, once, and compare it. Two backends have assigned it
+        at the same time, so both may have written to its users."""
         tie = unit, ours.token, other.token
         if tie in self._ties or not self._store.holds(unit):
             return
@@ -245,7 +243,7 @@ class BackendMember:
             await self._store.doubt([unit])
             await self.view.put(Kind.MERGES, unit, Merge(other.backend, self._world.now(), 0))
         except Unavailable as exc:
-            self._ties.discard(tie)  # the next forward says it again
+            self._ties.discard(tie)  # the next forward tries again
             log.info("merge cannot be marked yet", group=unit, error=str(exc))
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -258,22 +256,22 @@ class BackendMember:
         self._begin()
 
     async def run(self, myself: Myself) -> None:
-        """Until cancelled. Raises ConfigError: the directory is newer than this
-        code."""
+        """Join, then beat and make passes until cancelled. Raises ConfigError: the
+        directory is newer than this code."""
         self._myself = myself
         while not await self._join():
             if self.view.settings is not None:
-                self._begin()  # what was kept is served
+                self._begin()  # users are served by the kept copy
             await self._world.sleep(POLL_S)
         self._joined_at = self._world.clock()
         self._begin()
         async with asyncio.TaskGroup() as tasks:
-            # A task of its own, because a step may take long.
+            # Beats have a task of their own, because a step may take long.
             tasks.create_task(self._again_and_again(self.beat, lambda: self._world.sleep(POLL_S)))
             tasks.create_task(self._again_and_again(self.step, self._pause))
 
     def _may_claim(self, unit: str) -> bool:
-        """Whether a group may be claimed already; see FIRST_CLAIM_S."""
+        """Return whether a group may be claimed already; see FIRST_CLAIM_S."""
         return self._units.row(unit) is not None or self._world.clock() >= self._joined_at + FIRST_CLAIM_S
 
     def _begin(self) -> None:
@@ -302,14 +300,15 @@ class BackendMember:
     async def leave(self) -> None:
         """Give all groups to other backends, because this process stops.
 
-        Returns when none is left, or when there is no backend that takes them. Cancel
-        it if it takes too long: what is left then stays as it is.
+        Returns when no group is left, or when there is no backend that takes them. A
+        caller may cancel it if it takes too long. The groups that are left then stay
+        with this backend.
         """
         self._ending = True
         try:
             await self.beat()
         except Unavailable:
-            return  # no other member would know of it
+            return  # no other member can know that this backend stops
         await self._world.sleep(LEAVE_S)
         while self.view.settings is not None and (self._store.held() or self.units()):
             if not any(self._picture().heirs().values()):
@@ -330,8 +329,8 @@ class BackendMember:
             self._hasten.clear()
 
     def _awaits_groups(self) -> bool:
-        """Whether another backend may be about to release groups to this backend: it is
-        evacuated, stops, or has been asked to move some."""
+        """Return whether a backend may be about to release groups to this backend,
+        because it is evacuated, stops, or was asked to move some."""
         view, owners = self.view, self.view.owners()
         if any(move.to == self.me and not move.done for move in view.moves.values()):
             return True
@@ -366,8 +365,8 @@ class BackendMember:
             await self._begin_boot(boot)
 
     async def _begin_boot(self, boot: str) -> None:
-        """Note a boot for operators, and the end of the boot before it, which was
-        fenced."""
+        """Write a row of a boot for operators. If this process had a boot before, that
+        boot was fenced, and its row gets its end."""
         now, before = self._world.now(), self._boot
         began = now if before else self._began
         await self._put_boot(boot, BootRow(began))
@@ -377,8 +376,7 @@ class BackendMember:
         self._boot, self._boot_began = boot, began
 
     async def end(self, *, clean: bool) -> None:
-        """Note that the present boot has ended in order. clean: bundles have
-        everything."""
+        """Write that the boot has ended in order. clean: bundles have everything."""
         if self._boot:
             try:
                 await self._put_boot(self._boot, BootRow(self._boot_began, ended=self._world.now(), clean=clean))
@@ -389,7 +387,7 @@ class BackendMember:
         await self.view.put_boot(f"{self.me}/{boot}", row)
 
     async def step(self) -> None:
-        """Read, plan, act. Raises Unavailable, ConfigError."""
+        """Read the directory, make a plan, act. Raises Unavailable, ConfigError."""
         if not await self._read_rows():
             return
         await self._watch_others()
@@ -403,7 +401,7 @@ class BackendMember:
             await self._close_boots(await self._store.sweep(self._clears))
 
     async def _stand_by(self) -> None:
-        """An evacuation ends when nothing is held any more."""
+        """End an evacuation when this backend holds no unit any more."""
         orders = self.view.orders.get(self.me, Orders())
         if not orders.evacuate or orders.state is not State.ONLINE or self._store.held() or self._losing:
             return
@@ -412,12 +410,13 @@ class BackendMember:
             log.info("evacuation done, this backend is standby")
 
     def _clears(self, backend: str) -> bool:
-        """Whether this backend deletes what a backend has left in the journal. For each
-        backend it is one of those that are online."""
+        """Return whether this backend deletes what a backend has left in the journal.
+        For each backend the rank chooses a single backend that is online."""
         return next(iter(rank(f"journal:{backend}", self._picture().weights())), None) == self.me
 
     async def _close_boots(self, unclean: Collection[tuple[str, str]]) -> None:
-        """Note which boots that are over the bucket has everything of."""
+        """Write `clean` into the rows of boots that are over and whose changes bundles
+        have. unclean: the other boots, as (backend, boot)."""
         beats = self.view.beats
         for key, boot in await self.view.boots():
             backend, _, name = key.rpartition("/")
@@ -426,7 +425,7 @@ class BackendMember:
                 await self.view.put_boot(key, replace(boot, clean=True))
 
     def figures(self) -> dict[str, float]:
-        """Numbers for metrics. The age is infinite before the first answer."""
+        """Return figures for metrics. The age is infinite before the first answer."""
         age, held = self.view.age(), self._store.held()
         users = sum(user_of(unit) is not None for unit in held)
         counts = {f"{name}_total": float(count) for name, count in asdict(self.counts).items()}
@@ -438,7 +437,8 @@ class BackendMember:
         }
 
     async def _watch_others(self) -> None:
-        """See docs/cluster.md, "When a backend counts as dead"."""
+        """Observe beats, and greet a backend whose beat has stopped. docs/cluster.md
+        has the rules: "When a backend counts as dead"."""
         view, watch, clock = self.view, self._watch, self._world.clock
         gone = self._world.gone()
         for name, beat in view.beats.items():
@@ -471,8 +471,8 @@ class BackendMember:
         )
 
     def _ending_ones(self) -> frozenset[str]:
-        """Backends that stop or have stopped. The row of our own beat may be of our
-        process before."""
+        """Return the backends that stop or have stopped. The row of this backend's own
+        beat does not count: an earlier process may have written it."""
         others = {name for name, beat in self.view.beats.items() if beat.ending and name != self.me}
         return frozenset({*others, self.me} if self._ending else others)
 
@@ -497,8 +497,8 @@ class BackendMember:
             await self._release(todo.release)
 
     async def _write(self, to: str, units: Mapping[str, str], *, released: bool) -> dict[str, Assigned]:
-        """Write a name into rows. units: with their homes. Returns the rows that have
-        it a little later. Raises Unavailable."""
+        """Assign units to a backend. units: with their homes. Returns the rows that the
+        directory still shows a little later. Raises Unavailable."""
         number, token = self.number() + 1, int.from_bytes(self._world.random_bytes(8), "big")
         rows = {
             unit: Assigned(to, number, token, released=released, removed=self._follows(unit, to), home=home)
@@ -537,19 +537,19 @@ class BackendMember:
             await self._end_move(unit)
 
     def _follows(self, unit: str, to: str) -> bool:
-        """Whether a user whose pin was removed does not get a pin again by a move."""
+        """Return whether the pin of a user stays removed, unless a move asks for it."""
         row, move = self._units.row(unit), self.view.moves.get(unit)
         asked = move is not None and not move.done and move.to == to
         return row is not None and row.removed and not asked
 
     async def _pin(self, unit: str) -> None:
-        """Make a user of a group of ours a unit of its own. A move follows."""
+        """Pin a user of a group of this backend. A move follows."""
         kept = await self._write(self.me, {unit: ""}, released=False)
         if unit in kept:
             self._store.renumber(unit, kept[unit])
 
     async def _end_move(self, unit: str) -> None:
-        """A unit is here: note it if a move wanted that."""
+        """Mark the move of a unit as done, because the unit has arrived."""
         move = self.view.moves.get(unit)
         if move is not None and not move.done and move.to == self.me:
             await self.view.put(Kind.MOVES, unit, replace(move, done=True))
@@ -563,7 +563,7 @@ class BackendMember:
             if await self._store.release(release.units, hand):
                 self.counts.releases += len(release.units)
                 log.info("groups released", groups=len(release.units), to=release.to)
-                self._hasten.set()  # for the next batch
+                self._hasten.set()  # the next batch follows at once
         except OboxError as exc:
             log.warning("groups cannot be released yet", groups=len(release.units), to=release.to, error=str(exc))
             await self._world.sleep(RELEASE_AGAIN_S)
@@ -576,7 +576,7 @@ class BackendMember:
                 users = await self._store.lose(sorted(units))
             except OboxError as exc:
                 log.warning("groups cannot be given up yet", groups=len(units), error=str(exc))
-                return  # the next plan says so again
+                return  # the next plan has it again
             merge = Merge(self.me, self._world.now(), users)
             while users:
                 try:
@@ -591,7 +591,7 @@ class BackendMember:
         task.add_done_callback(self._losing.discard)
 
     async def _take_merges(self) -> None:
-        """Compare what others have written to units of ours."""
+        """Compare units of this backend to which other backends have written."""
         held, merges = self._store.held(), self.view.merges
         fresh = [unit for unit, merge in merges.items() if unit in held and self._merged.get(unit) != merge]
         if fresh:

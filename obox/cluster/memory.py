@@ -1,9 +1,10 @@
 """A directory in memory with the faults of real directories, for tests and simulations.
 
 `MemoryReplica` has the rows of one site. Each member reaches it through a
-`MemoryDirectory` of its own, with faults of its own: unavailable, lost writes, old
-reads. Replicas that are joined give each other their writes late. Clock, sleep and
-chance are parameters, so that a run under a virtual clock is repeatable.
+`MemoryDirectory` of its own, which has faults of its own: it does not answer, loses
+writes, or answers with old rows. Replicas that are joined send each other their writes
+late. Clock, sleep and chance are parameters, so that a run under a virtual clock can be
+repeated.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ Place = tuple[Kind, str]
 
 @dataclass
 class Faults:
-    """What goes wrong for one member. Fractions are of 1.
+    """The faults of one member's directory. Fractions are of 1.
 
     cut: nothing is answered. lost: writes that are answered and never arrive.
     unanswered: writes that raise Unavailable, half of which arrive. failed: reads that
     raise Unavailable. old: reads that are answered with the rows as they were at most
-    old_s ago. latency_s: of each operation, at most.
+    old_s ago. latency_s: the longest time that an operation takes.
     """
 
     cut: bool = False
@@ -46,15 +47,15 @@ class _Write(NamedTuple):
 
 
 HISTORY_MAX: Final = 128
-"""Rows that are kept of a key: those of the last minute at least."""
+"""So many rows of a key are kept. They last for a minute at least."""
 
 
 class MemoryReplica:
-    """The rows of one site, with what each key had before."""
+    """The rows of one site, and the earlier rows of each key."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._written: dict[Place, list[_Write]] = {}
+        self._written: dict[Kind, dict[str, list[_Write]]] = {kind: {} for kind in Kind}
         self._joined: list[_Join] = []
 
     def write(self, place: Place, row: Row) -> None:
@@ -63,33 +64,41 @@ class MemoryReplica:
             join.send(self._clock(), place, row)
 
     def arrive(self, place: Place, row: Row) -> None:
-        """A write, without passing it on."""
-        writes = self._written.setdefault(place, [])
+        """Take a write, and do not pass it on."""
+        writes = self._written[place[0]].setdefault(place[1], [])
         if row.beats(writes[-1].row if writes else None):
             writes.append(_Write(self._clock(), place, row))
         if len(writes) > HISTORY_MAX:  # a beat is written each second
             del writes[: HISTORY_MAX // 2]
 
     def rows(self, *, age_s: float = 0.0) -> dict[Place, Row]:
-        """All rows as they were age_s ago."""
+        """Return all rows as they were age_s ago."""
+        return {(kind, key): row for kind in Kind for key, row in self.rows_of(kind, age_s=age_s).items()}
+
+    def rows_of(self, kind: Kind, *, age_s: float = 0.0) -> dict[str, Row]:
+        """Return the rows of a kind as they were age_s ago."""
         for join in self._joined:
             join.deliver(self._clock())
         until = self._clock() - age_s
-        found: dict[Place, Row] = {}
-        for place, writes in self._written.items():
-            for write in writes:
+        found: dict[str, Row] = {}
+        for key, writes in self._written[kind].items():
+            for write in reversed(writes):
                 if write.at <= until:
-                    found[place] = write.row
+                    found[key] = write.row
+                    break
         return found
 
     def restore(self, rows: dict[Place, Row]) -> None:
-        """Replace all rows by these rows, as a restore from a backup does, whatever has
-        been written since."""
-        self._written = {place: [_Write(self._clock(), place, row)] for place, row in rows.items()}
+        """Replace all rows by these rows, as a restore from a backup does. Later rows
+        are lost."""
+        self._written = {kind: {} for kind in Kind}
+        for (kind, key), row in rows.items():
+            self._written[kind][key] = [_Write(self._clock(), (kind, key), row)]
 
     def join(self, other: MemoryReplica, delay_s: float) -> _Join:
-        """Give each other all later writes, delay_s late. Returns the link, which can
-        be cut: it keeps what it was given, and delivers when it has healed.
+        """Pass all later writes to the other replica and back, delay_s late. Returns
+        the link, which can be cut. It then keeps the writes, and delivers them when it
+        is healed.
         """
         link = _Join(self, other, delay_s)
         self._joined.append(link)
@@ -140,11 +149,10 @@ class MemoryDirectory:
         """Every get, all and put, with its kind, for tests that count them."""
 
     async def get(self, kind: Kind, key: str) -> Row | None:
-        return (await self._read("get", kind)).get((kind, key))
+        return (await self._read("get", kind)).get(key)
 
     async def all(self, kind: Kind) -> dict[str, Row]:
-        rows = await self._read("all", kind)
-        return {key: row for (of, key), row in rows.items() if of is kind}
+        return await self._read("all", kind)
 
     async def put(self, kind: Kind, key: str, value: bytes, timestamp: int) -> None:
         row = checked(key, value, timestamp)
@@ -158,12 +166,12 @@ class MemoryDirectory:
     async def close(self) -> None:
         pass
 
-    async def _read(self, operation: str, kind: Kind) -> dict[Place, Row]:
+    async def _read(self, operation: str, kind: Kind) -> dict[str, Row]:
         await self._begin(operation, kind)
         if self._chance(self.faults.failed):
             raise Unavailable("the directory does not answer")
         old = self._chance(self.faults.old)
-        return self.replica.rows(age_s=self._rng.uniform(0, self.faults.old_s) if old else 0.0)
+        return self.replica.rows_of(kind, age_s=self._rng.uniform(0, self.faults.old_s) if old else 0.0)
 
     async def _begin(self, operation: str, kind: Kind) -> None:
         self.operations.append((operation, kind))

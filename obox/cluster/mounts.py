@@ -1,7 +1,7 @@
-"""Which kind of file system a path is on, from the kernel's table of mounts.
+"""The kind of file system that a path is on, from the kernel's table of mounts.
 
 LMDB maps its file into memory and locks it with the kernel of one machine. On a network
-file system two machines would write over each other unseen.
+file system two machines would overwrite each other's pages without noticing it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ NETWORK: Final = frozenset({
 
 
 def network_mount(path: Path, mounts: Path = MOUNTS) -> str:
-    """The type of the network file system that `path` is on, "" where it is on a local
-    one. The path need not exist.
+    """Return the type of the network file system that `path` is on, "" where it is on a
+    local one. The path need not exist.
     """
     try:
         lines = mounts.read_text(errors="surrogateescape").splitlines()

@@ -1,4 +1,4 @@
-"""Which engine a member's directory is in, by `[cluster] directory`."""
+"""The choice of the directory's engine, by `[cluster] directory`."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from .directory import Directory
 
 LOCAL: Final = "local"
 FOLDER: Final = "cluster"
-"""Of `local`, below state_dir."""
+"""The folder below state_dir that `local` means."""
 
 
 def file_of(url: str, state_dir: Path) -> Path | None:
-    """The folder of a directory in LMDB; None for Cassandra."""
+    """Return the folder of a directory in LMDB; None for Cassandra."""
     if url == LOCAL:
         return state_dir / FOLDER
     return Path(unquote(urlsplit(url).path)) if urlsplit(url).scheme == "lmdb" else None
 
 
 def plain_url(url: str) -> str:
-    """The URL without user and password, for people."""
+    """Return the URL without user and password, for people."""
     parts = urlsplit(url)
     return url if "@" not in parts.netloc else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 async def open_directory(url: str, state_dir: Path, *, password_file: Path | None = None) -> Directory:
-    """url: "local", lmdb:///path or cassandra://…; password_file: of the role in
-    Cassandra.
+    """Open a directory. url: "local", lmdb:///path or cassandra://…; password_file: has
+    the password of the role in Cassandra.
 
-    Raises: ConfigError; Unavailable (LMDB: another process stands still as it opens).
+    Raises: ConfigError; Unavailable (LMDB: another process has stopped while it opens).
     """
     scheme = urlsplit(url).scheme
     if (file := file_of(url, state_dir)) is not None:

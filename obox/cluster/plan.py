@@ -1,8 +1,9 @@
 """What a backend does next about its groups: a pure function of what it knows.
 
-`plan` is called once a second. It returns which groups to acquire, and which to give
-up, in the order of docs/cluster.md. Two backends that know the same plan the same. If
-they differ, the bucket decides, and the next plan follows the newer assignment.
+`plan` is called once a second. It returns which groups to acquire and which to give up,
+in the order of docs/cluster.md. Backends that know the same rows agree on who acquires
+each group. If their rows differ, the bucket decides, and the next plan follows the
+newer assignment.
 """
 
 from __future__ import annotations
@@ -15,23 +16,23 @@ from .assign import home_of, newer, rank
 from .records import Assigned, Member, Move, Orders, State, user_of
 
 MOVED_AT_ONCE = 8
-"""Groups that are released together: a user waits no longer than for so many
-flushes."""
+"""So many groups are released together. A user waits for the flushes of so many groups
+at most."""
 
 USERS_MOVED_AT_ONCE = 64
-"""Single users that are released together. A group has more users."""
+"""So many single users are released together. A group has more users."""
 
 
 @dataclass(frozen=True)
 class Picture:
     """What a backend knows.
 
-    me: its name. units: of all groups, by key. rows: the newest assignment that was
+    me: its name. units: the keys of all groups. rows: the newest assignment that was
     ever seen of each unit, also of each pinned user. held: what the store serves.
-    orders, members: rows by backend. dead: by backend, the boot that is dead. moves: by
-    unit. fenced: (backend, boot) that this backend has fenced. ending: backends that
-    are stopping or have stopped in order, by their last beat. back: backends that were
-    seen to beat lately.
+    orders, members: rows by backend. dead: the dead boot of each dead backend. moves:
+    by unit. fenced: (backend, boot) that this backend has fenced. ending: backends
+    that are stopping or have stopped in order, by their last beat. back: backends whose
+    beat has changed often enough since they started.
     """
 
     me: str
@@ -48,11 +49,11 @@ class Picture:
 
     @property
     def highest(self) -> int:
-        """The highest number of an assignment that was ever seen."""
+        """Return the highest number of an assignment that was ever seen."""
         return max((row.number for row in (*self.rows.values(), *self.held.values())), default=0)
 
     def weights(self) -> dict[str, float]:
-        """Load factors of the backends that may get groups."""
+        """Return the load factors of the backends that may get groups."""
         found = {}
         for name, member in self.members.items():
             orders = self.orders.get(name, Orders())
@@ -62,8 +63,8 @@ class Picture:
         return found
 
     def weights_at(self, backend: str, *, elsewhere: bool) -> dict[str, float]:
-        """Load factors of the backends that may get what a backend has: those of its
-        site. elsewhere: if the site has none, those of other sites."""
+        """Return the load factors of the backends that may get the units of a backend:
+        those of its site. elsewhere: if the site has none, those of other sites."""
         weights, member = self.weights(), self.members.get(backend)
         if member is None:
             return weights
@@ -72,13 +73,14 @@ class Picture:
         return near if others or not elsewhere else weights
 
     def heirs(self) -> dict[str, float]:
-        """Load factors of those who may get what this backend gives up, of itself 0. A
-        stop leaves groups at their site, and an evacuation may not be able to."""
+        """Return the load factors of the backends that may get what this backend gives
+        up. Its own is 0. A stop leaves groups at their site. An evacuation moves them
+        to another site if theirs has no other backend."""
         evacuated = self.orders.get(self.me, Orders()).evacuate
         return {**self.weights_at(self.me, elsewhere=evacuated), self.me: 0.0}
 
     def group(self, unit: str) -> str | None:
-        """The group of the user who is a unit; None for a group."""
+        """Return the group of the user who is a unit; None for a group."""
         sid = user_of(unit)
         return None if sid is None else home_of(sid, len(self.units))
 
@@ -95,12 +97,12 @@ class Release(NamedTuple):
 class Plan:
     """What to do now.
 
-    lose: units that another backend has; gain: units whose rows name us; claim: units
-    without an owner, to be written and gained, with their homes; fence: (backend, boot)
-    that were seen dying, whose units are in `claim` or who have none; pin: users of
-    groups of ours who are to become units of their own; arrived: units that are where
-    their moves want them; release: at most one batch; dying: units of `claim`, with the
-    boots that had them.
+    lose: units that another backend has; gain: units whose rows name this backend;
+    claim: units without an owner, to be written and gained, with their homes; fence:
+    dead boots, as (backend, boot), whose units are in `claim`, or that have no units;
+    pin: users of this backend's groups who are to become units of their own; arrived:
+    units whose moves name this backend, and that it has; release: at most one batch;
+    dying: units of `claim`, with the boots that had them.
     """
 
     lose: frozenset[str]
@@ -113,8 +115,9 @@ class Plan:
     dying: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def raced(self, kept: Collection[str]) -> set[tuple[str, str]]:
-        """Return the boots of which others have got all units that were to be claimed.
-        A lost race fences nobody. kept: units whose rows were won."""
+        """Return the boots that this backend does not fence, because other backends
+        were faster and have claimed all their units. kept: units that it has claimed
+        itself."""
         return set(self.dying.values()) - {boot for unit, boot in self.dying.items() if unit in kept}
 
 
@@ -148,8 +151,8 @@ def plan(now: Picture) -> Plan:
 
 
 def _claims(now: Picture) -> tuple[dict[str, str], dict[str, tuple[str, str]], set[tuple[str, str]]]:
-    """Units that nobody serves and that are for us, with their homes; the boots that
-    were seen dying with these units; boots of backends without any."""
+    """Return the vacant units that this backend claims, with their homes; the dead
+    boots that had these units; and the dead boots of backends without units."""
     claim: dict[str, str] = {}
     dying: dict[str, tuple[str, str]] = {}
     fence: set[tuple[str, str]] = set()
@@ -173,7 +176,7 @@ def _is_vacant(now: Picture, row: Assigned | None) -> bool:
 
 
 def _heir(now: Picture, unit: str) -> str | None:
-    """Who acquires a unit that is vacant. A backend that is seen dying has heirs at its
+    """Return the backend that acquires a vacant unit. A dead backend has heirs at its
     own site alone, because no other site takes part in the judgement."""
     row = now.rows.get(unit)
     if row is not None and row.removed and (group := now.group(unit)) is not None:
@@ -186,8 +189,8 @@ def _heir(now: Picture, unit: str) -> str | None:
 
 
 def _pins(now: Picture, moves: Mapping[str, Move], lost: set[str]) -> Iterator[str]:
-    """Users who are to move alone and have no row yet: the owner of the group makes
-    it."""
+    """Yield the users who are to move alone and have no row yet. The owner of the group
+    makes the row."""
     for unit in moves:
         group = now.group(unit)
         if group is not None and unit not in now.rows and group in now.held and group not in lost:
@@ -195,22 +198,23 @@ def _pins(now: Picture, moves: Mapping[str, Move], lost: set[str]) -> Iterator[s
 
 
 def _home(now: Picture, row: Assigned) -> str:
-    """The home of a unit whose owner ended. A backend that stopped in order, and found
-    nobody for its groups, gets them again; a backend that crashed does not."""
+    """Return the home of a unit whose owner ended. A backend that stopped in order, and
+    found no backend for its groups, gets them again. A backend that crashed does
+    not."""
     if row.backend in now.ending:
         return row.home or row.backend
     return row.home if row.home != row.backend else ""
 
 
 def _is_gone(now: Picture, backend: str) -> bool:
-    """Whether an operator said that the backend is not to be used any more."""
+    """Return whether an operator said that the backend is not to be used any more."""
     orders = now.orders.get(backend)
     return orders is not None and orders.state in (State.OFFLINE, State.REMOVED)
 
 
 def _release(now: Picture, lost: set[str]) -> Release | None:
-    """The next batch of units that leave for one backend with one home: groups, or
-    single users."""
+    """Return the next batch of units that leave for one backend with one home: groups,
+    or single users."""
     weights, heirs = now.weights(), now.heirs()
     leaving: dict[str, tuple[str, str, bool]] = {}
     for unit in sorted(now.held.keys() - lost):
@@ -226,7 +230,8 @@ def _release(now: Picture, lost: set[str]) -> Release | None:
 def _destination(
     now: Picture, unit: str, weights: Mapping[str, float], heirs: Mapping[str, float]
 ) -> tuple[str, str] | None:
-    """Where a unit of ours goes, and its home there; None if it stays."""
+    """Return where a unit of this backend goes, and its home there; None if it
+    stays."""
     move, row = now.moves.get(unit), now.rows.get(unit)
     home = "" if row is None else row.home
     if move is not None and not move.done and move.to != now.me and move.to in weights:
@@ -250,6 +255,7 @@ def _destination(
 
 
 def _may_be_followed(now: Picture, leader: Assigned) -> bool:
-    """Whether the owner of a group keeps it, so that users who follow may go there."""
+    """Return whether the owner of a group keeps it. Users whose pin was removed may
+    then follow the group."""
     leaves = leader.backend in now.ending or now.orders.get(leader.backend, Orders()).evacuate
     return not leaves and not _is_vacant(now, leader)

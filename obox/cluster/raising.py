@@ -1,10 +1,9 @@
-"""Newer versions of what backends write for each other: the directory's word becomes
-the bucket's.
+"""Newer versions of forms: what the directory allows is written into the bucket.
 
-`cluster upgrade` writes into the directory what all members read. Each backend then
-makes `_format` in the bucket say so, before it writes such a version. The bucket is the
-arbiter: what it allows is written, whatever a directory says that is lost or old, and
-the directory learns it again.
+`cluster upgrade` writes into the directory which versions all members can read. Before
+a backend writes such a version, it writes it into `_format` in the bucket. The bucket
+decides which versions are written, even if the rows of the directory are lost or old.
+The directory then gets the versions of the bucket again.
 
 This module does not know what a version means (`obox.forms`).
 """
@@ -24,18 +23,19 @@ from .world import Store
 log = structlog.get_logger()
 
 COUNTS = (State.ONLINE, State.STANDBY)
-"""States of backends that must be able to read what others write."""
+"""Backends in these states must be able to read what others write."""
 
 
 class Raising:
-    """Looks in each pass over the directory."""
+    """The comparison of the directory's versions with those of the bucket."""
 
     def __init__(self, view: View, store: Store) -> None:
         self._view, self._store = view, store
         self._told = ""
 
     async def look(self) -> None:
-        """Raises ConfigError, Unavailable."""
+        """Compare, and write what is missing on either side. Each pass over the
+        directory ends with this. Raises ConfigError, Unavailable."""
         settings, allowed = self._view.settings, self._store.forms()
         if settings is None or allowed is None:
             return
@@ -53,7 +53,8 @@ class Raising:
             await self._view.put(Kind.SETTINGS, SETTINGS_KEY, fresh)
 
     def _unable(self, wanted: dict[str, int]) -> dict[str, dict[str, int]]:
-        """Backends that came after `cluster upgrade` had looked, in the same moment."""
+        """Return the backends that cannot read a wanted version, and which. There are
+        some if a backend has joined since `cluster upgrade` checked all of them."""
         orders = self._view.orders
         found = {
             name: beyond(wanted, member.reads)

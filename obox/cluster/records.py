@@ -1,8 +1,9 @@
 """What the rows of the directory say: one record for each kind, as a MessagePack map.
 
-A reader ignores keys that it does not know, and takes the default for a key that is
-missing: newer members may write more. `decode` raises ValueError for what is no record
-of the kind. Evolution: `Settings.major` says what must not be read by older code.
+A reader ignores keys that it does not know, because newer members may write more. It
+takes the default for a key that is missing. `decode` raises ValueError for what is no
+record of the kind. Evolution: code does not read a directory with a higher major
+version (`Settings.major`).
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ MAJOR: Final = 1
 """A directory with a higher major version is not read."""
 
 MINOR: Final = 0
-"""Raised by `cluster upgrade`, for what older code may ignore."""
+"""`cluster upgrade` raises it for changes that older code may ignore."""
 
 GROUP_DIGITS: Final = 5
-"""Of a group's number as a key."""
+"""The number of a group has so many digits as a key."""
 
 
 class State(StrEnum):
-    """online: serves and takes groups; standby: runs, and takes no groups; offline: not
-    to be used, its groups are for others; removed: as if it had never been there.
+    """The state of a backend. online: it serves and takes groups; standby: it runs and
+    takes no groups; offline: it is not used, and others take its groups; removed: it
+    counts as if it had never been there.
     """
 
     ONLINE = "online"
@@ -36,9 +38,9 @@ class State(StrEnum):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """Of the directory. groups: their number, which never changes; id: random, 32 hex
-    digits; made: unix seconds; forms: versions that all members read since `cluster
-    upgrade`, where they are above the first (`obox.forms`).
+    """The settings of the directory. groups: the number of groups, which never changes;
+    id: random, 32 hex digits; made: unix seconds; forms: the versions above the first
+    that all members can read since `cluster upgrade` (`obox.forms`).
     """
 
     groups: int
@@ -50,18 +52,19 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Site(msgspec.Struct, frozen=True):
-    """state: what the operator has last set for all its backends, or removed."""
+    """A site. state: the state that the operator has last set for all its backends, or
+    removed."""
 
     state: State = State.ONLINE
     comment: str = ""
 
 
 class Member(msgspec.Struct, frozen=True):
-    """What a member says of itself.
+    """What a member registers about itself.
 
     role: "backend" or "proxy"; address: a host, or "unix:/directory"; ports: by
-    listener, such as "imap", "imaps", "lmtp", "http"; reads: what its code can read, by
-    name (`obox.forms`); version: of obox.
+    listener, such as "imap", "imaps", "lmtp", "http"; reads: the highest version of
+    each form that its code reads (`obox.forms`); version: the version of obox.
     """
 
     role: str
@@ -81,12 +84,12 @@ class Orders(msgspec.Struct, frozen=True):
 
 
 class Beat(msgspec.Struct, frozen=True):
-    """A member lives: `counter` is one more each second.
+    """A sign that a member lives: `counter` grows by 1 each second.
 
     boot: the journal's boot, "" of a proxy; started: unix seconds; load: by name
     ("cpu" and "memory" as fractions of 1); ending: the member is stopping, or has
     stopped, so that nobody gives it groups; units: how many units it serves, -1 if it
-    does not say; digest: of their assignments (`assign.digest`).
+    is an older version; digest: the checksum of their assignments (`assign.digest`).
     """
 
     counter: int
@@ -100,8 +103,8 @@ class Beat(msgspec.Struct, frozen=True):
 
 
 class BootRow(msgspec.Struct, frozen=True):
-    """One boot of a backend, for operators. ended: unix seconds, 0 while it runs or
-    where it did not end in order; clean: bundles have everything that it said.
+    """One boot of a backend, for operators. ended: unix seconds, 0 while it runs or if
+    it did not end in order; clean: bundles have everything that its journal says.
     """
 
     began: float
@@ -114,10 +117,10 @@ class Assigned(msgspec.Struct, frozen=True):
 
     See docs/cluster.md, "Which of two assignments holds".
 
-    number: above every number that the writer has seen of any unit; token: random, 64
-    bits; released: the backend before has given the group up in order, so that its
-    bundles have everything; removed: of a pin that is no more: the user stays a unit of
-    its own, which follows the user's group; home: the backend that gave the unit up
+    number: higher than every number that the writer has seen of any unit; token:
+    random, 64 bits; released: the earlier owner has released the unit in order, so that
+    bundles have everything; removed: the pin was removed, and the user stays a unit of
+    its own, which follows the user's group; home: the backend that released the unit
     only because it stopped, and gets it again when it is back.
     """
 
@@ -130,9 +133,9 @@ class Assigned(msgspec.Struct, frozen=True):
 
 
 class Move(msgspec.Struct, frozen=True):
-    """Somebody wants a group or a single user at backend `to`.
+    """A request to move a group or a single user to backend `to`.
 
-    since: unix seconds; by: who asked, for operators; done: the move is over.
+    since: unix seconds; by: who requested it, for operators; done: the move is over.
     """
 
     to: str
@@ -142,10 +145,10 @@ class Move(msgspec.Struct, frozen=True):
 
 
 class Merge(msgspec.Struct, frozen=True):
-    """A backend has uploaded changes of users whom another one serves: the owner
-    compares its copies with the bucket.
+    """A note that a backend has uploaded changes of users whom another backend serves.
+    The owner then compares its copies with the bucket.
 
-    by: the backend; at: unix seconds; users: how many.
+    by: the backend that has uploaded; at: unix seconds; users: their number.
     """
 
     by: str
@@ -183,12 +186,12 @@ def decode(value: bytes, kind: type[Record]) -> Record:
 
 
 def group_key(group: int) -> str:
-    """A group's key among the rows of kind `groups`, and of `moves`."""
+    """Return a group's key among the rows of kind `groups`, and of `moves`."""
     return f"{group:0{GROUP_DIGITS}}"
 
 
 def group_number(key: str) -> int | None:
-    """The group that a key names, None if it names none."""
+    """Return the group that a key names, None if it names none."""
     return int(key) if len(key) == GROUP_DIGITS and key.isascii() and key.isdigit() else None
 
 
@@ -196,12 +199,12 @@ USER_PREFIX: Final = "u:"
 
 
 def user_key(sid: str) -> str:
-    """The unit of a pinned user, and its key among the rows of kind `moves`."""
+    """Return the unit of a pinned user, and its key among the rows of kind `moves`."""
     return USER_PREFIX + sid
 
 
 def user_of(unit: str) -> str | None:
-    """The storage id of the user who is a unit, None for a group."""
+    """Return the storage id of the user who is a unit, None for a group."""
     return unit.removeprefix(USER_PREFIX) if unit.startswith(USER_PREFIX) else None
 
 

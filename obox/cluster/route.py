@@ -1,4 +1,4 @@
-"""Where a user is served: what protocols ask before they open a mailbox."""
+"""The router: protocols ask it where a user is served, before they open a mailbox."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ class There(NamedTuple):
 
 
 class Router(Protocol):
-    """Answers from memory where it can."""
+    """The answers come from memory where that is possible."""
 
     async def route(self, sid: StorageId) -> Here | There:
-        """Who serves a user. Raises Unavailable: nobody does at the moment."""
+        """Return who serves a user. Raises Unavailable: nobody does at the moment."""
 
     def known(self, sid: StorageId) -> Here | There | None:
-        """The same without waiting: what was read last. None: not known."""
+        """Return who serves a user by the rows that were read last, without waiting.
+        None: that is not known."""
 
     async def reread(self, sid: StorageId, seen: Assigned) -> Here | There:
-        """The same after another member has said something else: reads the row anew
-        unless what is known here is at least as new as `seen`. If both have the same
-        number and differ, a user of this process is marked for a merge. Raises
-        Unavailable.
+        """Return who serves a user, after another member has named the assignment
+        `seen`. The row is read again unless a newer row is known already. If both
+        assignments have the same number and differ, a user of this process is marked
+        for a merge. Raises Unavailable.
         """

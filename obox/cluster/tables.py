@@ -1,6 +1,6 @@
-"""All rows of a directory, decoded: what `check` and the verbs of operators read.
+"""All rows of a directory, decoded. `check` and the verbs of operators read them.
 
-This module does not know what is wrong with the rows or who asks.
+This module does not know which rows are wrong, or who asks.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from .records import (
 
 @dataclass(frozen=True)
 class Tables:
-    """The rows that decode, by key. bad: why the others do not, by kind and key;
-    beats_at: when each beat was written, unix seconds by the member's clock.
+    """The rows that decode, by key. bad: why the other rows do not decode, by kind and
+    key; beats_at: when each beat was written, unix seconds by the member's clock.
     """
 
     settings: Settings | None = None
@@ -53,67 +53,68 @@ class Tables:
     beats_at: Mapping[str, float] = field(default_factory=dict)
 
     def backends(self) -> dict[str, Orders]:
-        """Backends that are registered or added, and not removed, in the order of their
-        names."""
+        """Return the backends that are registered or added, and not removed, in the
+        order of their names."""
         names = {name for name, member in self.members.items() if member.role == "backend"}
         names |= {name for name in self.orders if name not in self.members}
         found = {name: self.orders.get(name, Orders()) for name in sorted(names)}
         return {name: orders for name, orders in found.items() if orders.state is not State.REMOVED}
 
     def proxies(self) -> list[str]:
-        """Names of proxies."""
+        """Return the names of the proxies."""
         return sorted(name for name, member in self.members.items() if member.role == "proxy")
 
     def site_of(self, name: str) -> str:
-        """The site of a member, "" if it has not registered."""
+        """Return the site of a member, "" if it has not registered."""
         return self.members[name].site if name in self.members else ""
 
     def groups_of(self, backend: str) -> list[str]:
-        """Keys of the groups whose rows name a backend."""
+        """Return the keys of the groups whose rows name a backend."""
         return sorted(key for key, row in self.groups.items() if row.backend == backend)
 
     def users_of(self, backend: str) -> list[str]:
-        """Units of the single users whose rows name a backend."""
+        """Return the units of the single users whose rows name a backend."""
         return sorted(user_key(sid) for sid, row in self.pins.items() if row.backend == backend)
 
     def units_of(self, backend: str) -> list[str]:
-        """Groups and single users of a backend."""
+        """Return the groups and the single users of a backend."""
         return self.groups_of(backend) + self.users_of(backend)
 
     def unit_of(self, sid: str) -> str:
-        """The unit of a user: its group, or the user, if it was ever pinned. The
+        """Return the unit of a user: its group, or the user, if it was ever pinned. The
         directory's settings must be there."""
         return user_key(sid) if sid in self.pins else self.group_of(sid)
 
     def group_of(self, sid: str) -> str:
-        """The key of a user's group. The directory's settings must be there."""
+        """Return the key of a user's group. The directory's settings must be there."""
         assert self.settings is not None
         return home_of(sid, self.settings.groups)
 
     def row(self, unit: str) -> Assigned | None:
-        """The assignment of a unit."""
+        """Return the assignment of a unit."""
         sid = user_of(unit)
         return self.groups.get(unit) if sid is None else self.pins.get(sid)
 
     def pending(self) -> dict[str, Move]:
-        """Moves that are not done, by unit."""
+        """Return the moves that are not done, by unit."""
         return {key: move for key, move in self.moves.items() if not move.done}
 
     def unassigned(self) -> list[str]:
-        """Keys of the groups that have no row."""
+        """Return the keys of the groups that have no row."""
         return [key for key in self.group_keys() if key not in self.groups]
 
     def group_keys(self) -> list[str]:
-        """Keys of all groups that the directory has."""
+        """Return the keys of all groups that the directory has."""
         return [group_key(number) for number in range(self.settings.groups if self.settings is not None else 0)]
 
     def silent(self, name: str, *, now: float, dead_after_s: float) -> bool:
-        """Whether a member's beat is missing or old. Its clock may differ from ours."""
+        """Return whether a member's beat is missing or old. Its clock may differ from
+        ours."""
         return name not in self.beats_at or now - self.beats_at[name] > dead_after_s
 
     def weights(self) -> dict[str, float]:
-        """Load factors of the backends that may get groups; 0 of those that are
-        evacuated.
+        """Return the load factors of the backends that may get groups. A backend that
+        is evacuated has 0.
         """
         return {
             name: 0.0 if orders.evacuate else float(orders.load_factor)
@@ -123,7 +124,7 @@ class Tables:
 
 
 async def read_tables(directory: Directory) -> Tables:
-    """Raises Unavailable."""
+    """Read and decode all rows. Raises Unavailable."""
     bad: dict[tuple[Kind, str], str] = {}
     decoded: dict[Kind, dict[str, Any]] = {kind: {} for kind in Kind}
     beats: Mapping[str, Row] = {}

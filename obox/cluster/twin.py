@@ -1,10 +1,11 @@
-"""Two backends with one name: the backend that starts later ends.
+"""Two backends with one name: the backend that starts later refuses to serve.
 
-Both would own the same groups by every row, and each would fence the boots of the other
-backend as its own earlier boots. A start therefore reads the beat under its name. It
-does not wait if the beat is of an earlier process with the same state directory, whose
-lock this process has. Otherwise it waits and sees whether the beat goes on. A row that
-changes once or twice may be a late write.
+Each row would name both of them as the owner of the same groups. Each would take the
+boots of the other for earlier boots of its own, and fence them. A start therefore reads
+the beat under its name. If the beat is of an earlier process with the same state
+directory, the start goes on, since it has the lock of this directory. Otherwise it
+waits and sees whether the beat changes. A beat that changes once or twice may be a late
+write.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ _Record = TypeVar("_Record", Beat, Member)
 
 LOOK_S: Final = 0.5
 STILL_S: Final = 3.0
-"""A beat that does not change for this time is of a process that has ended. A process
-writes one each second."""
+"""A process whose beat does not change for this time has ended. A live process writes
+its beat each second."""
 CHANGES: Final = 3
-"""Of the counter, after which the other process lives."""
+"""After so many changes of the counter the other process is taken for alive."""
 
 
 async def refuse_twin(
@@ -38,9 +39,10 @@ async def refuse_twin(
     was_ours: Callable[[str], bool],
     sleep: Callable[[float], Awaitable[object]],
 ) -> None:
-    """Raises NameTaken, which has both addresses; Unavailable.
+    """Return if no other live process has this name. Raises NameTaken, which has both
+    addresses; Unavailable.
 
-    was_ours: whether a boot was of an earlier process with this state directory.
+    was_ours: says whether an earlier process with this state directory had a boot.
     """
     before = await _read(directory, Kind.BEATS, name, Beat)
     if before is None or before.ending or was_ours(before.boot):

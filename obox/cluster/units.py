@@ -1,12 +1,12 @@
 """The units of a cluster as a member knows them: groups, and users who were pinned.
 
-A user without a row of kind `pins` is in the unit of its group. From the first such row
-on, the user is a unit of its own, for ever: a pin that was removed follows the group of
-its user. So a user never returns into a group, whose generation says nothing about
-what other backends have written to the user meanwhile.
+A user without a row of kind `pins` belongs to the unit of its group. With the first
+such row the user becomes a unit of its own, for ever. If the pin is removed, the unit
+follows the group of the user. The user never returns into the group: other backends may
+have written to the user meanwhile, and the generation of the group does not show that.
 
 Invariant: `take` makes a user a unit here and in the store in one turn of the loop.
-Rows of users who were not taken yet do not appear.
+Before that turn the row of the user does not appear.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .view import Changes, View
 
 
 class Units:
-    """See the module's text. split: called with a user's group and the new unit."""
+    """See the module's text. split: gets a user's group and the new unit."""
 
     def __init__(self, view: View, split: Callable[[str, str], None]) -> None:
         self._view, self._split = view, split
@@ -41,29 +41,29 @@ class Units:
             self._split(home_of(sid, settings.groups), unit)
 
     def of(self, sid: str) -> str:
-        """The unit of a user. The directory's settings must be known."""
+        """Return the unit of a user. The directory's settings must be known."""
         settings = self._view.settings
         assert settings is not None, "nobody asks before `ready`"
         return self._pinned.get(sid) or home_of(sid, settings.groups)
 
     def row(self, unit: str) -> Assigned | None:
-        """The newest assignment of a unit."""
+        """Return the newest assignment of a unit."""
         kind, key = place_of(unit)
         return self._view.assigned(key, kind)
 
     def rows(self) -> dict[str, Assigned]:
-        """The newest assignment of each unit."""
+        """Return the newest assignment of each unit."""
         pins = self._view.pins
         rows = {group_key(number): row for number, row in self._view.groups.items()}
         return rows | {unit: pins[sid] for sid, unit in self._pinned.items()}
 
     def number(self) -> int:
-        """The highest number of an assignment that was seen."""
+        """Return the highest number of an assignment that was seen."""
         rows = (*self._view.groups.values(), *self._view.pins.values())
         return max((row.number for row in rows), default=0)
 
     def behind(self) -> set[str]:
-        """Units whose rows the directory shows older than they are known."""
+        """Return the units whose rows are behind (`View.behind`)."""
         behind = self._view.behind
         groups = {key for kind, key in behind if kind is Kind.GROUPS}
         return groups | {user_key(key) for kind, key in behind if kind is Kind.PINS}

@@ -1,12 +1,13 @@
-"""What a member knows of the cluster: read from the directory once a second.
+"""What a member knows of the cluster. It reads the directory once a second.
 
-Invariant: a view never goes back. Of two rows the newer stays, whatever the directory
-shows later: by `newer` where it is an assignment, by the timestamp otherwise. So old
-answers, lost rows and a directory that was restored change nothing here. Rows that the
-directory shows older or not at all are *behind*, and are written back.
+Invariant: a view never goes back. Of two rows with one key the newer stays, whatever
+the directory shows later. `newer` orders assignments, and the timestamp orders other
+rows. So old answers, lost rows and a directory that was restored change nothing here. A
+row that the directory shows in an older version, or not at all, is *behind* and is
+written back.
 
-The last good answer is kept in local state. While the directory does not answer, it
-holds, also after a restart.
+The last good answer is kept in local state. While the directory does not answer, the
+view uses this copy, also after a restart.
 
 Diagnostics: a row that does not decode is ignored, and logged once. A directory that is
 newer than this code is ConfigError, the only error that leaves `poll` and `run`.
@@ -53,11 +54,12 @@ SETTINGS_POLLS: Final = 60
 """The directory's own settings are read in one of so many polls."""
 
 BEHIND_POLLS: Final = 5
-"""A row that was behind in so many polls in a row is written back by any member; its
-owner does it at once."""
+"""Any member writes back a row that was behind in so many polls in succession. The
+member that the row belongs to writes it back at once."""
 
 WRITE_BACK_ROWS: Final = 64
-"""Written back at once: an empty directory is full again in some seconds."""
+"""So many rows at most are written back in a pass. Some seconds suffice for an empty
+directory."""
 
 POLLED: Final = (Kind.GROUPS, Kind.PINS, Kind.MOVES, Kind.ORDERS, Kind.MEMBERS, Kind.MERGES, Kind.BEATS)
 _KEPT: Final = (Kind.SETTINGS, *POLLED[:-1])
@@ -119,17 +121,17 @@ class View:
 
     @property
     def settings(self) -> Settings | None:
-        """The directory's settings; None before they have been read once."""
+        """Return the directory's settings, None before they have been read once."""
         return self._records(Kind.SETTINGS, Settings).get(SETTINGS_KEY)
 
     @property
     def groups(self) -> dict[int, Assigned]:
-        """The assignments by group number."""
+        """Return the assignments by group number."""
         return {int(key): record for key, record in self._records(Kind.GROUPS, Assigned).items()}
 
     @property
     def pins(self) -> dict[str, Assigned]:
-        """The pins by storage id, removed pins included."""
+        """Return the pins by storage id, removed pins included."""
         return self._records(Kind.PINS, Assigned)
 
     @property
@@ -146,16 +148,16 @@ class View:
 
     @property
     def beats(self) -> dict[str, Beat]:
-        """The newest beat of each member."""
+        """Return the newest beat of each member."""
         return self._records(Kind.BEATS, Beat)
 
     def assigned(self, key: str, kind: Kind = Kind.GROUPS) -> Assigned | None:
-        """The assignment of a group or a pinned user, by the row's key."""
+        """Return the assignment of a group or a pinned user, by the row's key."""
         known = self._known[kind].get(key)
         return known.record if known is not None else None
 
     def beat_read(self, name: str) -> int | None:
-        """The counter of a member as the last good poll read it, new or old."""
+        """Return the counter of a member as the last good poll read it, new or old."""
         row = self._read.get(Kind.BEATS, {}).get(name)
         try:
             return None if row is None else decode(row.value, Beat).counter
@@ -163,15 +165,19 @@ class View:
             return None
 
     def owners(self) -> dict[str, str]:
-        """All backends that an assignment names, with their sites, "" where unknown."""
+        """Return all backends that an assignment names, with their sites. A site that
+        is not known is ""."""
         records = [known.record for kind in (Kind.GROUPS, Kind.PINS) for known in self._known[kind].values()]
         return {name: self._site(name) for name in {record.backend for record in records}}
 
     def watched(self) -> dict[str, str]:
-        """Backends whose beats matter, with their sites: those that an assignment
-        names, and those that may get groups. If one of these were not watched, its
-        share of the groups of a dead backend would be nobody's. A backend that has
-        stopped in order gets none."""
+        """Return the backends whose beats matter, with their sites.
+
+        These are the backends that an assignment names, and those that may get groups.
+        If a backend that may get groups died unnoticed, nobody would acquire its share
+        of the groups of another dead backend. A backend that has stopped in order gets
+        no groups.
+        """
         orders, beats = self.orders, self.beats
         online = (
             name
@@ -183,19 +189,18 @@ class View:
 
     @property
     def merges(self) -> dict[str, Merge]:
-        """The merges by unit: who has uploaded changes of users that another backend
-        serves."""
+        """Return the merges by unit. A merge names a backend that has uploaded changes
+        of users whom another backend serves."""
         return self._records(Kind.MERGES, Merge)
 
     def age(self) -> float | None:
-        """Seconds since the last good answer, also of an earlier life; None without
-        one.
-        """
+        """Return the seconds since the last good answer, also if an earlier process got
+        it. None: there was no good answer."""
         return None if self._good_at is None else max(0.0, self._clock() - self._good_at)
 
     @property
     def behind(self) -> frozenset[tuple[Kind, str]]:
-        """Rows that the last good poll showed older than known here, or not at all."""
+        """Return the rows that are behind; see the module's text."""
         return frozenset(self._behind)
 
     def listen(self, listener: Callable[[Changes], None]) -> None:
@@ -205,7 +210,8 @@ class View:
     # -- reading ----------------------------------------------------------------------
 
     def restore(self) -> bool:
-        """Take what an earlier life has kept. Raises ConfigError."""
+        """Load the copy of an earlier process. Returns whether there was a copy. Raises
+        ConfigError."""
         kept = self._keeper.load() if self._keeper is not None else None
         if kept is None:
             return False
@@ -218,7 +224,7 @@ class View:
         return True
 
     def note(self, kind: Kind, key: str, row: Row) -> None:
-        """A row that was read outside of a poll, such as after a write of ours."""
+        """Take a row that was read or written outside of a poll."""
         if self._take(kind, key, row):
             self._unsaved = True
             self._tell({kind: {key}})
@@ -231,9 +237,10 @@ class View:
             await self._sleep(max(0.0, began + POLL_S - self._clock()))
 
     async def poll(self) -> bool:
-        """A pass over the directory that begins after the call. False: no answer.
+        """Make a pass over the directory that begins after the call. Returns False if
+        the directory does not answer.
 
-        Passes run one after the other; those who wait for the same pass share it.
+        Passes run one after the other. Callers that wait for the same pass share it.
         Raises ConfigError.
         """
         before = self._begun
@@ -269,8 +276,8 @@ class View:
         return True
 
     async def boots(self) -> list[tuple[str, BootRow]]:
-        """All rows of boots that can be read; no poll reads them. Raises
-        Unavailable."""
+        """Read all rows of boots, which no poll reads. Rows that do not decode are left
+        out. Raises Unavailable."""
         rows = await self._directory.all(Kind.BOOTS)
         found = ((key, self._decoded(Kind.BOOTS, key, row)) for key, row in sorted(rows.items()))
         return [(key, record) for key, record in found if isinstance(record, BootRow)]
@@ -283,7 +290,7 @@ class View:
     async def put(self, kind: Kind, key: str, record: msgspec.Struct) -> None:
         """Write a row that is newer than any that was seen under its key, and note it.
 
-        Raises Unavailable: it may have been written, or may still be.
+        Raises Unavailable: the row may have been written, or may still be.
         """
         known, shown = self._known[kind].get(key), self._read.get(kind, {}).get(key)
         seen = max((row.timestamp for row in (known and known.row, shown) if row is not None), default=0)
@@ -292,11 +299,8 @@ class View:
         self.note(kind, key, row)
 
     async def write_back(self, name: str) -> int:
-        """Put back rows that the directory has lost: those of member `name` at once,
-        others if nobody else has done it for some polls. Returns how many.
-
-        Raises Unavailable.
-        """
+        """Write back rows that are behind. The rows of member `name` are written at
+        once, others after BEHIND_POLLS. Returns their number. Raises Unavailable."""
         due = [
             (kind, key)
             for (kind, key), polls in self._behind.items()
@@ -312,7 +316,7 @@ class View:
     # -- inside -----------------------------------------------------------------------
 
     def _check(self, settings: Row | None) -> None:
-        """Raises ConfigError: this code is too old for the directory."""
+        """Raise ConfigError if this code is too old for the directory."""
         refuse_newer_forms(settings_in(settings), self._forms)
 
     def _records(self, kind: Kind, of: type[_Record]) -> dict[str, _Record]:
@@ -323,13 +327,14 @@ class View:
         return str(member.record.site if member is not None else beat.record.site if beat is not None else "")
 
     def _belongs(self, kind: Kind, key: str) -> str:
-        """The member that a row is of."""
+        """Return the member that a row belongs to, "" if it belongs to none."""
         if kind in (Kind.GROUPS, Kind.PINS):
             return str(self._known[kind][key].record.backend)
         return key if kind in (Kind.MEMBERS, Kind.ORDERS) else ""
 
     async def _take_all(self, kind: Kind, rows: Mapping[str, Row]) -> set[str]:
-        """The keys whose records have changed. Other tasks run between parts."""
+        """Take rows. Returns the keys whose records have changed. Other tasks run
+        between parts of the work."""
         changed = set()
         before = self._read.get(kind, {})
         for number, (key, row) in enumerate(rows.items(), 1):
@@ -342,7 +347,7 @@ class View:
         return changed
 
     def _take(self, kind: Kind, key: str, row: Row) -> bool:
-        """Take a row if it is newer. True if its record has changed."""
+        """Take a row if it is newer. Returns whether the record has changed."""
         known = self._known[kind].get(key)
         if known is not None and known.row == row:
             return False
@@ -369,7 +374,7 @@ class View:
             return None
 
     async def _compare(self, kind: Kind, rows: Mapping[str, Row]) -> None:
-        """Which rows the directory shows older than we know them."""
+        """Count for each row in how many polls in succession it was behind."""
         known, behind = self._known[kind], set()
         for number, key in enumerate(list(known), 1):
             if rows.get(key) != known[key].row:
@@ -390,7 +395,8 @@ class View:
             listener(changes)
 
     async def _save(self) -> None:
-        """A local disk that fails costs the next start, not this life."""
+        """Keep the rows in local state. A disk that fails is only logged, since the
+        next start alone needs the copy."""
         if self._keeper is None or not self._unsaved:
             return
         self._unsaved = False
@@ -419,7 +425,7 @@ class View:
 
 
 def _later(known: _Known, row: Row, record: msgspec.Struct) -> bool:
-    """Whether a row holds against what is known."""
+    """Return whether a row is newer than what is known."""
     if isinstance(record, Assigned):
         same = (record.number, record.token) == (known.record.number, known.record.token)
         return row.beats(known.row) if same else newer(known.record, record)

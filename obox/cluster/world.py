@@ -1,4 +1,4 @@
-"""What a member is given: its store, the world around it, and what it says of itself.
+"""What a member gets: its store, the world around it, and what it says about itself.
 
 This module does not know what a member does with them (`member`).
 """
@@ -13,30 +13,30 @@ from .records import Assigned, Member, Orders, State
 
 
 class Store(Protocol):
-    """What a member asks of the backend's store; the wiring makes it of
-    `obox.store`."""
+    """What a member needs of the backend's store. `obox.membership` implements it."""
 
     def held(self) -> Mapping[str, tuple[int, int]]:
-        """What is served: by unit, number and token of the assignment."""
+        """Return number and token of the assignment of each unit that is served."""
 
     def holds(self, unit: str) -> bool:
-        """Whether a unit is served."""
+        """Return whether a unit is served."""
 
     def boot(self) -> str:
-        """The present boot of the journal."""
+        """Return the present boot of the journal."""
 
     def forms(self) -> Mapping[str, int] | None:
-        """The versions that the bucket says that its objects may have (`obox.forms`);
-        None before the start."""
+        """Return the versions that `_format` in the bucket allows (`obox.forms`), None
+        before the start."""
 
     async def raise_forms(self, wanted: Mapping[str, int]) -> None:
-        """Write so to the bucket, and then write these versions. Raises Unavailable."""
+        """Allow these versions in `_format`, and write them afterwards. Raises
+        Unavailable."""
 
     def split(self, group: str, unit: str) -> None:
-        """A user of a group is a unit of its own from now on, without an assignment."""
+        """Make a user of a group a unit of its own, without an assignment."""
 
     def renumber(self, unit: str, row: Assigned) -> None:
-        """A unit that is served has another assignment; its copies stay trusted."""
+        """Give a unit that is served another assignment. Its copies stay trusted."""
 
     async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
         """Serve units. Raises Unavailable, Corrupt."""
@@ -45,24 +45,25 @@ class Store(Protocol):
         """Give units up; `hand` writes the rows. Raises Unavailable, InUse."""
 
     async def lose(self, units: Sequence[str]) -> int:
-        """Another backend has the units. Returns of how many users changes were
-        uploaded."""
+        """Stop serving units that another backend has, and upload what is left. Returns
+        for how many users changes were uploaded."""
 
     async def doubt(self, units: Sequence[str]) -> None:
-        """Another backend has written to the units' users."""
+        """Compare the users of units with the bucket, because another backend has
+        written to them."""
 
     async def sweep(self, clears: Callable[[str], bool]) -> Collection[tuple[str, str]]:
-        """Look for boots that are over and name users of this backend. Returns all
-        boots of others, as (backend, boot), that the bucket does not say are clean.
-        clears: whether this backend deletes what a backend has left."""
+        """Look for boots that are over and have changes of users of this backend.
+        Returns the boots of other backends, as (backend, boot), that are not clean by
+        the bucket. clears: whether this backend deletes what a backend has left."""
 
 
 @dataclass(frozen=True)
 class Myself:
     """What a backend writes to the directory about itself.
 
-    joins_as: the state if the directory does not know it, and its site has a backend.
-    make_settings: makes the directory's settings if there are none, and
+    joins_as: its state if the directory does not know it and its site has a backend
+    already. make_settings: makes the directory's settings if there are none, and
     refuses a name that another backend has.
     """
 
@@ -71,8 +72,8 @@ class Myself:
     make_settings: Callable[[], Awaitable[object]]
 
     def state(self, me: str, members: Mapping[str, Member], orders: Mapping[str, Orders]) -> State:
-        """Return the state in which a backend joins that the directory does not know.
-        The first backend of a site serves, because nobody else would."""
+        """Return the state in which a new backend joins. The first backend of a site
+        serves, because nobody else would."""
         others = (
             name
             for name, member in members.items()
@@ -101,9 +102,9 @@ class World:
 
 @dataclass
 class Counts:
-    """What a member has done since it began. fences: boots of others that it fenced;
-    fenced: boots of its own that others fenced; gains, releases, losses: units;
-    merges: units that others had written to as well.
+    """What a member has done since it began. fences: boots of other backends that it
+    has fenced; fenced: boots of its own that other backends have fenced; gains,
+    releases, losses: units; merges: units to which another backend had written, too.
     """
 
     fences: int = 0

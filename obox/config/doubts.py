@@ -87,7 +87,7 @@ def _unresolved(host: str) -> str:
 
 
 def _here(host: str) -> bool:
-    """Whether one of its addresses is of this machine. It is found with sockets,
+    """Return whether one of its addresses is of this machine. It is found with sockets,
     without a port."""
     for family, kind, number, _, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
         try:

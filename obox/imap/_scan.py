@@ -198,8 +198,8 @@ class Scan:
             self.at = found.end()
 
     def more(self) -> bool:
-        """Whether another argument follows; the parser has cut spaces at the end, which
-        some clients send."""
+        """Return whether another argument follows; the parser has cut spaces at the
+        end, which some clients send."""
         return self.line[self.at : self.at + 1] == b" "
 
     def end(self) -> None:

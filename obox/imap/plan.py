@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Final
 
 from obox.imap import wire
@@ -22,7 +23,7 @@ from obox.imap.objectid import email_ids
 from obox.imap.rows import FlagsOf, Where
 from obox.mailbox import Table
 from obox.store.api import Fields
-from obox.store.content import Part, Section, header_fields, section
+from obox.store.content import Part, Section, fields_cutter, section
 
 
 def _dates(table: Table, where: Where) -> list[bytes]:
@@ -45,9 +46,9 @@ COLUMNS: Final[dict[FetchAttr, tuple[bytes, Callable[[Table, Where], list[Any]]]
     FetchAttr.MODSEQ: (b"MODSEQ (%d)", lambda table, where: table.modseqs[where].tolist()),
 }
 CACHED: Final[dict[FetchAttr, tuple[bytes, Callable[[Fields], bytes]]]] = {
-    FetchAttr.ENVELOPE: (b"ENVELOPE %b", lambda fields: fields.envelope),
-    FetchAttr.BODY: (b"BODY %b", lambda fields: fields.body),
-    FetchAttr.BODYSTRUCTURE: (b"BODYSTRUCTURE %b", lambda fields: fields.bodystructure),
+    FetchAttr.ENVELOPE: (b"ENVELOPE %b", attrgetter("envelope")),
+    FetchAttr.BODY: (b"BODY %b", attrgetter("body")),
+    FetchAttr.BODYSTRUCTURE: (b"BODYSTRUCTURE %b", attrgetter("bodystructure")),
 }
 
 
@@ -74,6 +75,11 @@ class Body:
         return not self.spec.path and not self.spec.what
 
     @property
+    def entire(self) -> bool:
+        """Whether it is the whole mail, and not only a range of its octets."""
+        return self.whole and self.start is None
+
+    @property
     def in_header(self) -> bool:
         return not self.spec.path and self.spec.what.startswith("HEADER")
 
@@ -96,10 +102,10 @@ class Body:
         partial = self.partial
         if what == "HEADER":
             return literal if self.start is None else lambda header: literal(partial(header))
-        names, invert = frozenset(self.spec.fields), what == "HEADER.FIELDS.NOT"
+        cut = fields_cutter(frozenset(self.spec.fields), what == "HEADER.FIELDS.NOT")
         if self.start is None:
-            return lambda header: literal(header_fields(header, names, invert))
-        return lambda header: literal(partial(header_fields(header, names, invert)))
+            return lambda header: literal(cut(header))
+        return lambda header: literal(partial(cut(header)))
 
     def of_mail(self, mail: bytes, root: Part | None) -> bytes:
         """Return the answer's value from the mail and its structure, or NIL if it has
@@ -171,7 +177,7 @@ class Plan:
     def columns(
         self, table: Table, where: Where, flags: FlagsOf, fields: Sequence[Fields], headers: Sequence[Sequence[bytes]]
     ) -> list[Sequence[Any]]:
-        """Values for the gaps, for the rows at `where`. Not for a plan that needs
+        """Return values for the gaps, for the rows at `where`. The plan must not need
         mails.
 
         headers: for each row what is cut from its header, for each item that asks for
@@ -188,13 +194,12 @@ class Plan:
             elif item in COLUMNS:
                 out.append(COLUMNS[item][1](table, where))
             else:
-                get = CACHED[item][1]
-                out.append([get(one) for one in fields])
+                out.append(list(map(CACHED[item][1], fields)))
         return out
 
 
 def _short(item: FetchAttr | Body) -> bool:
-    """Whether an item has no strings: numbers, a date or flags."""
+    """Return whether an item has no strings: numbers, a date or flags."""
     return not isinstance(item, Body) and item not in CACHED
 
 

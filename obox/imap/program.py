@@ -52,5 +52,5 @@ class _Alone:
         return self._view.uid_ranges(sequence.resolve(len(uids)))
 
     def saved_ranges(self) -> tuple[tuple[int, int], ...]:
-        """Whether nothing is saved."""
+        """Return whether nothing is saved."""
         return ()

@@ -20,11 +20,11 @@ from obox.mailbox import State, Table, UidArray
 from obox.mailbox.view import View
 
 ANSWER_BYTES: Final = 1 << 20
-"""Bytes of lines that are made at a time. A slow client may leave as many in the
+"""So many bytes of lines are made at a time. A slow client may leave as many in the
 transport."""
 LINE_BYTES: Final = 128
-"""Of a line beside its flags, strings and the names of its sections: numbers and
-dates."""
+"""The numbers and dates of a line take so many bytes. Flags, strings and names of
+sections come beside them."""
 
 Where = npt.NDArray[np.intp]
 FlagsOf = Callable[[Table, Where], list[bytes]]
@@ -85,7 +85,7 @@ def flag_column(names: Sequence[str], table: Table, where: Where, recent: UidArr
     if len(recent):
         new = np.isin(table.uids[where], recent, assume_unique=True).tolist()
         return [made[b | made.recent if r else b] for b, r in zip(bits, new, strict=True)]
-    return [made[b] for b in bits]
+    return list(map(made.__getitem__, bits))
 
 
 def lines(names: Sequence[bytes], seqs: Sequence[int], columns: Sequence[Sequence[Any]]) -> bytes:

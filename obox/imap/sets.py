@@ -19,7 +19,7 @@ NUMBER_MAX: Final = 2**32 - 1
 """nz-number is an unsigned 32-bit integer. RFC 9051 §4.2."""
 
 _DIGITS: Final = 10
-"""Of NUMBER_MAX."""
+"""The digits of NUMBER_MAX."""
 
 STAR: Final = 2**32
 """Marks `*`: greater than every number, so that ranges stay in order before they are

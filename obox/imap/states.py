@@ -93,7 +93,7 @@ BEFORE_LOGIN: Final = frozenset(command.NAME for command in _NOT_AUTHENTICATED)
 EXPUNGE_FORBIDDEN: Final[frozenset[type[ast.Command]]] = frozenset(
     {ast.Fetch, ast.Store, ast.Search, ast.Sort, ast.Thread}
 )
-"""No EXPUNGE while these run, unless in their UID form. RFC 9051 §7.5.1."""
+"""No EXPUNGE is sent while these run, unless in their UID form. RFC 9051 §7.5.1."""
 
 CANCELLABLE: Final[frozenset[type[ast.Command]]] = frozenset(
     {ast.Fetch, ast.Search, ast.Sort, ast.Thread, ast.Login, ast.Authenticate}

@@ -42,7 +42,7 @@ log = structlog.get_logger("obox.lmtp")
 
 TLS_HANDSHAKE_S = 30.0
 LINK_S: Final = 10.0
-"""For a client outside `trusted_networks` to prove that it is a member."""
+"""A client outside `trusted_networks` must prove within it that it is a member."""
 
 _TIMED_OUT = Reply(421, "4.4.2", "Timeout, closing")
 _TOO_MANY = Reply(421, "4.3.2", "Too many connections, try again later")
@@ -105,6 +105,7 @@ class Connection(Engine):
 
     async def work(self) -> None:
         machine, session = self.machine, self.session
+        self.rested()  # the client's data came in a turn of the loop
         asked = 0
         while True:
             event = machine.next_event()

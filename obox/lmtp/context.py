@@ -41,6 +41,6 @@ class Context:
         self.trusted = [ipaddress.ip_network(network) for network in settings.trusted_networks]
 
     def trusts(self, remote: str) -> bool:
-        """Whether this TCP client may deliver to us."""
+        """Return whether this TCP client may deliver to us."""
         address = parsed(remote)
         return address is not None and any(address in network for network in self.trusted)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class RecipientAsked:
-    """May mail be delivered there? Answer with `answer_recipient`.
+    """A question whether mail may be delivered. Answer with `answer_recipient`.
 
-    `size`: as declared by SIZE=, or None. claim: the assignment that a member of the
-    cluster knows of the recipient, who is forwarded to us.
+    `size`: as declared by SIZE=, or None. claim: the assignment that a member knows of
+    a recipient that it forwards.
     """
 
     address: str
@@ -30,9 +30,9 @@ class BodyChunk:
 
 @dataclass(slots=True)
 class BodyDropped:
-    """The chunks so far are of no use: too big, or the client gave up.
+    """The chunks so far do not count: they are too big, or the client has left.
 
-    Needs no answer.
+    It needs no answer.
     """
 
 
@@ -40,7 +40,7 @@ class BodyDropped:
 class MailReceived:
     """All chunks have come.
 
-    Answer with `answer_mail`: one reply for each accepted recipient, in their order.
+    Answer with `answer_mail`, with a reply for each accepted recipient, in order.
     """
 
     reverse_path: str
@@ -53,7 +53,7 @@ class MailReceived:
 
 @dataclass(slots=True)
 class TlsAsked:
-    """220 is in the output: send it, call `tls_started`, shake hands."""
+    """220 is in the output: send it, call `tls_started`, do the handshake."""
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class LinkAsked:
 
 
 class Pause(enum.Enum):
-    """Nothing to do for the driver but this."""
+    """The driver has nothing else to do."""
 
     NEED_DATA = enum.auto()
     NEED_ANSWER = enum.auto()

@@ -1,4 +1,4 @@
-"""What LMTP asks where other backends serve some users; `obox.proxy` implements it."""
+"""What LMTP needs if other backends serve some users. `obox.proxy` implements it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from obox.lmtp.replies import Reply
 class Relayed:
     """A mail for recipients of one owner.
 
-    pieces: its bytes as received, from the beginning, each time that it is called.
-    tls: the client's side is encrypted. timeout_s: of one attempt.
+    pieces: yields its bytes as received; each call begins again. tls: whether the
+    client uses TLS. timeout_s: the time of one attempt.
     """
 
     recipients: Sequence[Recipient]
@@ -35,7 +35,7 @@ class Forwarding(Protocol):
         """Whether members may prove themselves here."""
 
     async def exchange(self, *, remote: str, local: bool, tls: bool) -> LinkOwner:
-        """The owner's side of X-OBOX-LINK, for a peer at `remote`.
+        """Return the owner's side of X-OBOX-LINK, for a peer at `remote`.
 
         Raises: NoPerm, there is no link over such a connection.
         """
@@ -44,15 +44,16 @@ class Forwarding(Protocol):
         """Log a peer that has no proof, and count a failed login of its address."""
 
     async def recipient(self, asked: RecipientAsked, deliverer: Deliverer) -> Recipient:
-        """Answer RCPT, for a recipient of ours or of another backend.
+        """Answer RCPT, for a recipient of this or of another backend.
 
-        Raises: as `Deliverer.recipient`; Referred, for what a member forwards wrongly.
+        Raises: as `Deliverer.recipient`; Referred, if a member forwards wrongly.
         """
 
     async def relay(self, mail: Relayed) -> list[Reply | None]:
-        """Hand a mail to the owner of its recipients; a reply for each, in order. None:
-        the recipient is ours by now, and did not get the mail.
+        """Send a mail to the owner of its recipients. Return a reply for each, in
+        order, or None if this backend owns the recipient by now, who has not got the
+        mail.
 
-        Raises nothing but bugs. Once all of the mail has gone to a backend no other is
-        tried: what then has no reply is temporary.
+        Raises nothing but bugs. Once all of the mail has gone to a backend, no other is
+        tried. A recipient without a reply then gets a temporary error.
         """

@@ -84,7 +84,7 @@ class LmtpServer:
         return Connection(self.context, remote, tls=tls)
 
     def trusts(self, remote: str) -> bool:
-        """Whether this TCP client may deliver to us."""
+        """Return whether this TCP client may deliver to us."""
         return self.context.trusts(remote)
 
     @property

@@ -109,7 +109,8 @@ class Session:
         return await self._deliver_here(mail, recipients, session)
 
     async def _split(self, mail: MailReceived, recipients: Sequence[Recipient], session: str) -> list[Reply]:
-        """Recipients by owner, all owners side by side; those of ours are delivered."""
+        """Send the mail to each owner at the same time. Deliver to the recipients of
+        this backend."""
         by_owner: dict[str, list[int]] = {}
         for index, recipient in enumerate(recipients):
             by_owner.setdefault(recipient.owner, []).append(index)
@@ -139,7 +140,7 @@ class Session:
         return replies
 
     async def _deliver_moved(self, mail: MailReceived, recipient: Recipient, session: str) -> Reply:
-        """Deliver to a recipient who has become ours since RCPT."""
+        """Deliver to a recipient whom this backend owns since RCPT."""
         asked = RecipientAsked(recipient.address, recipient.user, recipient.detail, mail.size)
         reply, here = await self.ask(asked)
         if here is None:
@@ -150,7 +151,7 @@ class Session:
         return reply
 
     async def _relay(self, owner: str, recipients: Sequence[Recipient], envelope: Envelope) -> list[Reply | None]:
-        """A reply for each recipient; None: it is ours by now."""
+        """Return a reply for each recipient; None: this backend owns it by now."""
         forwarding, loop = self._context.forwarding, asyncio.get_running_loop()
         assert forwarding is not None
         started = loop.time()
@@ -243,8 +244,8 @@ class Session:
         return Reply(reply.code, reply.enhanced, text)
 
     async def _forward_moved(self, recipient: Recipient, envelope: Envelope) -> Reply | None:
-        """Hand a mail to the backend that a recipient has since RCPT. None: there is
-        none. What a member has forwarded is not forwarded again."""
+        """Send a mail to the backend that owns a recipient since RCPT. None: there is
+        none. A forwarded mail is not forwarded again."""
         if self._context.forwarding is None or self._machine.member:
             return None
         _, there = await self.ask(RecipientAsked(recipient.address, recipient.user, recipient.detail, envelope.size))

@@ -60,7 +60,7 @@ class Inspected:
     queue_id: str
 
     def loops(self, address: str) -> bool:
-        """Whether the mail loops."""
+        """Return whether the mail loops."""
         return self.hops > HOPS_MAX or self.delivered_to.get(address.lower(), 0) > OWN_DELIVERIES_MAX
 
 

@@ -97,7 +97,7 @@ class Columns:
         return where if where < self._n and int(self.uids[where]) == uid else None
 
     def records(self, uids: UidArray) -> tuple[Table, npt.NDArray[np.intp], UidArray]:
-        """Where to read the records of `uids`, ascending.
+        """Return where to read the records of `uids`, ascending.
 
         Returns a table, positions in it, and the UIDs that have a record. The table is
         the state itself if all of them are live; else it has the records that are live
@@ -184,7 +184,7 @@ class Columns:
         return mask
 
     def has_flag(self, flag: str, where: npt.NDArray[np.intp] | slice) -> npt.NDArray[np.bool_]:
-        """Which of the mails at `where` have a flag."""
+        """Return which of the mails at `where` have a flag."""
         name = self.flags.known(flag)
         bit = -1 if name is None else self.flag_names.index(name)
         if name is None or (bit >= NARROW and name not in self._stamps):
@@ -231,7 +231,7 @@ class Columns:
         return home_of(self, position, self.guid, self.homes)
 
     def foreign(self) -> npt.NDArray[np.bool_]:
-        """Which rows have their mail in an object under another UID: copies."""
+        """Return which rows have their mail in an object under another UID: copies."""
         home: npt.NDArray[np.int32] = self._columns["home"][: self._n]
         home_uid: npt.NDArray[np.uint32] = self._columns["home_uid"][: self._n]
         foreign: npt.NDArray[np.bool_] = (home >= 0) | (home_uid != self.uids)

@@ -56,7 +56,7 @@ _COLUMNS: Final = (
 
 
 _RECORD_BYTES: Final = 16 + sum(np.dtype(kind).itemsize for _, kind in _COLUMNS)
-"""Of a record without flags, an oid among them."""
+"""The bytes of a record without flags, an oid among them."""
 
 BYTES_COPIED_MAX: Final = 1000
 """Elements of a column that are encoded as bytes, which is quicker than a view for

@@ -65,7 +65,8 @@ class FlagNames:
         return list(out.values())
 
     def has_room(self, asked: int, stamped: int) -> bool:
-        """Whether so many keywords fit certainly. stamped: how many flags have stamps.
+        """Return whether so many keywords fit certainly. stamped: how many flags have
+        stamps.
 
         False means that `check_room` has to look at the mails.
         """

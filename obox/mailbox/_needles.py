@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -153,6 +154,12 @@ class Finder:
         yet normalised.
         """
         out: set[str] = set()
+        slices = iter(texts)
+        first, second = next(slices, ""), next(slices, None)
+        if second is None and len(first) <= SLICE_CHARS:
+            self._search(normalise(first), out)
+            return out
+        texts = (first,) if second is None else chain((first, second), slices)
         window: list[str] = []
         length = 0
         least = max(SLICE_CHARS, 2 * self._longest)

@@ -125,7 +125,7 @@ class Retained:
         self._told: dict[int, int] = {}  # by id: a view leaves before it is gone
 
     def __len__(self) -> int:
-        """How many records there are."""
+        """Return how many records there are."""
         return self._count
 
     @property

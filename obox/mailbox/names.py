@@ -71,8 +71,8 @@ def _fold(name: str) -> str:
 
 
 def is_inbox(name: str) -> bool:
-    """Whether a whole name is INBOX. Only ASCII letters have two cases here (RFC 3501
-    §5.1).
+    """Return whether a whole name is INBOX. Only ASCII letters have two cases here (RFC
+    3501 §5.1).
 
     `str.upper` alone would turn U+0131, the dotless i, into `I`, too.
     """
@@ -152,7 +152,7 @@ def with_children(names: Iterable[str]) -> set[str]:
 
 
 def is_below(name: str, ancestor: str) -> bool:
-    """Whether `name` lies at any depth below `ancestor`."""
+    """Return whether `name` lies at any depth below `ancestor`."""
     return name.startswith(ancestor + SEPARATOR)
 
 
@@ -213,7 +213,7 @@ class Pattern:
         self._final = 1 << literals
 
     def matches(self, name: str) -> bool:
-        """Whether the pattern covers the whole of `name`, which is canonical."""
+        """Return whether the pattern covers the whole of `name`, which is canonical."""
         if self._prefix is not None:
             if not name.startswith(self._prefix):
                 return False
@@ -255,8 +255,8 @@ def _longest_literal(signs: str) -> str:
 
 
 def _touches_inbox(head: str) -> bool:
-    """Whether a literal start can match INBOX if case is ignored: `inb*` can, `work*`
-    cannot.
+    """Return whether a literal start can match INBOX if case is ignored: `inb*` can,
+    `work*` cannot.
     """
     start = head[: len(INBOX)]
     return start.isascii() and start.upper() == INBOX[: len(head)] and not INBOX.startswith(start)

@@ -216,13 +216,14 @@ class TextSource(Protocol):
     """
 
     def header(self, name: str, needle: Needle) -> bool | None:
-        """Whether a field `name` (lower case) contains `needle`."""
+        """Return whether a field `name` (lower case) contains `needle`."""
 
     def sent_day(self) -> dt.date | bool | None:
         """The day that the Date field spells; False if no date can be read."""
 
     def contains(self, needle: Needle, body_only: bool) -> bool | None:
-        """Whether the body, or the header unless `body_only`, contains `needle`."""
+        """Return whether the body, or the header unless `body_only`, contains
+        `needle`."""
 
 
 _COMPARE: Final[dict[DateTest, Callable[[Any, Any], Any]]] = {
@@ -281,7 +282,7 @@ class Table:
         return found
 
     def has_flag(self, flag: str) -> Mask:
-        """Which of the rows have a flag."""
+        """Return which of the rows have a flag."""
         return self._state.has_flag(flag, self._where)
 
     def frozen(self, query: Query) -> Table:
@@ -319,7 +320,7 @@ def evaluate(query: Query, table: Table, now: float, needles: dict[str, Needle] 
 
 
 def needs_header(query: Query) -> bool:
-    """Whether a mail's header alone may decide the query."""
+    """Return whether a mail's header alone may decide the query."""
     match query:
         case Header() | Text() | OnDate(field=DateField.SENT):
             return True
@@ -412,8 +413,8 @@ class _Evaluator:
         return found
 
     def _in_ranges(self, ranges: Sequence[tuple[int, int]]) -> Mask:
-        """Which UIDs lie in a range: each range adds one at its beginning and subtracts
-        one at its end.
+        """Return which UIDs lie in a range: each range adds one at its beginning and
+        subtracts one at its end.
         """
         uids = self.table.column("uid")
         bounds = np.array([r for r in ranges if r[0] <= r[1]], dtype=np.int64).reshape(-1, 2)

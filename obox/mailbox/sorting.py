@@ -1,4 +1,5 @@
-"""Orders mails by texts and numbers, in steps, so that the caller can let others run.
+"""It orders mails by texts and numbers in steps, so that other tasks can run in
+between.
 
 Texts compare by code point in the form of `collated`. Each different text is kept once,
 and a mail has the number of its text. Pure.
@@ -15,10 +16,10 @@ import numpy.typing as npt
 from ..errors import Limit
 
 CHARS_MAX: Final = 64 * 1024 * 1024
-"""Characters of all different texts that are sorted: a hundred times those of 100,000
-mails."""
+"""All different texts together may have so many characters. The texts of 100,000 mails
+have a hundredth of it."""
 RUN: Final = 4_096
-"""Texts that are sorted or numbered in one step: 2 ms."""
+"""So many texts are sorted or numbered in one step: 2 ms."""
 
 Numbers = npt.NDArray[np.int64]
 
@@ -43,7 +44,7 @@ class Texts:
 
     @property
     def has_empty(self) -> bool:
-        """Whether a mail has the empty text, whose rank is 0."""
+        """Return whether a mail has the empty text, whose rank is 0."""
         return "" in self._numbers
 
     def ranks(self) -> Generator[None, None, Numbers]:
@@ -67,7 +68,7 @@ def in_order(texts: list[str]) -> Generator[None, None, list[str]]:
     while len(runs) > 1:
         merged = []
         for at in range(0, len(runs), 2):
-            # Python's sort finds what is in order already, and merges.
+            # Python's sort finds the runs that are in order already, and merges them.
             merged.append(sorted([text for run in runs[at : at + 2] for text in run]))
             yield
         runs = merged

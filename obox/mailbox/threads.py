@@ -1,11 +1,11 @@
 """Threads of mails: the algorithms ORDEREDSUBJECT and REFERENCES of RFC 5256 §3.
 
-Theory of operation. A mail has a number, its position among the mails in question. The
-nodes of REFERENCES are mails, and dummies for mails that others refer to and that are
-not there. Links are made mail by mail. Then dummies are pruned, roots of the same
-subject are joined, and siblings are sorted. All of this is done in steps (a generator
-that yields), and no function recurses, because a thread may be as deep as a mailbox is
-large.
+Theory of operation. The number of a mail is its position among the mails of the
+command. The nodes of REFERENCES are mails and dummies. A dummy stands for a mail that
+others refer to, and that is not among them. Links are made mail by mail. Then dummies
+are pruned, roots of the same subject are joined, and siblings are sorted. All of this
+is done in steps (a generator that yields). No function recurses, because a thread may
+be as deep as a mailbox is large.
 
 Invariant: each mail is in one thread, once. Pure.
 """
@@ -22,26 +22,27 @@ from ..errors import Limit
 from .sorting import CHARS_MAX, Numbers
 
 STEP: Final = 2_000
-"""Nodes that are handled in one step: 2 ms."""
+"""So many nodes are handled in one step: 2 ms."""
 REFERENCES_MAX: Final = 10_000_000
-"""References of all mails: twenty for each of as many mails as a mailbox has."""
+"""All mails together may have so many references: 500,000 mails with twenty each."""
 WALK_MAX: Final = 20_000_000
-"""Links that are followed to find loops: some seconds."""
+"""So many links are followed to find loops, which takes some seconds."""
 LIST_MAX: Final = 1_000
-"""Siblings that Python sorts. More are sorted by numpy."""
+"""Python sorts so many siblings. numpy sorts more."""
 
 Steps = Generator[None, None, "Forest"]
 
 
 class Forest:
-    """Threads in order. children: of each node, in order. mails: how many of the first
-    nodes are mails; the others are dummies."""
+    """Threads in order. children: the children of each node, in order. mails: so many
+    of the first nodes are mails, and the others are dummies."""
 
     def __init__(self, roots: Sequence[int], children: dict[int, list[int]], mails: int) -> None:
         self.roots, self.children, self.mails = roots, children, mails
 
     def written(self, numbers: Sequence[int]) -> Generator[None, None, bytes]:
-        """Return thread-lists. numbers: what stands for each mail. RFC 5256 §5."""
+        """Return thread-lists. numbers: the number that is written for each mail. RFC
+        5256 §5."""
         out: list[str] = []
         count = 0
         for root in self.roots:
@@ -69,8 +70,9 @@ class Forest:
 
 
 def by_subject(subjects: Numbers, dates: Numbers) -> Forest:
-    """ORDEREDSUBJECT: mails of a base subject are a thread, the first is the parent of
-    the others. subjects: a number for each mail, equal for equal base subjects."""
+    """Make the threads of ORDEREDSUBJECT. The mails of a base subject are a thread, and
+    the first of them is the parent of the others. subjects: a number for each mail. It
+    is equal for equal base subjects."""
     count = len(subjects)
     if not count:
         return Forest([], {}, 0)
@@ -88,10 +90,10 @@ def by_subject(subjects: Numbers, dates: Numbers) -> Forest:
 
 
 class References:
-    """REFERENCES: `add` each mail, then `forest`."""
+    """The algorithm REFERENCES: call `add` for each mail, then `forest`."""
 
     def __init__(self, count: int) -> None:
-        """count: of the mails."""
+        """count: the number of mails."""
         self._count = count
         self._ids: dict[bytes, int] = {}
         """Message-IDs, each with a number of its own."""
@@ -99,15 +101,16 @@ class References:
         self._nodes: list[int] = []
         """The node of each Message-ID, -1 as long as it has none."""
         self._references = array("i")
-        """Numbers of Message-IDs: what the first mail refers to, then the second."""
+        """Numbers of Message-IDs: those that the first mail refers to, then those of
+        the second mail, and so on."""
         self._ends: list[int] = []
         self._parents: list[int] = [-1] * count
         self._children: dict[int, list[int]] = {}
         self._walked = 0
 
     def add(self, message_id: bytes, references: Sequence[bytes]) -> None:
-        """Note the next mail. message_id: b"" if there is none; a mail whose Message-ID
-        another mail has counts as a mail without. Raises Limit."""
+        """Note the next mail. message_id: b"" if there is none. If an earlier mail has
+        the same Message-ID, the mail counts as a mail without. Raises Limit."""
         number = len(self._ends)
         if message_id and self._nodes[self._id(message_id)] < 0:
             self._nodes[self._ids[message_id]] = number
@@ -133,7 +136,7 @@ class References:
         return node
 
     def _is_above(self, node: int, other: int) -> bool:
-        """Whether a node is `other`, or above it."""
+        """Return whether a node is `other`, or above it."""
         if node == other:
             return True
         if not self._children.get(node):
@@ -170,9 +173,9 @@ class References:
             self._link(above, number)
 
     def forest(self, ranks: Numbers, subjects: Sequence[int], replies: Sequence[bool]) -> Steps:
-        """Return the threads. ranks: of each mail by date. subjects: a number for each
-        base subject, 0 for an empty one. replies: whether a mail's subject is of a
-        reply."""
+        """Return the threads. ranks: the rank of each mail by date. subjects: a number
+        for each base subject, 0 for an empty subject. replies: whether the subject of a
+        mail is that of a reply."""
         begin, walked = 0, 0
         for number, end in enumerate(self._ends):
             self._connect(number, self._references[begin:end])

@@ -101,7 +101,7 @@ class View:
         self._retained.enter(self)
 
     def close(self) -> None:
-        """The session asks for expunged mails no more."""
+        """End the session's interest in expunged mails."""
         self._retained.leave(self)
 
     def __del__(self) -> None:
@@ -181,21 +181,22 @@ class View:
     # -- names of flags --------------------------------------------------------------------------------------------
 
     def has_new_names(self, state: State) -> bool:
-        """Whether the mailbox has flags that the client does not know, or
+        """Return whether the mailbox has flags that the client does not know, or
         PERMANENTFLAGS has changed.
         """
         return self._names != (state.flags.version, state.full)
 
     def note_names(self, state: State, names: Sequence[str]) -> None:
-        """The client now knows these names of flags, all of the state's among them."""
+        """Note that the client knows these names of flags, all of the state's among
+        them."""
         self.names = tuple(names)
         self._names = (state.flags.version, state.full)
 
     # -- changes ---------------------------------------------------------------------------------------------------
 
     def unreported(self, state: State, uids: UidArray) -> npt.NDArray[np.bool_]:
-        """Which of `uids`, all in the state, have changes of others that the client
-        does not know.
+        """Return which of `uids`, all in the state, have changes of others that the
+        client does not know.
         """
         where, _ = state.positions(uids)
         modseqs = state.modseqs[where]
@@ -212,7 +213,7 @@ class View:
             self._own = (*self._own, (modseq, uids))
 
     def pending(self, state: State) -> bool:
-        """Whether a poll might return something."""
+        """Return whether a poll might return something."""
         return self._hidden or self._key != _key(state)
 
     def poll(self, state: State, *, expunge: bool, take_recent: Callable[[], int] | None = None) -> Updates | None:

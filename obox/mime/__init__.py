@@ -10,7 +10,16 @@ for).
 from ._address import Address, addresses
 from ._budget import ADDRESSES_MAX, CONTENT_BYTES_MAX, PARTS_MAX, VALUES_BYTES_MAX, Budget
 from ._date import SentDate, parse_date, sent_date
-from ._fields import HEADER_BYTES_MAX, all_values, bounded, header_end, header_fields, header_values, unfold
+from ._fields import (
+    HEADER_BYTES_MAX,
+    all_values,
+    bounded,
+    fields_cutter,
+    header_end,
+    header_fields,
+    header_values,
+    unfold,
+)
 from ._params import Parameters
 from ._scan import DEPTH_MAX, Part, parse
 from ._section import Section, find_part, section
@@ -40,6 +49,7 @@ __all__ = [
     "decode_header",
     "decoded",
     "envelope",
+    "fields_cutter",
     "file_names",
     "find_part",
     "header_end",

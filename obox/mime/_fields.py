@@ -14,7 +14,7 @@ belongs to no field and does not end the header.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Final
 
@@ -174,6 +174,19 @@ def header_fields(header: bytes, names: frozenset[bytes], invert: bool) -> bytes
     if not found.lower:
         return b"\r\n"
     return b"\n".join([*_fields_of(header, found), b"\r\n"])
+
+
+def fields_cutter(names: frozenset[bytes], invert: bool) -> Callable[[bytes], bytes]:
+    """`header_fields` for these names, prepared for many headers."""
+    ready = _ready(names)
+
+    def cut(header: bytes) -> bytes:
+        fields = ready.fields
+        if fields is None or invert or len(header) > HEADER_BYTES_MAX or header[-1:] != b"\n":
+            return header_fields(header, names, invert)
+        return b"\n".join([*fields.findall(b"\n" + header), b"\r\n"])
+
+    return cut
 
 
 def _fields_of(header: bytes, names: _Names) -> list[bytes]:

@@ -77,14 +77,13 @@ class Part:
     lines: int = 0
     """LFs in the body; counted only for text and message parts."""
     children: list[Part] = field(default_factory=list)
-    """Of a multipart: at least one. A multipart without any delimiter gets an empty
-    text/plain, because the grammar of IMAP needs a part.
+    """The parts of a multipart, at least one. A multipart without any delimiter gets an
+    empty text/plain, because the grammar of IMAP needs a part.
     """
     message: Part | None = None
-    """Of message/rfc822 and message/global: the message inside. IMAP4rev1 does not know
-    message/global (RFC 3501 §9, media-message) and gets it described like any other
-    body (`body_forms`). No session speaks IMAP4rev2, which describes it like
-    message/rfc822.
+    """The message inside message/rfc822 and message/global. IMAP4rev1 does not know
+    message/global (RFC 3501 §9, media-message), so it is described like any other body
+    (`body_forms`). IMAP4rev2, which no session has, describes it like message/rfc822.
     """
 
     def param(self, name: bytes) -> bytes | None:
@@ -202,7 +201,7 @@ class _Scanner:
         return part
 
     def may_nest(self, depth: int) -> bool:
-        """Whether a container at that depth may have parts."""
+        """Return whether a container at that depth may have parts."""
         if depth >= DEPTH_MAX or self.budget.parts <= 0:
             self.budget.exceeded["depth" if depth >= DEPTH_MAX else "parts"] = None
             return False

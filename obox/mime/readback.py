@@ -1,8 +1,8 @@
-"""ENVELOPE read back from its wire form: what SORT and THREAD need of a mail.
+"""The values of an ENVELOPE, read from its wire form. SORT and THREAD need them.
 
-The index keeps each mail's ENVELOPE ready for clients. To read it takes a few
-microseconds, much less than to parse the header again. Linear time; a form that is not
-an ENVELOPE is an empty one.
+The index keeps the ENVELOPE of each mail ready for clients. Reading it takes a few
+microseconds, much less than parsing the header again. The time is linear. If the bytes
+are no ENVELOPE, all values are empty.
 """
 
 from __future__ import annotations

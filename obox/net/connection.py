@@ -89,7 +89,7 @@ class Connection(Stream):
         """Unix seconds at which the client connected."""
         self._remote_given = remote is not None
         self._client_tls: bool | None = None
-        """What a member of the cluster says of its client."""
+        """Whether a member of the cluster says that its client uses TLS."""
         self._counted = ""
         self.is_local = False
         """Whether the peer is on this machine, and no proxy has named another."""
@@ -106,7 +106,7 @@ class Connection(Stream):
 
     @abstractmethod
     def opened(self) -> None:
-        """The client is admitted: greet it and set the first timer."""
+        """Greet the admitted client and set the first timer."""
 
     @abstractmethod
     def received(self, data: bytes) -> bool:
@@ -210,9 +210,9 @@ class Connection(Stream):
             self.pause_reading()
 
     def eof_received(self) -> bool:
-        """The client sends no more.
+        """Note that the client sends no more.
 
-        Without TLS, the client still gets the answers to what it has sent.
+        Without TLS, it still gets the answers to what it has sent.
         """
         self._eof = True
         return self._task is not None and not self.tls
@@ -337,7 +337,7 @@ class Given(NamedTuple):
     """A client's transport that another protocol takes over.
 
     congested: the client does not read. paused: it is not being read. eof: it sends no
-    more. stop: why it is to end; "": it is not.
+    more. stop: why it has to end; "" if it has not.
     """
 
     transport: asyncio.Transport
@@ -348,7 +348,8 @@ class Given(NamedTuple):
 
 
 def hand_over(connection: Connection, successor: Member) -> Given:
-    """Give the client and the place in the registry to another; the connection ends.
+    """Give the client and the place in the registry to a successor. The connection
+    ends.
 
     The successor leaves the registry, and counts the connection out of the hub. Raises:
     ConnectionResetError, the client is gone.
@@ -371,10 +372,10 @@ def hand_over(connection: Connection, successor: Member) -> Given:
 
 
 def speak_for(connection: Connection, remote: str, *, tls: bool) -> None:
-    """The peer is a member of the cluster: its connections are those of its clients,
-    each of which it counts itself.
+    """Use the client's address. The peer is a member of the cluster, whose connections
+    are not limited: it limits its clients itself.
 
-    remote, tls: of the client.
+    remote, tls: those of the client.
     """
     connection.hub.registry.uncount(connection._counted)
     connection._counted = ""
@@ -382,6 +383,6 @@ def speak_for(connection: Connection, remote: str, *, tls: bool) -> None:
 
 
 def client_tls(connection: Connection) -> bool:
-    """Whether the client uses TLS, also where a member of the cluster speaks for it.
-    `Connection.tls` is about the connection with the peer."""
+    """Return whether the client uses TLS, also where a member of the cluster speaks for
+    it. `Connection.tls` is about the connection with the peer."""
     return connection.tls if connection._client_tls is None else connection._client_tls

@@ -1,10 +1,10 @@
 """A conversation with another server, line by line, until its transport is taken over.
 
-What comes is kept up to `AHEAD_BYTES`; beyond that reading pauses. `take` gives what
-has come behind the last line, and the transport, to the protocol that continues.
+It keeps up to `AHEAD_BYTES` of what has come; beyond that reading pauses. `take` gives
+the transport, and the bytes behind the last line, to the protocol that continues.
 
-Diagnostics: every failure of the network is an OSError. The owner sets deadlines. It
-does not know what the lines mean.
+Diagnostics: every failure of the network is an OSError. The owner sets deadlines. This
+module does not know what the lines mean.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from typing import Any, Final, cast
 from obox.net.registry import is_loopback
 
 LINE_BYTES_MAX: Final = 16_384
-"""Of a server's answer: a list of capabilities has some 500 bytes."""
+"""The longest line of an answer. A list of capabilities has some 500 bytes."""
 AHEAD_BYTES: Final = 65_536
-"""That have come and were not asked for yet."""
+"""So many bytes may have come that nobody has asked for yet."""
 KEEPALIVE_IDLE_S: Final = 60
-"""Of silence, before the kernel asks whether the peer is still there."""
+"""After this silence the kernel asks whether the peer is still there."""
 KEEPALIVE_EVERY_S: Final = 10
 USER_TIMEOUT_S: Final = 30
-"""For a peer to acknowledge what was sent; then the kernel ends the connection."""
+"""A peer must acknowledge what was sent within this time, or the kernel ends the
+connection."""
 
 
 class Dialogue(asyncio.Protocol):
@@ -90,13 +91,13 @@ class Dialogue(asyncio.Protocol):
 
     @property
     def peer(self) -> str:
-        """The server's address; "": a unix socket."""
+        """The server's address; "" for a unix socket."""
         peer = self.transport.get_extra_info("peername")
         return str(peer[0]) if isinstance(peer, tuple) and peer else ""
 
     @property
     def local(self) -> bool:
-        """The server is on this machine."""
+        """Whether the server is on this machine."""
         return is_loopback(self.peer)
 
     @property
@@ -111,7 +112,7 @@ class Dialogue(asyncio.Protocol):
         return self.transport.get_extra_info("ssl_object") is not None
 
     async def line(self) -> bytes:
-        """The server's next line, without CRLF.
+        """Return the server's next line, without CRLF.
 
         Raises: ConnectionResetError, also for a line of more than LINE_BYTES_MAX.
         """
@@ -153,7 +154,7 @@ class Dialogue(asyncio.Protocol):
         self.transport = made
 
     def take(self) -> tuple[asyncio.Transport, bytes]:
-        """The transport, for another protocol, and what has come behind the last line.
+        """Return the transport, and what has come behind the last line.
 
         Raises: ConnectionResetError, the server is gone.
         """
@@ -178,7 +179,7 @@ class Dialogue(asyncio.Protocol):
 
 
 def watch(transport: asyncio.BaseTransport) -> None:
-    """Notice a peer that is gone, also where nothing is sent for hours."""
+    """Notice a peer that is gone, even if nothing is sent for hours."""
     sock: Any = transport.get_extra_info("socket")
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return

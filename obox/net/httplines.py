@@ -1,7 +1,7 @@
-"""The client's side of HTTP/1.1 as our own server (`obox.server.http`) speaks it:
-answers have a length, or come in chunks.
+"""The client's side of HTTP/1.1, for answers of `obox.server.http`: they have a length,
+or come in chunks.
 
-What fails is an OSError. It does not know addresses, TLS, or what is asked.
+A failure is an OSError. This module does not know addresses, TLS, or what is requested.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ LINE_BYTES_MAX: Final = 64 << 20
 """A row of a verb, such as a mail that `fetch` shows."""
 PIECE_BYTES: Final = 64 * 1024
 HEAD_LINES_MAX: Final = 64
-"""Header lines of an answer; ours has five."""
+"""An answer has so many header lines at most. obox sends five."""
 
 
 async def head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
-    """The status and the headers of an answer, names in lower case. Raises OSError."""
+    """Return the status and the headers of an answer, names in lower case. Raises
+    OSError."""
     try:
         status = (await reader.readline()).decode("latin-1").split(" ", 2)
         if len(status) < 2 or not status[0].startswith("HTTP/1.") or not status[1].isdigit():
@@ -80,4 +81,4 @@ async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
             yield data
         await reader.readexactly(2)
     while (await reader.readuntil(b"\n")).strip():
-        pass  # trailers; ours has none
+        pass  # trailers, which obox does not send

@@ -301,7 +301,7 @@ class Listeners:
 
 
 def _greeted(entry: Listen) -> bool:
-    """Whether a PROXY header or a TLS handshake comes before the protocol."""
+    """Return whether a PROXY header or a TLS handshake comes before the protocol."""
     return entry.proxy or entry.tls
 
 

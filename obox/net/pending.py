@@ -65,8 +65,8 @@ class Pending:
         return entry
 
     def leave(self, entry: Entry) -> None:
-        """The connection is no longer pending. An entry that was dropped may leave
-        again."""
+        """Note that the connection is no longer pending. An entry that was dropped may
+        leave again."""
         entries = self._entries.get(entry.address)
         if entries is None or entry not in entries:
             return

@@ -68,7 +68,7 @@ def need(data: bytes, arrived: bytes) -> int:
 
 
 def complete(data: bytes) -> bool:
-    """Whether `data`, collected by `need`, is a whole header."""
+    """Return whether `data`, collected by `need`, is a whole header."""
     if data.startswith(SIGNATURE):
         return len(data) >= V2_HEAD_BYTES and len(data) == V2_HEAD_BYTES + int.from_bytes(data[14:16], "big")
     return data.startswith(b"PROXY") and data.endswith(b"\n")

@@ -21,7 +21,7 @@ TOO_MANY: Final = "Too many connections, try again later"
 
 
 def is_loopback(remote: str) -> bool:
-    """Whether this is an address of this machine. "" is a unix socket, which is
+    """Return whether this is an address of this machine. "" is a unix socket, which is
     local."""
     address = parsed(remote)
     return not remote or (address is not None and address.is_loopback)
@@ -136,12 +136,12 @@ class Registry:
         _less(self._users, user)
 
     def uncount(self, remote: str) -> None:
-        """A connection from an address counts there no more; it leaves with ""."""
+        """Stop counting a connection by its address. It leaves with ""."""
         if address := counted(remote):
             _less(self._addresses, address)
 
     def replace(self, member: Member, successor: Member) -> None:
-        """Another takes a connection's place, and leaves in its stead."""
+        """Give a connection's place to a successor, which leaves in its stead."""
         self._members.discard(member)
         self._members.add(successor)
 

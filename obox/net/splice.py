@@ -1,13 +1,15 @@
-"""Two connections that are one: what a client sends goes to a server, and back.
+"""A splice: two connections that are joined. Bytes of a client go to a server, and
+back.
 
-Theory of operation. A client's connection (`obox.net.connection`) has become one of a
-server elsewhere, after a login. From then on nothing is parsed. Each side is a protocol
-of its own that writes what comes to the other side's transport.
+Theory of operation. A client's connection (`obox.net.connection`) was joined with a
+connection to a server, after a login. From then on nothing is parsed. Each side is a
+protocol of its own, which writes its bytes to the other side's transport.
 
     open --a side sends no more--> half: the other side learns it, its bytes still come
     open, half --a side is gone, `stop`--> ending: what was read goes out, and no more
         is read
-    open, half, ending --both sides are gone--> the registry forgets the splice
+    open, half, ending --both sides are gone--> the registry forgets the splice, and
+        nothing refers to its sides any more
 
 Flow. When the transport of a side holds more than BUFFER_BYTES, the other side is not
 read until it has sent them. So a splice holds at most that, and one read, each way.
@@ -16,7 +18,7 @@ Time. An open splice has no timer: IDLE may last for hours, and the server knows
 client is quiet for too long. The kernel notices a dead peer (`dialogue.watch`). A half
 splice ends after HALF_S of silence, and an ending splice is cut after CLOSE_TIMEOUT_S.
 
-This module does not know protocols: no last words are said, because they could stand in
+This module does not know protocols. It sends no last words, because they could come in
 the middle of an answer.
 """
 
@@ -33,11 +35,11 @@ from obox.net.registry import Who
 from obox.net.stream import CLOSE_TIMEOUT_S
 
 BUFFER_BYTES: Final = 65_536
-"""That wait for a side to read; beyond, the other side is not read."""
+"""If more bytes wait for a side to read, the other side is not read."""
 HALF_S: Final = 300.0
-"""For a server to answer a client that sends no more, without a byte either way."""
+"""A half splice ends after this time without a byte either way."""
 QUIET_S: Final = 1.0
-"""Without a byte either way: a stop may close without waiting for an answer."""
+"""After this time without a byte either way, a stop need not wait for an answer."""
 
 
 class _Side(asyncio.Protocol):
@@ -77,6 +79,11 @@ class _Side(asyncio.Protocol):
             self.held = True
             self.transport.pause_reading()
 
+    def release(self) -> None:
+        """Drop every reference, so that no cycle is left: the buffers of a connection
+        under TLS are large, and the garbage collector runs too seldom."""
+        del self.splice, self.other, self.transport
+
     def resume(self) -> None:
         if self.held and not self.gone and not self.transport.is_closing():
             self.held = False
@@ -85,12 +92,12 @@ class _Side(asyncio.Protocol):
 
 @dataclass(slots=True, frozen=True)
 class Leg:
-    """A connection to the server that a client shall have.
+    """A connection to the server that a client gets.
 
-    transport: of the server. ahead: what it has sent behind its last line. text, code:
-    of its answer to the login. backend: its name, for `who`. ended: called once, with
-    the bytes from the client and to it, and why the splice ended. mail: the storage id
-    of the user, for `who`.
+    transport: to the server. ahead: what the server has sent behind its last line.
+    text, code: its answer to the login. backend: its name, for `who`. ended: called
+    once, with the bytes from the client and to it, and why the splice ended. mail: the
+    storage id of the user, for `who`.
     """
 
     transport: asyncio.Transport
@@ -102,13 +109,13 @@ class Leg:
     mail: str = ""
 
     def abort(self) -> None:
-        """It is not wanted after all."""
+        """Cut a connection that no client gets."""
         self.transport.abort()
         self.ended(0, 0, "client left")
 
 
 class Splice:
-    """See the module's text. A member of the registry in place of the connection."""
+    """See the module's text. It takes the connection's place in the registry."""
 
     __slots__ = (
         "__weakref__",
@@ -128,9 +135,9 @@ class Splice:
     )
 
     def __init__(self, connection: Connection, leg: Leg, user: str, ahead: bytes) -> None:
-        """connection: of the client; it ends. ahead: what it has read and not used.
+        """connection: the client's, which ends. ahead: what it has read and not used.
 
-        user: counted by the registry.
+        user: the user whom the registry counts.
         """
         self.hub = connection.hub
         self.id = connection.id
@@ -173,12 +180,12 @@ class Splice:
 
     @property
     def buffered_bytes(self) -> int:
-        """What waits for a side to read."""
+        """The bytes that wait for a side to read."""
         return sum(side.transport.get_write_buffer_size() for side in (self.client, self.owner) if not side.gone)
 
     @property
     def idle_since(self) -> float | None:
-        """It is the server's to say whether a client is idle."""
+        """Return None: the server decides whether a client is idle."""
         return None
 
     def who(self) -> Who:
@@ -209,12 +216,12 @@ class Splice:
     # -- what the sides tell ---------------------------------------------------------------------------------------
 
     def moved(self) -> None:
-        """Bytes have come."""
+        """Note that bytes have come."""
         self.quiet_since = asyncio.get_running_loop().time()
 
     def ended_by(self, side: _Side) -> bool:
-        """A side sends no more. Returns whether its connection stays open, to be sent
-        what the other side still says.
+        """Note that a side sends no more. Returns whether its connection stays open, to
+        get what the other side still sends.
         """
         if side is self.owner or side.transport.get_extra_info("ssl_object") is not None:
             self.end("the backend closed the connection" if side is self.owner else "disconnected")
@@ -228,7 +235,7 @@ class Splice:
         return True
 
     def lost(self, side: _Side, exc: Exception | None) -> None:
-        """A side is gone."""
+        """Note that a side is gone."""
         if not (self.client.gone and self.owner.gone):
             who = "client" if side is self.client else "backend"
             self.end(f"{who}: {exc}" if exc is not None else f"the {who} closed the connection")
@@ -238,9 +245,11 @@ class Splice:
         registry.leave(self, remote, user)
         self.hub.count(-1)
         self._leg.ended(self.client.bytes_in, self.owner.bytes_in, self.reason)
+        for one in (self.client, self.owner):
+            one.release()
 
     def end(self, reason: str) -> None:
-        """Close both, once what was read has gone out."""
+        """Close both sides, once what was read has gone out."""
         self.reason = self.reason or reason
         self.stopping = True
         for side in (self.client, self.owner):
@@ -251,7 +260,7 @@ class Splice:
     # -- time ------------------------------------------------------------------------------------------------------
 
     def _look(self, left_s: float = CLOSE_TIMEOUT_S) -> None:
-        """TLS has no half-closed state: wait until the server pauses."""
+        """Wait until the server pauses, since TLS has no half-closed state."""
         loop = asyncio.get_running_loop()
         if loop.time() - self.quiet_since >= QUIET_S or left_s <= 0:
             self.end(self.reason)

@@ -193,6 +193,10 @@ class Stream(asyncio.Protocol, ABC):
     async def pause(self) -> None:
         """Let other tasks run."""
         await self._wait_turn()
+        self.rested()
+
+    def rested(self) -> None:
+        """Note that other tasks have just run: the time of this task begins anew."""
         self._last_yield = self._clock()
 
     async def _wait_turn(self) -> None:
@@ -300,7 +304,7 @@ class Stream(asyncio.Protocol, ABC):
             self.arm(again_s)
 
     def _gone(self) -> None:
-        """The transport has ended: stop the timer, drop output, and wake the writer."""
+        """Stop the timer, drop output, and wake the writer: the transport has ended."""
         self._lost = self._closing = True
         self._disarm()
         self._out = ()

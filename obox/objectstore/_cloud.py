@@ -128,8 +128,8 @@ def translate(op: str, key: str, error: Exception) -> StoreError:
 
 
 def _words(whole: str) -> str:
-    """The store's own words first: `403 SignatureDoesNotMatch: …`; without an answer,
-    the reason for it.
+    """Return the store's own words first: `403 SignatureDoesNotMatch: …`; without an
+    answer, the reason for it.
     """
     text, _, debug = whole.partition("\n\nDebug source")
     if answer := _ANSWER.search(text):
@@ -274,7 +274,7 @@ class CloudDriver:
         except exceptions.InvalidPathError as error:
             if exact_keys is None:
                 raise translate("list", prefix, error) from error
-            # a key that obstore cannot name: begin anew with `exact`
+            # a key that obstore cannot name: begin again with `exact`
             async with self._slots:
                 return await exact_keys.page(prefix, after, REQUEST_KEYS_MAX, Token(""))
         except (exceptions.BaseError, OSError, ValueError) as error:

@@ -37,7 +37,7 @@ class ObjectInfo(NamedTuple):
 
 Objects: TypeAlias = list[ObjectInfo]
 Names: TypeAlias = list[str]
-"""For classes whose own `list` hides the type."""
+"""These names are for classes whose own `list` hides the type."""
 
 Cursor: TypeAlias = Any
 """The place from which a LIST continues. It belongs to the driver and is used once.

@@ -67,8 +67,8 @@ def _is_endpoint(value: str) -> bool:
 
 
 def _looks_like_an_ip_address(host: str) -> bool:
-    """Whether a host must be an IP address: its last label is a number (URL Standard,
-    "ends in a number").
+    """Return whether a host must be an IP address: its last label is a number (URL
+    Standard, "ends in a number").
     """
     last = host.rstrip(".").rpartition(".")[2]
     return host.startswith("[") or re.fullmatch(r"[0-9]+|0[xX][0-9A-Fa-f]*", last) is not None

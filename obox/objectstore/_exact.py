@@ -28,7 +28,7 @@ _PASSING_STATUS = 500
 
 
 def unnamable(key: str) -> bool:
-    """Whether obstore changes or refuses a key."""
+    """Return whether obstore changes or refuses a key."""
     return _UNNAMABLE.search(key) is not None
 
 
@@ -50,7 +50,7 @@ class ExactKeys:
         self._client: Any = None
 
     async def page(self, prefix: str, after: str, limit: int, token: Token) -> Page:
-        """A page of keys below prefix, from a token on."""
+        """Return a page of keys below prefix, from a token on."""
         words = {"ContinuationToken": token.text} if token.text else {"StartAfter": after} if after else {}
         answer = await self._ask("list", prefix, "list_objects_v2", Prefix=prefix, MaxKeys=limit, **words)
         items = [
@@ -60,7 +60,7 @@ class ExactKeys:
         return Page(items, Token(more) if more else None)
 
     async def names(self, prefix: str) -> list[str]:
-        """Names directly below prefix that have keys below them.
+        """Return names directly below prefix that have keys below them.
 
         An empty name is left out, because nobody can ask for it.
         """

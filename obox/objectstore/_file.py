@@ -369,8 +369,8 @@ class FileDriver:
             put.temp = ""
 
     def _forget(self, directory: str) -> None:
-        """A directory is missing: its replacement, and directories above it, must be
-        synced anew.
+        """Note that a directory is missing. Its replacement, and the directories
+        above, must be synced.
         """
         while not os.path.isdir(directory) and len(directory) > len(self._root):
             self._known.pop(directory, None)

@@ -15,7 +15,7 @@ still answer it. While other requests get answers, an attempt that takes half of
 deadline gets a second attempt in parallel.
 
 A LIST follows the store's own continuation to its end. If the continuation breaks, the
-LIST begins anew from the start, and keys that were named already are dropped: the code
+LIST begins again from the start, and keys that were named already are dropped: the code
 relies neither on an order of the store, nor on the last key of a page.
 
 Invariant: only transient failures (Unreachable, Truncated, a timeout) are tried again.
@@ -69,7 +69,7 @@ small site.
 """
 
 LIST_RESTARTS_MAX = 4
-"""How often a LIST begins anew without a new key in between."""
+"""How often a LIST begins again without a new key in between."""
 
 LIST_EMPTY_PAGES_MAX = 1000
 """Consecutive pages that name no new key: a store that repeats the same pages must not
@@ -163,7 +163,7 @@ class Retrying:
                 empty, restarts, pages = 0, listing.restarts, listing.pages
                 continue
             empty += 1
-            # each time the LIST begins anew, it first repeats the old pages
+            # each time the LIST begins again, it first repeats the old pages
             most = LIST_EMPTY_PAGES_MAX + pages * LIST_RESTARTS_MAX
             if empty > most or listing.restarts - restarts > LIST_RESTARTS_MAX:
                 raise Unreachable(f"list {prefix}: broken off again and again, the last time with {self.last_failure}")
@@ -256,11 +256,11 @@ class Retrying:
         return min(SILENCE_S, self._deadline_s / 2) + size / UPLOAD_BYTES_PER_S
 
     def note_answer(self) -> None:
-        """The store has answered some request."""
+        """Note that the store has answered."""
         self._answered_at = self._clock()
 
     def unanswered_since(self, at: float) -> bool:
-        """Whether no request has got an answer since then."""
+        """Return whether no request has got an answer since then."""
         return self._answered_at <= at
 
     def now(self) -> float:
@@ -413,7 +413,7 @@ async def _sort(found: Objects) -> None:
 
 
 class _Listing:
-    """A LIST in progress, page by page; after a page that failed it begins anew."""
+    """A LIST in progress, page by page; after a page that failed it begins again."""
 
     def __init__(self, inner: Driver, prefix: str, *, kind: Kind, after: str, limit: int | None, exact: bool) -> None:
         self.ended = False

@@ -366,8 +366,8 @@ class Codec:
         return b"".join((signed, _CRC.pack(crc), table, meta, *frames))
 
     def outdated(self, prefix: bytes) -> bool:
-        """Whether an object has an older version, or is not sealed under the key that
-        encrypts.
+        """Return whether an object has an older version, or is not sealed under the key
+        that encrypts.
 
         It uses the first HEADER_BYTES, unverified. Raises: CorruptObject, NewerFormat.
         """

@@ -1,7 +1,7 @@
 """The bucket's own settings: versioning and lifecycle rules, by aioboto3; S3 only.
 
-This module does not know objects. Diagnostics: settings that may not be read are named
-among the problems; nothing is raised.
+This module does not know objects. Diagnostics: settings that obox may not read are
+named among the problems, and no error is raised.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ async def _ask(client: Any, bucket: str, facts: dict[str, Any]) -> None:
 
 
 def _expires(rule: dict[str, Any]) -> bool:
-    """Whether a rule has days or a date, and not only a delete marker."""
+    """Return whether a rule has days or a date, and not only a delete marker."""
     return bool({"Days", "Date"} & set(rule["Expiration"]))
 
 

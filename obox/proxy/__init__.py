@@ -2,11 +2,11 @@
 
 forward.py  Forwarder: who serves a user, the trusted link, referrals
 waiting.py  Wait: how long a client waits for a backend that does not answer
-moves.py    Moves: what goes on at a backend ends when its user has another
+moves.py    Moves: ends splices and attempts when their user has another backend
 dial.py     connections to a backend, up to TLS and the link's proof
 imap.py     the login at a backend over IMAP
 lmtp.py     LmtpForwarder: mails for users of other backends
-router.py   ViewRouter: a proxy's answers, out of the directory
+router.py   ViewRouter: the router of a proxy, from its view of the directory
 calls.py    calls of the admin API between members
 pulls.py    sources of `metacache pull` that are members
 probe.py    a login at a backend to see whether it works

@@ -10,13 +10,13 @@ connection:
         200, lines of JSON
 
 Message 3 covers the nonces of both ends, the certificate, and a digest of method, path
-and body. An exchange belongs to its connection and is good for one call, so that a
-message that is sent again fits nowhere.
+and body. An exchange belongs to its connection and serves a single call. So a message
+that somebody records and sends again is refused.
 
-Diagnostics: what does not fit is refused with 403, logged with the peer's address, and
-counted as a failed login of it. The sender raises OSError where a member does not
-answer, and LinkRefused where it cannot prove itself. This module does not know what is
-called.
+Diagnostics: a call whose proof is wrong gets 403. It is logged with the peer's address,
+and counts as a failed login of that address. The sender raises OSError if a member does
+not answer, and LinkRefused if the member cannot prove itself. This module does not know
+what a call does.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ PATH: Final = "/cluster/v1/call"
 PULL_PATH: Final = "/cluster/v1/metacache"
 """Where the destination of `metacache pull` asks its source."""
 LISTENER: Final = "admin"
-"""The listener that a forward of a call names; it is none of mail."""
+"""The forward of a call names this listener, which is no listener of mail."""
 CALL_BYTES_MAX: Final = 8 << 20
-"""Body of a call: names and assignments of some fifty thousand users."""
+"""The size of a call's body. Names and assignments of some 50,000 users fit into it."""
 PROVE_S: Final = 5.0
-"""For a member to prove itself, once it is connected."""
+"""A member must prove itself within this time after the connection."""
 SILENT_S: Final = 300.0
-"""Between two lines of an answer. Long verbs report their progress."""
+"""The longest time between two lines of an answer. Long verbs report their progress."""
 STREAM_BYTES: Final = 256 * 1024
 """What is read ahead of the stream of a pull."""
 
@@ -74,7 +74,8 @@ class Peer(Protocol):
 
 
 def digest(method: str, path: str, body: bytes) -> bytes:
-    """What a proof covers of a request. Each part is preceded by its length."""
+    """Return the digest of a request that a proof covers. Each part is preceded by its
+    length."""
     parts = (method.encode(), path.encode(), hashlib.sha256(body).digest())
     return hashlib.sha256(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()
 
@@ -89,7 +90,7 @@ class Signer(Protocol):
     def member(self) -> str: ...
 
     def sender(self, forward: Forward, binding: bytes) -> LinkSender:
-        """Our side of the link. Raises LinkRefused: we have no secret."""
+        """Return our side of the link. Raises LinkRefused if we have no secret."""
 
 
 class Answer(NamedTuple):
@@ -99,7 +100,7 @@ class Answer(NamedTuple):
 
 
 async def call(signer: Signer, there: There, body: bytes) -> AsyncIterator[bytes]:
-    """Call a member: the lines of its answer. Raises OSError, LinkRefused."""
+    """Call a member, and yield the lines of its answer. Raises OSError, LinkRefused."""
     async with _asked(signer, there, PATH, body, lines, LINE_BYTES_MAX) as answer:
         if answer.status != 200:
             raise ConnectionRefusedError(f"it refuses the call: HTTP {answer.status}; its log says why")
@@ -109,7 +110,7 @@ async def call(signer: Signer, there: There, body: bytes) -> AsyncIterator[bytes
 
 @asynccontextmanager
 async def pull(signer: Signer, there: There, question: bytes) -> AsyncIterator[Answer]:
-    """Ask the source of a pull. Its answer comes in pieces. Raises OSError,
+    """Ask the source of a pull, whose answer comes in pieces. Raises OSError,
     LinkRefused."""
     async with _asked(signer, there, PULL_PATH, question, pieces, STREAM_BYTES) as answer:
         yield answer
@@ -137,7 +138,7 @@ async def _asked(
 
 
 async def _patiently(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Each part comes within SILENT_S. Raises TimeoutError."""
+    """Yield the parts, each within SILENT_S. Raises TimeoutError."""
     while True:
         async with asyncio.timeout(SILENT_S):
             part = await anext(parts, None)
@@ -180,7 +181,7 @@ async def _prove(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
 ) -> None:
-    """Both prove themselves, and the body is sent. Raises OSError, LinkRefused."""
+    """Exchange the proofs and send the body. Raises OSError, LinkRefused."""
     assigned = there.assigned
     forward = Forward(
         user="",
@@ -212,11 +213,12 @@ def _request(path: str, message: bytes, body: bytes) -> bytes:
 # -- the other end ---------------------------------------------------------------------------------------------------
 
 Serve = Callable[[bytes, Forward], AsyncIterator[bytes]]
-"""Runs a call: its body, and what the proof says of the sender; yields lines."""
+"""A function that runs a call. It gets the body, and what the proof says about the
+sender. It yields the lines of the answer."""
 
 
 def route(forwarder: Forwarder, serve: Serve) -> Route:
-    """The route of [http] that takes calls."""
+    """Return the route of [http] that takes calls."""
     from starlette.responses import StreamingResponse
 
     async def run(body: bytes, forward: Forward) -> Response:
@@ -226,8 +228,8 @@ def route(forwarder: Forwarder, serve: Serve) -> Route:
 
 
 def answering(forwarder: Forwarder, path: str, answer: Callable[[bytes, Forward], Awaitable[Response]]) -> Route:
-    """A route of [http] for members alone. answer: gets the body, and what the proof
-    says of the sender."""
+    """Return a route of [http] for members alone. answer: gets the body, and what the
+    proof says of the sender."""
     from starlette.routing import Route
 
     async def take(request: Request) -> Response:
@@ -238,7 +240,7 @@ def answering(forwarder: Forwarder, path: str, answer: Callable[[bytes, Forward]
 
 
 async def _checked(forwarder: Forwarder, request: Request) -> tuple[bytes, Forward] | Response:
-    """The body and the forward of a call, or what to answer."""
+    """Return the body and the forward of a call, or the response that refuses it."""
     from starlette.responses import Response
 
     peer: Peer = request.state.peer
@@ -274,7 +276,7 @@ async def _checked(forwarder: Forwarder, request: Request) -> tuple[bytes, Forwa
 
 
 async def _body(request: Request) -> bytes:
-    """Raises LinkRefused: too large."""
+    """Read the body. Raises LinkRefused: it is too large."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

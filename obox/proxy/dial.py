@@ -1,11 +1,11 @@
 """A connection to a backend: the address, TLS, and the binding of the link.
 
-The port under TLS is taken where there is one and the backend is another machine;
-without one STARTTLS is asked for. On this machine the port in clear will do. No
-certificate is checked here: the link's proof covers the certificate that was shown, and
-so says more than a name does.
+If the backend is on another machine, the connection goes to its port with TLS. If it
+has no such port, STARTTLS follows. On this machine the port without TLS is used. This
+module does not check certificates. The proof of the link covers the certificate that
+was shown, which is stronger than a check of its name.
 
-Diagnostics: what fails is an OSError (TimeoutError is one of them).
+Diagnostics: a failure is an OSError (TimeoutError is a kind of OSError).
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from obox.net.dialogue import Dialogue
 from obox.unixsocket import short_name
 
 CONNECT_S: Final = 2.0
-"""For a backend to take a connection, and for a handshake: one in the next rack."""
+"""The time for a connection to a backend, and for the handshake. Backends are near."""
 UNIX: Final = "unix:"
 
 
 class Place(NamedTuple):
-    """Where to connect. tls: from the first byte. path: of a unix socket, or None."""
+    """Where to connect. tls: TLS begins with the first byte. path: the unix socket, or
+    None."""
 
     host: str
     port: int
@@ -36,7 +37,7 @@ class Place(NamedTuple):
 
 
 def place_of(there: There, listener: str) -> Place:
-    """Where a backend's listener is.
+    """Return the place of a backend's listener.
 
     A unix socket is `listener.sock` in the directory. Raises: ConnectionRefusedError,
     the backend has no such listener.
@@ -52,7 +53,7 @@ def place_of(there: There, listener: str) -> Place:
 
 
 async def dial(place: Place) -> Dialogue:
-    """Connect, and shake hands where TLS begins at once. Raises: OSError."""
+    """Connect. Do the handshake if TLS begins at once. Raises: OSError."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(CONNECT_S):
         if place.path is not None:
@@ -70,9 +71,10 @@ async def dial(place: Place) -> Dialogue:
 
 
 def binding(dialogue: Dialogue) -> bytes:
-    """What the link's proof is bound to.
+    """Return what the proof of the link is bound to: the certificate of the connection,
+    b"" if there is none.
 
-    Raises: ConnectionRefusedError, for a connection in clear to another machine.
+    Raises: ConnectionRefusedError, for a connection without TLS to another machine.
     """
     if dialogue.tls:
         return dialogue.certificate
@@ -83,7 +85,7 @@ def binding(dialogue: Dialogue) -> bytes:
 
 @cache
 def context() -> ssl.SSLContext:
-    """TLS without names: see the module's text."""
+    """Return a TLS context that does not check certificates; see the module's text."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     made.check_hostname = False

@@ -1,17 +1,18 @@
-"""Who serves a user, and how a client gets there.
+"""Forwarding: it finds the backend that serves a user, and connects the client to it.
 
-Theory of operation. `Router` says who owns a user. If a backend does not answer, the
-row is read anew. The same backend is tried again, or another that the directory names
-by then, for as long as a client waits (`waiting`). A backend that owns the user no
-longer answers with a referral, which is followed once. What cannot be reached is
-Unavailable, which is no failed login. An attempt or a splice at a backend that does not
-own the user any more is cut (`moves`). The same object is the owner's end: it takes
-forwards of other members, and never forwards them again (docs/cluster.md,
-"Forwarding").
+Theory of operation. `Router` says who owns a user. If that backend does not answer, the
+row is read again. Then the same backend is tried again, or the backend that the row
+names by then, for as long as a client waits (`waiting`). A backend that does not own
+the user any more answers with a referral, which is followed once. If no backend can be
+reached, the error is Unavailable, which is no failed login. An attempt or a splice at a
+backend that does not own the user any more is cut (`moves`).
 
-Diagnostics: warnings in the log name a backend that does not answer or has no common
-secret with us, and a forged forward, with the peer's address. It refuses
-to know mailboxes, and what goes over a splice.
+The same object is the owner's end. It accepts forwards of other members, and never
+forwards them again (docs/cluster.md, "Forwarding").
+
+Diagnostics: a warning in the log names a backend that does not answer, or that does not
+have the secret of this member. A forged forward is logged with the peer's address. This
+module does not know mailboxes, or what goes over a splice.
 """
 
 from __future__ import annotations
@@ -54,16 +55,17 @@ Done = TypeVar("Done")
 
 
 class Counters(Protocol):
-    """What is counted; `obox.backend` makes metrics of it."""
+    """The counters of forwarding. `obox.backend` makes metrics of them."""
 
     def forward(self, listener: str, result: str) -> None:
-        """result: ok, unavailable, refused (the link), referred, accepted, forged."""
+        """Count a forward. result: ok, unavailable, refused (the link), referred,
+        accepted, forged."""
 
     def splices(self, change: int) -> None:
-        """A splice began (+1) or ended (-1)."""
+        """Count a splice that has begun (+1) or ended (-1)."""
 
     def spliced(self, from_client: int, to_client: int) -> None:
-        """Bytes that went over a splice that has ended."""
+        """Count the bytes of a splice that has ended."""
 
 
 class NoCounters:
@@ -93,10 +95,11 @@ class Forwarder:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        """secrets: the first signs, all are accepted. member: our name.
+        """secrets: the first signs, and all are accepted. member: the name of this
+        member.
 
         certificate: SHA-256 of the certificate that a client without a name is shown;
-        b"": none. sleep, clock: for pauses between attempts.
+        b"" if there is none. sleep, clock: for pauses between attempts.
         """
         self.router = router
         self.secrets = tuple(secrets)
@@ -177,9 +180,10 @@ class Forwarder:
         return await self.at_owner(account.storage_id, listener, at)
 
     async def at_owner(self, sid: StorageId, listener: str, work: Callable[[There], Awaitable[Done]]) -> Done | None:
-        """Do something at the backend that owns a user; None: it is us.
+        """Run `work` at the backend that owns a user. Return None if this backend owns
+        the user itself.
 
-        work: raises OSError where the backend does not answer, and is then tried again.
+        work: it raises OSError if the backend does not answer, and is then repeated.
         Raises: what `work` raises; Unavailable.
         """
         referred = False
@@ -198,7 +202,7 @@ class Forwarder:
                     if route != before:
                         continue
                     if isinstance(error, Unavailable):
-                        raise  # the backend answers, and says so
+                        raise  # the backend has answered that it is unavailable
                     if not await wait.pause(route, (sid,)):
                         log.warning(
                             "backend does not answer", backend=before.backend, listener=listener, error=str(error)
@@ -210,7 +214,8 @@ class Forwarder:
     async def _once(
         self, there: There, sid: StorageId, listener: str, work: Callable[[There], Awaitable[Done]]
     ) -> Done:
-        """One attempt, counted. TimeoutError: the user has another backend."""
+        """Make one attempt, and count it. Raises TimeoutError if the user gets another
+        backend meanwhile."""
         count = self.counters.forward
         try:
             async with self.moves.until_moved(there, (sid,)):
@@ -228,7 +233,7 @@ class Forwarder:
         return done
 
     def no_common_secret(self, there: There, listener: str, refused: LinkRefused) -> None:
-        """Count and log that a backend and we could not prove ourselves."""
+        """Count and log that this member and a backend have no common secret."""
         self.counters.forward(listener, "refused")
         log.warning(
             "trusted link failed",
@@ -239,17 +244,18 @@ class Forwarder:
         )
 
     def secret(self) -> bytes:
-        """The secret that signs. Raises: LinkRefused, we have none."""
+        """Return the secret that signs. Raises: LinkRefused, there is none."""
         if not self.secrets:
             raise LinkRefused("there is no cluster.secret_file")
         return self.secrets[0]
 
     def sender(self, forward: Forward, binding: bytes) -> LinkSender:
-        """Our side of the link. Raises: LinkRefused, we have no secret."""
+        """Return this member's side of the link. Raises: LinkRefused, it has no
+        secret."""
         return LinkSender(self.secret(), forward, nonce=self.random_bytes(NONCE_BYTES), binding=binding)
 
     def forward_of(self, there: There, account: Account | None, *, listener: str, remote: str, tls: bool) -> Forward:
-        """What a backend hears of a client. account: None in LMTP."""
+        """Return what a backend learns about a client. account: None in LMTP."""
         assigned = there.assigned
         return Forward(
             user=account.name if account is not None else "",
@@ -266,7 +272,8 @@ class Forwarder:
     # -- splices ---------------------------------------------------------------------------------------------------
 
     def changed(self, changes: Changes) -> None:
-        """The directory has changed: for `View.listen`."""
+        """Compare all splices and attempts with the directory. `View.listen` calls this
+        after each change."""
         if changes.groups or changes.pins or changes.members:
             self.moves.look()
 
@@ -293,7 +300,7 @@ class Forwarder:
 
 
 def _is_tie(ours: Assigned, claim: Assigned) -> bool:
-    """Whether two members have assigned the user with the same number."""
+    """Return whether two members have assigned the user with the same number."""
     return ours.number == claim.number and ours.token != claim.token
 
 

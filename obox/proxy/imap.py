@@ -1,6 +1,6 @@
 """The login of a forwarded client at its backend, over IMAP.
 
-Diagnostics: a backend that does not answer is an OSError, a refusal is an OboxError.
+Diagnostics: it raises OSError if the backend does not answer, OboxError if it refuses.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from obox.net.dialogue import Dialogue
 from .dial import CONNECT_S, binding, context
 
 LOGIN_S: Final = 15.0
-"""For the backend to open the user's mail: it waits 10 s for the bucket itself."""
+"""The time in which the backend opens the user's mail. It waits 10 s for the bucket."""
 _TAGGED: Final = re.compile(rb"[ab] (OK|NO|BAD)(?: \[([^\]\r\n]*)\])? ?(.*)", re.IGNORECASE)
 _REFERRAL: Final = re.compile(r"X-OBOX-REFERRAL ([A-Za-z0-9._-]{1,64}) (\d{1,18}) (\d{1,20})")
 
@@ -62,7 +62,7 @@ async def login(dialogue: Dialogue, make: Callable[[bytes], LinkSender]) -> Answ
 
 
 async def _until_tagged(dialogue: Dialogue) -> bytes:
-    """The next line that is no untagged one."""
+    """Return the next line that is tagged or a continuation."""
     while True:
         line = await dialogue.line()
         if line.startswith(b"* BYE"):

@@ -1,14 +1,16 @@
 """Deliveries to users of other backends, over LMTP and the trusted link.
 
-Theory of operation. RCPT asks who owns the recipient. After the last byte of the mail,
-the recipients of one owner go to it in one transaction, as BDAT, so that the mail is
-not changed. An owner that does not answer, or refers to another, is waited for as in
-`Forwarder.at_owner`; what is left when a client has waited for long enough is
-temporary. A recipient whom this backend owns by then is delivered here.
+Theory of operation. RCPT finds out who owns the recipient. After the last byte of the
+mail, all recipients of an owner go to it in one transaction. BDAT sends the mail
+without a change. If an owner does not answer, or refers to another backend, the
+delivery waits as `Forwarder.at_owner` does. If the client has waited for long enough,
+the recipients that are left get a temporary error. A recipient whom this backend owns
+by then is delivered here.
 
-Invariant: once the last byte has been handed to a backend, no other is tried for
-recipients that it has accepted. They get its replies, or 451: at once where the
-directory says that the backend was taken over, since it says nothing more then.
+Invariant: once the last byte was sent to a backend, no other backend is tried for the
+recipients that it has accepted. They get the replies of this backend, or 451. If the
+directory says that the backend was taken over, it will not reply, and they get 451 at
+once.
 """
 
 from __future__ import annotations
@@ -38,9 +40,10 @@ from .waiting import Wait
 log = structlog.get_logger("obox.proxy")
 
 REPLY_LINES_MAX: Final = 32
-"""Of one reply: LHLO is answered with ten."""
+"""A reply has so many lines at most. The reply to LHLO has ten."""
 ANSWER_S: Final = 15.0
-"""For a reply before the mail: the backend waits 10 s for the bucket itself."""
+"""The time for a reply before the mail. The backend itself waits 10 s for the
+bucket."""
 NO_BACKEND: Final = Reply(451, "4.3.0", "The backend of this user does not answer, try again later")
 _REFERRAL: Final = re.compile(r"X-OBOX-REFERRAL ([A-Za-z0-9._-]{1,64}) (\d{1,18}) (\d{1,20})")
 _CLAIM: Final = re.compile(r"([A-Za-z0-9._-]{0,64}):(\d{1,18}):(\d{1,20})")
@@ -51,7 +54,7 @@ class Users(Protocol):
     """The user database."""
 
     async def account(self, user: str) -> Account | None:
-        """The account of a user; None where there is none.
+        """Return the account of a user, None if there is none.
 
         Raises: Unavailable, Invalid.
         """
@@ -68,7 +71,7 @@ class Nowhere:
 
 
 class _Remote(NamedTuple):
-    """Whose a recipient is: what `Recipient.context` has."""
+    """The owner of a recipient. `Recipient.context` has it."""
 
     account: Account
     there: There
@@ -83,19 +86,20 @@ class _Group:
         self.members = members
         self.replies: dict[int, Reply] = {}
         self.moved: dict[int, Assigned] = {}
-        """Recipients whose owner is another, with the assignment that it has named."""
+        """Recipients that the backend has referred, with the assignment that it
+        named."""
         self.error: OSError | None = None
-        """Why recipients without an answer have none, if they may be tried again."""
+        """Why some recipients have no answer, if they may be tried again."""
         self.sent = False
-        """The last byte has been handed over."""
+        """Whether the last byte was sent."""
 
     @property
     def open(self) -> list[int]:
-        """Who has no answer yet."""
+        """Return the recipients that have no answer yet."""
         return [index for index in self.members if index not in self.replies and index not in self.moved]
 
     def rest(self, reply: Reply) -> None:
-        """The same answer for all who have none."""
+        """Give the same answer to all recipients that have none."""
         for index in self.open:
             self.replies[index] = reply
 
@@ -138,7 +142,7 @@ class LmtpForwarder:
             try:
                 found = await deliverer.recipient(asked.address, asked.user, asked.detail, asked.size)
                 break
-            except Elsewhere:  # handed over meanwhile
+            except Elsewhere:  # the user was released meanwhile
                 if last:
                     raise
         if asked.claim:
@@ -166,8 +170,8 @@ class LmtpForwarder:
         return [replies.get(index, NO_BACKEND) for index in range(len(mail.recipients))]
 
     async def _next(self, group: _Group, wait: Wait, referred: set[int]) -> dict[int, Here | There | None]:
-        """Where the recipients of a group are tried next; those that are left out, or
-        have None, are temporary."""
+        """Return where the recipients of a group are tried next. A recipient that is
+        left out, or has None, gets a temporary error."""
         found: dict[int, Here | There | None] = {}
         for index, seen in group.moved.items():
             if index not in referred:
@@ -190,8 +194,8 @@ class LmtpForwarder:
         return found | again
 
     async def _send(self, group: _Group) -> None:
-        """Hand the mail to one backend, once: recipients have a reply or have moved, or
-        there is an error after which they are tried again."""
+        """Send the mail to one backend, once. Afterwards each recipient has a reply or
+        was referred, or there is an error after which it is tried again."""
         count, there = self._forwarder.counters.forward, group.there
         users = [remote.account.storage_id for remote in group.members.values()]
         try:
@@ -209,7 +213,7 @@ class LmtpForwarder:
         group.rest(NO_BACKEND)
 
     async def _attempt(self, group: _Group, watch: Watch) -> None:
-        """Raises: OSError, LinkRefused."""
+        """Connect and do the transaction. Raises: OSError, LinkRefused."""
         dialogue = await dial(place_of(group.there, "lmtp"))
         try:
             await self._link(dialogue, group)
@@ -222,7 +226,8 @@ class LmtpForwarder:
         dialogue.close()
 
     async def _link(self, dialogue: Dialogue, group: _Group) -> None:
-        """Greeting, LHLO, TLS where it is needed, and the proof."""
+        """Read the greeting, send LHLO, start TLS if it is needed, and exchange the
+        proofs."""
         lhlo = b"LHLO %b\r\n" % group.mail.envelope.lhlo.encode()
         _expect(await _reply(dialogue), 220)
         await dialogue.send(lhlo)
@@ -262,7 +267,7 @@ def _grouped(mail: Relayed, waiting: Mapping[int, _Remote]) -> list[_Group]:
 
 
 async def _envelope(dialogue: Dialogue, group: _Group) -> list[int]:
-    """MAIL and RCPT in one piece. Returns the recipients that the backend accepts."""
+    """Send MAIL and RCPT together. Return the recipients that the backend accepts."""
     envelope = group.mail.envelope
     parameters = f" SIZE={envelope.size} BODY={envelope.body}" + (" SMTPUTF8" if envelope.smtputf8 else "")
     asked = group.open
@@ -286,14 +291,15 @@ async def _envelope(dialogue: Dialogue, group: _Group) -> list[int]:
 
 
 async def _mail(dialogue: Dialogue, group: _Group, accepted: list[int], watch: Watch) -> None:
-    """BDAT, and a reply for each recipient."""
+    """Send BDAT, and read a reply for each recipient."""
     size = group.mail.envelope.size
     await dialogue.send(b"BDAT %d LAST\r\n" % size)
     left = size
     group.sent = watch.finishes = not size
     async for piece in group.mail.pieces():
         left -= len(piece)
-        # Before it is sent, since an error does not say how far it came.
+        # It is set before the last byte is sent: an error does not say what has
+        # arrived.
         group.sent = watch.finishes = not left
         await dialogue.send(piece)
     for index in accepted:
@@ -301,7 +307,7 @@ async def _mail(dialogue: Dialogue, group: _Group, accepted: list[int], watch: W
 
 
 async def _reply(dialogue: Dialogue, within_s: float = ANSWER_S) -> Reply:
-    """One reply, of its last line. Raises: OSError."""
+    """Read a reply, and return its last line. Raises: OSError."""
     async with asyncio.timeout(within_s):
         for _ in range(REPLY_LINES_MAX):
             match = _LINE.fullmatch(await dialogue.line())
@@ -314,7 +320,8 @@ async def _reply(dialogue: Dialogue, within_s: float = ANSWER_S) -> Reply:
 
 
 def _expect(reply: Reply, code: int) -> Reply:
-    """Raises: ConnectionRefusedError, it is another."""
+    """Check the code of a reply. Raises: ConnectionRefusedError, it has another
+    code."""
     if reply.code != code:
         raise ConnectionRefusedError(f"{reply.code} {reply.enhanced} {reply.text}")
     return reply

@@ -1,15 +1,16 @@
-"""Ends splices, attempts and pauses at a backend when their user gets another backend.
+"""It ends splices, attempts and pauses at a backend when their user gets another
+backend.
 
 Theory of operation. A splice, an attempt to reach a backend, and the pause before the
 next attempt are each watched from their beginning to their end. After each pass over
-the directory that has changed who serves whom, `look` compares all of them with what is
-known by then. What belongs to a backend that does not serve its user any more is cut:
-no answer of that backend counts, and the client finds the new backend.
+the directory that has changed who serves whom, `look` compares all of them with the
+rows. If the backend does not serve the user any more, the splice, attempt or pause is
+cut. No answer of that backend counts then, and the client finds the new backend.
 
-A backend that gave a user up in order has ended its sessions before it wrote the row.
-What it has answered may still be under way. So it has MOVED_S before its splices are
-cut. A row that another backend wrote says that the backend was dead, or is fenced: then
-there is nothing to wait for.
+A backend that releases a user in order ends the user's sessions before it writes the
+row. Its last answers may still be under way. So its splices are cut only after MOVED_S.
+If another backend wrote the row, the earlier backend is dead or fenced, and its splices
+are cut at once.
 
 This module does not know protocols, sockets, or how the directory is read.
 """
@@ -26,17 +27,18 @@ from obox.cluster import Here, There
 from obox.types import StorageId
 
 MOVED_S: Final = 2.0
-"""For a backend that has released users to close their sessions itself."""
+"""A backend that has released users may close their sessions itself within this
+time."""
 PART: Final = 200
-"""What is compared in one turn of the loop."""
+"""So many watches are compared in one turn of the loop."""
 
 Known = Callable[[StorageId], Here | There | None]
-"""Who serves a user, from memory; None: not known."""
+"""A function that says from memory who serves a user; None: it is not known."""
 
 
 class Watch:
-    """A splice, an attempt or a pause that is watched. finishes: if the backend
-    releases the users in order, it finishes this first, so that its answer may be under
+    """A splice, an attempt or a pause that is watched. finishes: a backend that
+    releases the users in order finishes it before, so that its answer may be under
     way."""
 
     __slots__ = ("_cut", "_timer", "finishes", "there", "users")
@@ -59,7 +61,7 @@ class Watch:
             self._timer = asyncio.get_running_loop().call_later(MOVED_S, self.cut)
 
     def end(self) -> None:
-        """It has ended."""
+        """Note that it has ended."""
         self._cut = None
         if self._timer is not None:
             self._timer.cancel()
@@ -71,11 +73,12 @@ class Moves:
 
     def __init__(self, known: Known) -> None:
         self._known = known
-        self._watched: set[Watch] = set()
+        self._watched: dict[Watch, None] = {}
+        """In the order in which they began, so that they end in this order."""
         self._left: list[Watch] = []
-        """To be compared by the present look."""
+        """The watches that the present look has not compared yet."""
         self._again = False
-        """Something has changed since the present look began."""
+        """Whether the directory has changed since the present look began."""
 
     def __len__(self) -> int:
         return len(self._watched)
@@ -83,21 +86,21 @@ class Moves:
     def watch(
         self, there: There, users: Collection[StorageId], cut: Callable[[], None], *, finishes: bool = False
     ) -> Watch:
-        """Call `cut` once when one of the users has another backend; `forget` it when
-        it has ended. If the directory has said so already, that is soon."""
+        """Call `cut` once when one of the users has another backend, which may be at
+        once. The caller calls `forget` when the work has ended."""
         made = Watch(there, users, cut, finishes)
-        self._watched.add(made)
+        self._watched[made] = None
         if self._other(made):
             self.look()
         return made
 
     def forget(self, watch: Watch) -> None:
         watch.end()
-        self._watched.discard(watch)
+        self._watched.pop(watch, None)
 
     @asynccontextmanager
     async def until_moved(self, there: There, users: Collection[StorageId]) -> AsyncIterator[Watch]:
-        """Ends the block with TimeoutError when one of the users has another
+        """End the block with TimeoutError when one of the users gets another
         backend."""
         async with asyncio.timeout(None) as scope:
             watch = self.watch(there, users, lambda: scope.reschedule(-math.inf))
@@ -130,7 +133,7 @@ class Moves:
         if watch.finishes and all(other.assigned.released for other in others):
             watch.cut_later()
         else:
-            self._watched.discard(watch)
+            self._watched.pop(watch, None)
             watch.cut()
 
     def _other(self, watch: Watch) -> Sequence[Here | There]:

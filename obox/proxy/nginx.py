@@ -1,10 +1,10 @@
 """nginx as a front end: the answers that its mail module asks for (`auth_http`).
 
 nginx sends name, password and the client's address as headers. The answer says where
-the user is served, and has a token as the password for nginx's own login there
-(`obox.auth.token`). A wrong password is answered with a text. All answers are 200, as
-the module wants it. Only who knows the key of [http] is answered, because the caller
-names the client whose failures count. docs/proxy.md, "nginx".
+the user is served. It has a token that nginx uses there as the password
+(`obox.auth.token`). The answer to a wrong password is a text. All answers have status
+200, as the mail module requires. A caller must know the key of [http], because it names
+the client whose failures count. docs/proxy.md, "nginx".
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ log = structlog.get_logger("obox.proxy")
 
 PATH: Final = "/nginx-auth"
 KEY: Final = "x-obox-key"
-"""Header with the `http.api_key`."""
+"""The header that has `http.api_key`."""
 WAIT_S: Final = "1"
-"""Until nginx lets a client try again; the delay of failures has been waited for."""
+"""After this time nginx lets a client try again. The delay of a failure came before."""
 HEADERS_BYTES_MAX: Final = 2048
-"""Of a name or a password, decoded."""
+"""A name or a password has so many bytes at most, decoded."""
 
 
 class NginxAuth:
-    """See the module's text. here: where our own users are served. all_here: users of
-    other backends too, because this member's listener forwards who comes with a token.
+    """See the module's text. here: where this member serves its own users. all_here:
+    the answer names this place for all users, because the listener of this member
+    forwards a client that has a token.
     """
 
     def __init__(
@@ -74,7 +75,8 @@ class NginxAuth:
         return [Route(PATH, ask)]
 
     async def answer(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """The headers of an answer. headers: of the question, names in lower case."""
+        """Return the headers of an answer. headers: those of the request, with names in
+        lower case."""
         method, protocol = headers.get("auth-method", ""), headers.get("auth-protocol", "")
         if (method, protocol) != ("plain", "imap"):
             return _no("Only IMAP with a password is served")
@@ -109,7 +111,7 @@ class NginxAuth:
         }
 
     async def _owner(self, sid: StorageId) -> There:
-        """Raises: Unavailable."""
+        """Return the backend that owns a user. Raises: Unavailable."""
         if self._all_here:
             me = self._forwarder.member
             address, ports = self._here()
@@ -126,7 +128,7 @@ def _no(text: str) -> dict[str, str]:
 
 
 async def _number(host: str) -> str:
-    """nginx takes an address and no name. Raises: OSError."""
+    """Return the IP address of a host, since nginx takes no names. Raises: OSError."""
     if parsed(host) is not None:
         return host
     found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)

@@ -1,8 +1,9 @@
 """A login at a backend as other members do it, to see whether it works: `cluster check
 --login`.
 
-The login needs no password: it goes over the trusted link. A backend that does not own
-the user refers to the owner, which shows as well that it lives, and has our secret.
+The login needs no password, because it goes over the trusted link. A backend that does
+not own the user refers to the owner. That shows, too, that the backend lives and has
+the same secret.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Asker:
 
 
 async def probe(there: There, account: Account, *, member: str, secret: bytes) -> Probed:
-    """Try a backend. there: the backend, with the assignment of the user; member: who
-    asks."""
+    """Log in at a backend. there: the backend, with the assignment of the user; member:
+    the name of this member."""
     assigned = there.assigned
     forward = Forward(
         user=account.name,

@@ -1,7 +1,7 @@
-"""Where a proxy sends a user: out of its view of the directory.
+"""The router of a proxy. Its answers come from the view of the directory.
 
-It never says Here. Nothing is asked for a user whose row is known; `reread` asks for
-the row of that user alone.
+It never answers Here. It does not read the directory for a user whose row is known.
+`reread` reads the row of a single user.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ViewRouter:
         return await self.route(sid)
 
     def owner(self, sid: StorageId) -> str | None:
-        """The backend of a user; None: not known."""
+        """Return the backend of a user, None if it is not known."""
         try:
             assigned = self._view.assigned(*self._place(sid))
         except Unavailable:
@@ -62,9 +62,9 @@ class ViewRouter:
         return assigned.backend if assigned is not None else None
 
     def _place(self, sid: StorageId) -> tuple[str, Kind]:
-        """The key and kind of the row that says who serves a user."""
+        """Return the key and kind of the row that says who serves a user."""
         if self._view.assigned(sid, Kind.PINS) is not None:
-            # Also if the pin was removed: then its row follows the group's.
+            # This holds for a removed pin, too: its row follows the group's row.
             return sid, Kind.PINS
         settings = self._view.settings
         if settings is None:

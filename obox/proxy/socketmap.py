@@ -3,10 +3,10 @@
     mailbox    OK and the user's name, if there is such a user
     transport  OK and the next hop, an LMTP address of the backend that has the mail
 
-A request is a netstring "map key", an answer a netstring "OK value", "NOTFOUND " or
-"TEMP reason" (socketmap_table(5)). Postfix also asks for domains and for the address
-without its extension: what is no user is not found. The map is open to the networks
-that may deliver over LMTP, because RCPT gives the same answers.
+A request is a netstring "map key". An answer is a netstring "OK value", "NOTFOUND " or
+"TEMP reason" (socketmap_table(5)). Postfix also asks for domains, and for the address
+without its extension. If no user has the name, the answer is NOTFOUND. The map is open
+to the networks that may deliver over LMTP, because RCPT gives the same answers.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ log = structlog.get_logger("obox.socketmap")
 REQUEST_BYTES_MAX: Final = 1_000
 """An address has at most 512 bytes; Postfix itself stops at 100,000."""
 QUIET_S: Final = 300.0
-"""Without a request. Postfix itself closes idle connections after seconds."""
+"""A connection without a request ends after this time. Postfix itself closes idle
+connections after seconds."""
 CONNECTIONS_MAX: Final = 1_000
 """Each process of Postfix has a connection of its own."""
 _FLOW: Final = Flow(ahead_bytes_max=16_384, connections_max=CONNECTIONS_MAX)
 
 Here = Callable[[], tuple[str, Mapping[str, int]]]
-"""Address and ports of this member, for users of its own."""
+"""A function that returns address and ports of this member, for its own users."""
 
 
 class Users(Protocol):
     """The user database."""
 
     async def account(self, user: str) -> Account | None:
-        """The account of a user; None where there is none.
+        """Return the account of a user, None if there is none.
 
         Raises: Unavailable, Invalid.
         """
@@ -53,7 +54,7 @@ class BadRequest(Exception):
 
 
 def cut(buffer: bytearray) -> bytes | None:
-    """Take a netstring off the buffer; None: it has not come whole.
+    """Take a netstring off the buffer. Return None if it is not complete.
 
     Raises: BadRequest.
     """
@@ -81,12 +82,13 @@ def netstring(text: str) -> bytes:
 
 
 class Lookups:
-    """What the maps say."""
+    """The answers of the maps."""
 
     def __init__(
         self, users: Callable[[], Users], router: Router | None, here: Here, *, delimiters: Callable[[], str]
     ) -> None:
-        """router: None where all users are ours. delimiters: of user and detail."""
+        """router: None if this process serves all users. delimiters: the characters
+        between user and detail."""
         self._users = users
         self._router = router
         self._here = here
@@ -134,13 +136,14 @@ class SocketmapServer:
     """The connections of Postfix."""
 
     def __init__(self, lookups: Lookups, trusts: Callable[[str], bool] = is_loopback) -> None:
-        """trusts: whether a client at an address may ask."""
+        """trusts: says whether a client at an address may ask."""
         self.hub = Hub(clock=time.monotonic)
         self.lookups = lookups
         self.trusts = trusts
 
     def protocol(self, remote: str | None = None) -> _Asking:
-        """A new connection's protocol. remote: as a PROXY header gave it."""
+        """Return the protocol of a new connection. remote: the address in a PROXY
+        header."""
         return _Asking(self, remote)
 
     async def close(self, grace_s: float) -> None:
@@ -148,7 +151,7 @@ class SocketmapServer:
 
 
 class _Asking(Connection):
-    """A connection of Postfix, with a request at a time."""
+    """A connection of Postfix. It serves one request at a time."""
 
     __slots__ = ("_buffer", "_server")
 

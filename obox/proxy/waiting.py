@@ -1,9 +1,9 @@
 """How long a client waits for a backend that does not answer.
 
-A backend that restarts is back within seconds. If it does not come back, others have
-its groups after `dead_after` and a few passes over the directory. Until then a login or
-a delivery waits, instead of being refused: the backend is tried again and again, and
-each change of the directory that concerns the user ends the pause at once.
+A backend that restarts is back within seconds. If it does not come back, other backends
+have its groups after `dead_after` and a few passes over the directory. Until then a
+login or a delivery is not refused, but waits. The backend is tried again after a pause.
+A change of the directory that concerns the user ends the pause at once.
 
 Many clients may wait at the same time, since a backend had many users. They are
 limited: beyond WAITING_MAX a client is refused after the first attempts, some 2 s.
@@ -22,14 +22,14 @@ from obox.types import StorageId
 from .moves import Moves
 
 PATIENCE_S: Final = 15.0
-"""From the first attempt to the last: the default `dead_after`, and what a takeover
-needs beyond it."""
+"""The time from the first attempt to the last. It is the default of `dead_after`, and
+the time of a takeover."""
 WAITING_MAX: Final = 1000
-"""Clients that wait for longer than the first attempts take."""
+"""So many clients may wait for longer than the first attempts take."""
 FIRST_S: Final = (0.2, 0.5, 1.0)
-"""Pauses before further attempts: a backend may be starting."""
+"""The pauses before the next attempts, since the backend may be starting."""
 AGAIN_S: Final = 1.0
-"""The same afterwards, if the directory says nothing new meanwhile."""
+"""The pause before each later attempt, if the directory does not change meanwhile."""
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -38,11 +38,11 @@ class Waiting:
     """What the waits of all clients share: the router, the clock, and their number."""
 
     def __init__(self, router: Router, moves: Moves, sleep: Sleep, clock: Callable[[], float] | None = None) -> None:
-        """clock: seconds; None: the loop's."""
+        """clock: seconds; None means the clock of the loop."""
         self.router, self.moves, self.sleep = router, moves, sleep
         self.clock = clock or (lambda: asyncio.get_running_loop().time())
         self.count = 0
-        """Clients that wait for longer than the first attempts take."""
+        """The number of clients that wait for longer than the first attempts take."""
 
 
 class Wait:
@@ -78,15 +78,14 @@ class Wait:
     async def after(self, sid: StorageId, there: There) -> Here | There:
         """Return who serves a user whose backend has just not answered.
 
-        The row is read anew once. Afterwards what the passes over the directory bring
-        will do.
+        The row is read again once. Later calls rely on the passes over the directory.
         """
         if sid not in self._reread:
             self._reread.add(sid)
             try:
                 return await self._all.router.reread(sid, later(there.assigned))
             except Unavailable:
-                pass  # the directory does not answer: what is known holds
+                pass  # the directory does not answer: the known row holds
         return await self.route(sid)
 
     async def pause(self, there: There, users: Collection[StorageId]) -> bool:
@@ -115,6 +114,6 @@ class Wait:
 
 
 def later(assigned: Assigned) -> Assigned:
-    """Return an assignment that is newer than the given, so that `reread` reads the
+    """Return a newer assignment than the given assignment, so that `reread` reads the
     row."""
     return Assigned("", assigned.number + 1, 0)

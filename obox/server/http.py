@@ -27,6 +27,7 @@ import asyncio
 import os
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ class Peer:
     """The other end of a connection, for all its requests.
 
     remote: its address, "" on a unix socket; local: on this machine; tls: the
-    connection is encrypted up to here; behind: a proxy speaks for it. exchange: what a
+    connection is encrypted up to here; behind: a proxy is in front. exchange: what a
     route keeps from one request for the next.
     """
 
@@ -235,6 +236,10 @@ class _Protocol(H11Protocol, asyncio.BufferedProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Send 400, or end the connection if a response has already begun."""
+        if (error := sys.exc_info()[1]) is not None:
+            # h11 raises it in a frame that refers to it. That cycle would hold this
+            # connection until the garbage collector runs.
+            error.__traceback__ = None
         if self._busy:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -311,7 +316,8 @@ class _Places:
 
 
 def _trusted(transport: asyncio.BaseTransport) -> bool:
-    """Whether the peer is root or our own user. SO_PEERCRED, unix(7): pid, uid, gid."""
+    """Return whether the peer is root or our own user. SO_PEERCRED, unix(7): pid, uid,
+    gid."""
     sock = transport.get_extra_info("socket")
     # The loop's socket object lacks methods that are needed here.
     with socket.socket(fileno=os.dup(sock.fileno())) as own:

@@ -79,7 +79,7 @@ class FileWatch:
                 await asyncio.shield(asyncio.to_thread(watching.stop))
 
     async def _still_changing(self) -> bool:
-        """Whether a file has changed within QUIET_S."""
+        """Return whether a file has changed within QUIET_S."""
         try:
             async with asyncio.timeout(self._quiet_s):
                 await self._moved.wait()

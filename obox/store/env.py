@@ -68,8 +68,8 @@ INLINE_DECODED_BYTES: Final = 1 << 20
 
 
 def is_large(data: bytes) -> bool:
-    """Whether an object is decoded in a thread: 30 MB of a repeated letter are 3 kB
-    when encoded."""
+    """Return whether an object is decoded in a thread: 30 MB of a repeated letter are 3
+    kB when encoded."""
     return max(len(data), payload_bytes_of(data)) > INLINE_DECODED_BYTES
 
 
@@ -173,8 +173,8 @@ class Env:
         return Assignment(self.owned.generation_of(sid), since)
 
     def must_rescan(self, listed: float) -> bool:
-        """Whether a mailbox whose mails were LISTed at `listed` (unix seconds) must be
-        LISTed again."""
+        """Return whether a mailbox whose mails were LISTed at `listed` (unix seconds)
+        must be LISTed again."""
         return listed < self.settings.rescan_mails_once_after <= self.now()
 
     def now_ms(self) -> int:

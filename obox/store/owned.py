@@ -110,7 +110,7 @@ class Owned:
         return EVERYBODY if self._unit_of is None else self._unit_of(sid)
 
     def owns(self, sid: str) -> bool:
-        """Whether this backend serves the user at present."""
+        """Return whether this backend serves the user at present."""
         return self.alone or self.unit_of(sid) in self._units
 
     def require(self, sid: str) -> None:
@@ -119,7 +119,7 @@ class Owned:
             raise Elsewhere("another backend serves the user; try again")
 
     def holds(self, unit: str) -> bool:
-        """Whether a unit is here at present."""
+        """Return whether a unit is here at present."""
         return unit in self._units
 
     def generation_of(self, sid: str) -> int:
@@ -129,7 +129,8 @@ class Owned:
         return NOT_OWNED if stay is None else stay.generation
 
     def is_unclean(self, sid: str) -> bool:
-        """Whether the previous owner may have shown MODSEQs that no object has."""
+        """Return whether the previous owner may have shown MODSEQs that no object
+        has."""
         return self.unit_of(sid) in self.unclean
 
     @property

@@ -79,7 +79,7 @@ class Stamp(msgspec.Struct, frozen=True, omit_defaults=True):
         return {*self.heads, *(name for name, _ in self.superseded)}
 
     def knows(self, infos: Iterable[ObjectInfo]) -> bool:
-        """Whether the stamp has all these bundles, so that no other backend has
+        """Return whether the stamp has all these bundles, so that no other backend has
         written."""
         return {name_of(info.key) for info in infos if info.size and not info.key.endswith(".cache")} <= self.names()
 
@@ -137,7 +137,8 @@ class Assignment:
     compared_since: float = 0.0
 
     def covers(self, stamp: Stamp) -> bool:
-        """Whether no other backend can have written since the copy was compared."""
+        """Return whether no other backend can have written since the copy was
+        compared."""
         return stamp.generation == self.generation
 
 

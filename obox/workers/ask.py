@@ -1,4 +1,4 @@
-"""HTTP requests to a worker over its unix sockets. What fails is an OSError."""
+"""HTTP requests to a worker over its unix sockets. A failure is an OSError."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Place(Protocol):
 
 
 async def get(path: Path, target: str) -> bytes:
-    """The body of an answer. Raises OSError."""
+    """Return the body of an answer. Raises OSError."""
     return b"\n".join([line async for line in request(path, f"GET {target}", b"", "")])
 
 
 async def request(path: Path, what: str, body: bytes, accept: str) -> AsyncIterator[bytes]:
-    """The lines of an answer, as they arrive. Raises OSError."""
+    """Yield the lines of an answer as they arrive. Raises OSError."""
     with short_name(path) as name:
         reader, writer = await asyncio.open_unix_connection(name, limit=LINE_BYTES_MAX)
     try:

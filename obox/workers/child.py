@@ -1,8 +1,8 @@
-"""A worker: a backend that a supervisor has started, and that obeys its standard input.
+"""A worker: a backend that a supervisor starts, and that gets orders on standard input.
 
-Invariant: a worker whose supervisor has ended stops in order. A reload has two steps:
-the worker checks the configuration and says so, and uses it only when the supervisor
-has heard that of all workers.
+Invariant: a worker whose supervisor has ended stops in order. A reload has two steps.
+First the worker checks the configuration, and reports the result. It uses the
+configuration only after all workers have accepted it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from .orders import Start
 log = structlog.get_logger()
 
 INPUT: Final = 0
-"""The descriptor of the supervisor's orders."""
+"""The file descriptor with the supervisor's orders."""
 READ_BYTES: Final = 65536
 
 
 def start_given() -> Start:
-    """What the supervisor has written to the standard input. Raises ConfigError."""
+    """Read what the supervisor has written to standard input. Raises ConfigError."""
     try:
         (length,) = orders.LENGTH.unpack(_exactly(orders.LENGTH.size))
         found = pickle.loads(_exactly(length))
@@ -54,20 +54,20 @@ def _exactly(count: int) -> bytes:
 
 
 async def run(start: Start) -> int:
-    """Serve until the supervisor says otherwise; returns the exit code."""
+    """Serve until the supervisor ends it. Return the exit code."""
 
     def read() -> Config:
         config = start.config
         found = load(str(config.file) if config.file else None, os.environ, overrides=start.overrides)
         return of_worker(replace(found, server=replace(found.server, workers=start.workers)), start.number)
 
-    # The supervisor stops all workers, or starts this one again.
+    # The supervisor stops all workers, or starts this worker again.
     backend = Backend(start.config, read=read, leaves=False)
     return await backend.run(started=lambda _: _Obeying(backend).begin())
 
 
 class _Obeying:
-    """Does what the supervisor says."""
+    """The part of a worker that follows the orders of the supervisor."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -109,15 +109,15 @@ class _Obeying:
 
     async def _reload(self) -> None:
         while not self._decisions.empty():
-            self._decisions.get_nowait()  # of a reload that was given up
+            self._decisions.get_nowait()  # it belongs to a reload that was cancelled
         try:
             await self._backend.lifecycle.reloaded()
         except Exception as error:
             self._backend.notifier.tell(f"{orders.ANSWER}={orders.REFUSED} {error}")
 
     def _decided(self) -> Callable[[], Reloaded]:
-        """Wait, in the thread that has checked the configuration, until the supervisor
-        has heard of all workers. Raises ConfigError.
+        """Wait until the supervisor has the results of all workers. The wait is in the
+        thread that has checked the configuration. Raises ConfigError.
         """
         self._backend.notifier.tell(f"{orders.ANSWER}={orders.PREPARED}")
         try:

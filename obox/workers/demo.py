@@ -1,4 +1,5 @@
-"""`obox serve --demo DIR --workers N`: delivers the demo's mails as a client does."""
+"""`obox serve --demo DIR --workers N` delivers the mails of the demo as a client
+does."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ async def _fill(front: Supervisor) -> None:
 
 
 def _deliver(imap: str, lmtp: str) -> None:
-    """Raises OSError, IMAP4.error, SMTPException."""
+    """Deliver the mails. Raises OSError, IMAP4.error, SMTPException."""
     host, _, port = imap.rpartition(":")
     with imaplib.IMAP4(host, int(port), timeout=30) as client:
         client.login(USER, PASSWORD)

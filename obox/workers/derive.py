@@ -1,7 +1,8 @@
-"""Makes the configurations of a supervisor and of its workers.
+"""It makes the configurations of a supervisor and of its workers.
 
 Invariant: sizes of caches and of memory are totals, so each worker gets its part. A
-worker listens on unix sockets in its own directory only. Pure, but for the secret file.
+worker listens on unix sockets in its own directory only. Only `make_secret` writes a
+file.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from obox.config import Amount, Config, Http, Imap, Listen, Metacache
 from obox.errors import ConfigError
 
 SPACE_BYTES_MIN: Final = 2 << 20
-"""The least that a metacache can have."""
+"""The smallest metacache."""
 MEMORY_BYTES_MIN: Final = 16 << 20
-"""The least memory for mails on their way in."""
+"""The least memory for mails that are being received."""
 SPOOL_BYTES_MIN: Final = 512 << 20
-"""The least room for larger mails on their way in."""
+"""The least space for larger mails that are being received."""
 SECRET: Final = "cluster.secret"
 SECRET_BYTES: Final = 32
 
@@ -32,12 +33,12 @@ def names(config: Config) -> list[str]:
 
 
 def home(config: Config, number: int) -> Path:
-    """The directory of a worker: state, and sockets."""
+    """Return the directory of a worker, which has its state and its sockets."""
     return config.state_dir / f"worker-{number}"
 
 
 def of_worker(config: Config, number: int) -> Config:
-    """What worker `number`, from 1 on, runs with."""
+    """Return the configuration of worker `number`, which is 1 or more."""
     workers, state = config.server.workers, home(config, number)
     cluster = replace(
         config.cluster,
@@ -68,7 +69,8 @@ def of_worker(config: Config, number: int) -> Config:
 
 
 def of_front(config: Config) -> Config:
-    """What the supervisor runs with. Its `workers` and totals stay as they are."""
+    """Return the configuration of the supervisor. `workers` and the totals stay as they
+    are."""
     return replace(config, cluster=replace(config.cluster, secret_file=_secret_file(config)))
 
 
@@ -94,7 +96,7 @@ def _secret_file(config: Config) -> Path:
 
 
 def _place(config: Config, path: Path | None, name: str, number: int) -> Path:
-    """The directory of a worker's cache: in its state, or below the setting."""
+    """Return the directory of a worker's cache: in its state, or below the setting."""
     if path is None or path == config.state_dir / name:
         return home(config, number) / name
     return path / f"worker-{number}"

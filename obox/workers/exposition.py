@@ -1,6 +1,6 @@
 """The metrics of all workers as one text: each sample has the label `worker`.
 
-Nothing is added up, since a reader of the metrics can: `sum without (worker) (…)`. A
+This module adds nothing up, since a query can do that: `sum without (worker) (…)`. A
 worker that does not answer within `SCRAPE_S` is left out of the text.
 """
 
@@ -22,9 +22,9 @@ from . import ask
 from .ask import Place
 
 SCRAPE_S: Final = 2.0
-"""For a worker to answer."""
+"""A worker must answer within this time."""
 KEPT_S: Final = 1.0
-"""A text is given again for this long: each one costs every worker some 5 ms."""
+"""The same text is the answer for so long. A new text costs every worker some 5 ms."""
 _SAMPLE: Final = re.compile(rb"^([A-Za-z_:][A-Za-z0-9_:]*)(?:\{(.*)\})? (.*)$")
 
 
@@ -34,7 +34,7 @@ class _Named(Place, Protocol):
 
 
 class Exposition:
-    """See the module's text. name, own: of this process, and its metrics."""
+    """See the module's text. name: that of this process; own: returns its metrics."""
 
     def __init__(self, name: str, own: Callable[[], bytes], workers: Callable[[], Sequence[_Named]]) -> None:
         self._name = name
@@ -67,7 +67,7 @@ async def _scrape(worker: Place) -> bytes:
 
 
 def merge(texts: dict[str, bytes]) -> bytes:
-    """Put together texts by name of the process; samples of a metric stay together."""
+    """Join the texts of processes, by name. The samples of a metric stay together."""
     heads: dict[bytes, list[bytes]] = {}
     samples: dict[bytes, list[bytes]] = {}
     for name, text in texts.items():

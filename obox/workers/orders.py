@@ -1,12 +1,12 @@
-"""What a supervisor and a worker say to each other.
+"""The messages between a supervisor and a worker.
 
-To a worker, over its standard input: the length and a pickle of its `Start`, then
-lines. The end of the input is a stop, so that no worker outlives its supervisor. From a
-worker: datagrams as for a service manager (sd_notify(3)), with lines of our own.
+A worker gets on standard input the length and a pickle of its `Start`, and then lines.
+The end of the input means a stop, so that no worker outlives its supervisor. A worker
+sends datagrams as for a service manager (sd_notify(3)), with some lines of obox's own.
 
-    to a worker:  gone NAME NAME ...    processes that have ended
+    to a worker:  gone NAME NAME ...    these processes have ended
                   reload                read and check the configuration
-                  use | drop            use what was checked, or not
+                  use | drop            use the checked configuration, or forget it
     from it:      READY=1, WATCHDOG=1, STOPPING=1
                   X_RELOAD=prepared | refused TEXT
 """
@@ -29,13 +29,15 @@ ANSWER: Final = "X_RELOAD"
 PREPARED: Final = "prepared"
 REFUSED: Final = "refused"
 ANSWER_S: Final = 30.0
-"""For a worker to check a configuration, and for the supervisor to decide about it."""
+"""A worker checks a configuration within this time, and the supervisor decides about it
+within the same time."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a worker is started with. config: its own; number: from 1 on; workers: how
-    many there are; overrides: settings of the supervisor's command line.
+    """What a worker gets at its start. config: its own configuration; number: 1 or
+    more; workers: how many there are; overrides: settings of the supervisor's command
+    line.
     """
 
     config: Config

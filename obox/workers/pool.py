@@ -1,9 +1,9 @@
-"""All workers of a supervisor: started and stopped together, and what the directory
-says of them.
+"""All workers of a supervisor. They start and stop together. This module also writes
+their rows in the directory.
 
 Invariant: the directory knows all workers before the first of them starts, so that each
-takes its part of the groups. Workers of an earlier start that are no more are removed
-there, and others take their groups.
+takes its part of the groups. If an earlier start had more workers, the others are
+removed from the directory, and the present workers take their groups.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from .worker import CRASHES_S, Worker
 log = structlog.get_logger()
 
 POLL_S: Final = 0.05
-"""Between looks whether all groups have an owner, at the start."""
+"""The interval of checks at the start whether all groups have an owner."""
 LAST_S: Final = 2.0
-"""For a worker to end after the signal that ends it in any case."""
+"""A worker ends within this time after SIGKILL."""
 
 
 class Pool:
-    """See the module's text. changed: called when a worker becomes ready, or is not any
-    more.
+    """See the module's text. changed: called when a worker becomes ready, or is no
+    longer ready.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Pool:
             self._chore(self._give(fresh))
 
     async def _give(self, names: Sequence[str]) -> None:
-        """Move to workers that are new, or serve again, their part of the groups."""
+        """Move their part of the groups to workers that are new or serve again."""
         for name in names:
             await self.workers[name].ready.wait()
         view, now = self._view, time.time()
@@ -116,7 +116,7 @@ class Pool:
         self._chore(self._view.put(Kind.ORDERS, worker.name, Orders(State.OFFLINE)))
 
     async def _again(self, worker: Worker) -> None:
-        """A worker that has rested runs again. If it lasts, it gets groups again."""
+        """Give groups again to a worker that has rested, if it does not end again."""
         await asyncio.sleep(CRASHES_S)
         if worker.ready.is_set() and worker.resting and not self.stopping:
             worker.resting = False
@@ -126,16 +126,17 @@ class Pool:
     # -- life ------------------------------------------------------------------------------------------------------
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Start all, in a group that ends when one refuses its configuration."""
+        """Start all workers. The task group ends if a worker refuses its
+        configuration."""
         for worker in self.workers.values():
             self._running.append(tasks.create_task(worker.run(self._released), name=f"worker {worker.name}"))
         if self._watchdog_s is not None:
             self._watching = tasks.create_task(self._watch(self._watchdog_s))
 
     async def serving(self, within_s: float) -> bool:
-        """Return when all workers are ready and all groups have an owner.
+        """Wait until all workers are ready and all groups have an owner.
 
-        False: it has taken longer than `within_s`.
+        Return False if that takes longer than `within_s`.
         """
         try:
             async with asyncio.timeout(within_s):
@@ -149,7 +150,7 @@ class Pool:
         return True
 
     async def until_started(self, within_s: float) -> None:
-        """Return when no worker is being started, or it is late."""
+        """Wait until no worker is starting, but no longer than `within_s`."""
         try:
             async with asyncio.timeout(within_s):
                 for worker in self.workers.values():
@@ -159,17 +160,17 @@ class Pool:
             pass
 
     def answers(self) -> bool:
-        """Whether all loops answer. A worker that rests is no loop."""
+        """Return whether all loops answer. A worker that rests has no loop."""
         return all(worker.resting or worker.ready.is_set() for worker in self.workers.values())
 
     def let_end(self) -> None:
-        """Workers end soon, and are not started again."""
+        """Note that the workers end soon, so that they are not started again."""
         self.stopping = True
         for worker in self.workers.values():
             worker.let_end()
 
     async def stop(self, *, to_return: bool) -> None:
-        """Stop all in order. If this is cut short, each worker hurries."""
+        """Stop all workers in order. If this is cancelled, each worker hurries."""
         self.stopping = True
         try:
             for worker in self.workers.values():
@@ -182,7 +183,7 @@ class Pool:
             raise
 
     async def kill(self) -> None:
-        """End what is left."""
+        """Kill the workers that are left."""
         self.stopping = True
         for chore in (*self._chores, *([self._watching] if self._watching is not None else [])):
             chore.cancel()
@@ -192,7 +193,7 @@ class Pool:
                 task.cancel()  # which kills the process
 
     async def _watch(self, limit_s: float) -> None:
-        """Kill a worker whose loop does not report; it is started again."""
+        """Kill a worker whose loop does not report. It is then started again."""
         while True:
             await asyncio.sleep(limit_s / 4)
             for worker in self.workers.values():
@@ -205,9 +206,10 @@ class Pool:
     # -- reload ----------------------------------------------------------------------------------------------------
 
     async def prepare_reload(self) -> Callable[[], Reloaded]:
-        """All workers have checked the configuration; returns what has them use it.
+        """Let all workers check the configuration. Return a function that lets them use
+        it.
 
-        Raises ConfigError, Unavailable: nothing has changed anywhere.
+        Raises ConfigError, Unavailable: no worker has changed anything.
         """
         workers = list(self.workers.values())
         results = await asyncio.gather(*(worker.prepare_reload() for worker in workers), return_exceptions=True)
@@ -233,7 +235,7 @@ class Pool:
         self._changed()
 
     def _tell_gone(self) -> None:
-        """Say to all workers which processes have ended and rest."""
+        """Name the workers that rest to all workers: their processes have ended."""
         gone = sorted(self._removed | {worker.name for worker in self.workers.values() if worker.gone})
         for worker in self.workers.values():
             worker.order(orders.GONE, *gone)

@@ -1,12 +1,12 @@
-"""The process that an operator starts with `workers = N`: a proxy, and what keeps its
-workers running.
+"""The process that an operator starts with `workers = N`. It is a proxy, and it keeps
+its workers running.
 
 It binds the addresses, registers its workers in the directory, starts them, and accepts
-clients when every group of users has a worker. A stop ends the clients first, then the
-workers, all in order. See docs/cluster.md, "Workers".
+clients when every group of users has a worker. A stop ends first the connections of
+clients, then the workers, all in order. See docs/cluster.md, "Workers".
 
-Invariant: the service manager hears of this process alone, and only while all workers
-answer. A reload changes this process and all workers, or none.
+Invariant: only this process reports to the service manager, and only while all workers
+answer. A reload changes this process and all workers, or none of them.
 """
 
 from __future__ import annotations
@@ -41,14 +41,16 @@ from .verbs import Relay
 log = structlog.get_logger()
 
 START_S: Final = 10.0
-"""Clients wait for all workers for this long. Then users of a worker that is missing
-get `[UNAVAILABLE]`. A backend alone lets a login wait as long for its bucket."""
+"""Clients wait so long until all workers serve. Afterwards the users of a missing
+worker get `[UNAVAILABLE]`. A backend without workers lets a login wait as long for its
+bucket."""
 POLL_S: Final = 0.05
-"""Between looks whether a worker that a login waits for serves."""
+"""The interval of checks whether the worker that a login waits for serves."""
 
 
 class _Notifier(Notifier):
-    """Says nothing good while a worker does not answer."""
+    """The notifier of a supervisor. It sends READY and WATCHDOG only while all workers
+    answer."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         super().__init__(environ)
@@ -60,7 +62,7 @@ class _Notifier(Notifier):
         self.pay()
 
     def pay(self) -> None:
-        """Say what was held back, if all workers answer by now."""
+        """Send what was held back, if all workers answer by now."""
         if self._owed is not None and self.answers():
             super().ready(self._owed)
             self._owed = None
@@ -91,7 +93,8 @@ class _WorkerRouter:
         return await self.route(sid)
 
     async def _until_ready(self, ask: Callable[[], Awaitable[Here | There]]) -> There:
-        """Raises Unavailable: late."""
+        """Repeat `ask` until the worker is ready. Raises Unavailable: it takes too
+        long."""
         loop = asyncio.get_running_loop()
         late = loop.time() + START_S
         while True:
@@ -111,7 +114,8 @@ class _WorkerRouter:
 
 
 class _Process:
-    """This process as verbs control it (`admin.Server`); sessions are the workers'."""
+    """This process as verbs control it (`admin.Server`). The workers have the
+    sessions."""
 
     def __init__(self, front: Front) -> None:
         self._front = front
@@ -138,14 +142,14 @@ class Supervisor(Front):
     def __init__(
         self, config: Config, *, environ: Mapping[str, str], overrides: Sequence[tuple[str, object]] = ()
     ) -> None:
-        """config: as it was read. overrides: settings of the command line. Raises
-        ConfigError.
+        """config: the configuration as it was read. overrides: settings of the command
+        line. Raises ConfigError.
         """
         make_secret(config)
         self._read_config, self._overrides = config, tuple(overrides)
         super().__init__(of_front(config), environ=environ)
         self._notifier = _Notifier(environ)
-        # Clients and workers have the time each, one after the other.
+        # Clients have this time, and the workers have it once more afterwards.
         self.lifecycle = Lifecycle(log=log, notifier=self._notifier, drain_timeout_s=self._stop_s(config))
         self._workers = config.server.workers
 
@@ -156,7 +160,7 @@ class Supervisor(Front):
     # -- what differs from a proxy ---------------------------------------------------------------------------------
 
     def unused(self) -> list[str]:
-        return []  # the workers have a use for them
+        return []  # the workers use them
 
     def read(self) -> Config:
         config = self._read_config
@@ -168,7 +172,8 @@ class Supervisor(Front):
             Start(of_worker(self._read_config, number), number, self._workers, self._overrides)
             for number in range(1, self._workers + 1)
         ]
-        # Half of the manager's limit: a worker that hangs does not end the unit.
+        # The limit is half of the manager's, so that a worker that hangs is killed
+        # before the manager ends the unit.
         self.pool = Pool(starts, self.view, self._notifier.pay, limit_s)
         self._notifier.answers = self.pool.answers
         self._store = directory
@@ -176,7 +181,7 @@ class Supervisor(Front):
         return _WorkerRouter(self._inner, self.pool)
 
     def places(self) -> tuple[None, Callable[[], tuple[str, Mapping[str, int]]]]:
-        """Front ends reach no worker: all users are served here."""
+        """Name this process for all users, since front ends cannot reach a worker."""
         return None, lambda: (self.config.cluster.address or "127.0.0.1", self._ports())
 
     def _ports(self) -> dict[str, int]:
@@ -241,7 +246,8 @@ class Supervisor(Front):
     # -- a reload --------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> Callable[[], Reloaded]:
-        """This process, then all workers: they check, and use nothing yet."""
+        """Let this process and then all workers check the configuration. They do not
+        use it yet."""
         read = self.read()
         mine = super()._prepare()
         theirs = asyncio.run_coroutine_threadsafe(self.pool.prepare_reload(), self._loop).result()
@@ -251,7 +257,7 @@ class Supervisor(Front):
             done = mine()
             self.admin.users = self.users
             self.admin.forget_names()
-            # What a worker that is started again begins with.
+            # A worker that is started again gets this configuration.
             self._read_config = changes(self._read_config, read).config
             for worker in self.pool.workers.values():
                 number, overrides = worker.start.number, self._overrides

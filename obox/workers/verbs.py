@@ -1,9 +1,10 @@
 """The admin API of a supervisor: it passes a verb on to one worker, or to all.
 
-Theory of operation. A verb for users goes to the workers that have them, each with its
-own users. A verb for the whole server goes to all workers, and the rows of all are the
-answer; rows that name no user get the column `worker`. A verb for the bucket goes to
-one worker. What concerns the process or the configuration alone is done here.
+Theory of operation. A verb for users goes to the workers that serve them. Each worker
+gets its own users. A verb for the whole server goes to all workers. The answer has the
+rows of all of them, and rows that name no user get the column `worker`. A verb for the
+bucket goes to one worker. The supervisor itself runs a verb that concerns only the
+process or the configuration.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class Relay:
         return one
 
     async def _calls(self, admin: Admin, verb: Verb, params: Any) -> list[Call]:
-        """Whom to ask what. Raises NoUser, Invalid, Unavailable."""
+        """Return a call for each worker that is asked. Raises NoUser, Invalid,
+        Unavailable."""
         given = msgspec.to_builtins(params)
         workers = self._pool.workers
         if among_workers(verb) is Goes.ONE:
@@ -115,7 +117,8 @@ class Relay:
         return [Call(name, for_users(params, of, single=single), of) for name, of in sorted(users.items())]
 
     async def _stop(self, admin: Admin, params: Any) -> AsyncIterator[Event]:
-        """Stop all workers side by side, then this process; the rows are sums."""
+        """Stop all workers at the same time, and then this process. The rows are
+        sums."""
         calls = [Call(name, msgspec.to_builtins(params)) for name in self._pool.workers]
         if not params.dry_run:
             self._pool.let_end()
@@ -124,7 +127,8 @@ class Relay:
         seen: dict[tuple[str, str], int] = {}
         async for call, event in events_of(calls, self._asker("stop")):
             if isinstance(event, dict):
-                # A step may come twice: the second is added to the second of others.
+                # A step may come twice. The second is added to the second of other
+                # workers.
                 at = seen[call.to, event["step"]] = seen.get((call.to, event["step"]), 0) + 1
                 steps.setdefault(f"{event['step']} {at}", []).append(event)
         for rows in steps.values():

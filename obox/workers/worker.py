@@ -3,12 +3,12 @@
     idle --start--> starting --READY=1--> ready --the process ends--> starting, at once
     three ends within a minute --> resting --REST_S--> starting
 
-While it rests, and for a minute after, its groups are for others.
+While it rests, and for a minute after that, other workers may take its groups.
 
-Invariant: a worker is not started before its process before has gone: the lock of its
-directory is free. Its groups are for others only while no process of it runs.
-Diagnostics: each end of a process that was not asked for is an error in the log, with
-its exit code.
+Invariant: a worker is started only after its earlier process has gone and the lock of
+its directory is free. Other workers may take its groups only while it has no process.
+Diagnostics: each unexpected end of a process is an error in the log, with the exit
+code.
 """
 
 from __future__ import annotations
@@ -37,23 +37,24 @@ from .orders import Start
 log = structlog.get_logger()
 
 PROGRAM: Final = (sys.executable, "-m", "obox.main", "worker")
-"""What a worker's process runs; its name comes after it."""
+"""The command of a worker. The worker's name comes after it."""
 CRASHES_MAX: Final = 3
-"""Ends of a worker's process within `CRASHES_S` after which others get its groups."""
+"""After so many ends of its process within `CRASHES_S`, other workers get the
+groups."""
 CRASHES_S: Final = 60.0
 REST_S: Final = 10.0
-"""Until such a worker is started again."""
+"""Such a worker is started again after this time."""
 LOCK_POLL_S: Final = 0.1
 EX_CONFIG: Final = 78
 _MESSAGE_BYTES_MAX: Final = 65536
 _OF_MANAGER: Final = ("LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_")
-"""Variables of the service manager, which are for the supervisor alone."""
+"""Variables of the service manager. Only the supervisor needs them."""
 
 
 class Worker:
-    """See the module's text. changed: called when it becomes ready, or is not any more.
+    """See the module's text. changed: called when it becomes ready, or is no longer.
 
-    watchdog_s: the time within which its loop must report, None: it need not.
+    watchdog_s: the time within which its loop must report, None if it need not.
     """
 
     def __init__(self, start: Start, changed: Callable[[Worker], None], watchdog_s: float | None) -> None:
@@ -62,9 +63,9 @@ class Worker:
         self.home: Path = start.config.state_dir
         self.ready = asyncio.Event()
         self.resting = False
-        """Whether its groups are for others."""
+        """Whether other workers may take its groups."""
         self.gone = False
-        """Whether no process of it runs, and none is about to."""
+        """Whether no process of it runs, and none is about to start."""
         self.served = False
         """Whether it was ever ready."""
         self.process: asyncio.subprocess.Process | None = None
@@ -80,13 +81,13 @@ class Worker:
 
     @property
     def silent_s(self) -> float:
-        """Seconds since its loop has reported, 0 unless it is ready."""
+        """Return the seconds since its loop has reported, 0 unless it is ready."""
         return time.monotonic() - self._beat_at if self.ready.is_set() else 0.0
 
     # -- telling ---------------------------------------------------------------------------------------------------
 
     def order(self, *words: str) -> None:
-        """Give an order; a process that has ended misses it."""
+        """Send an order. A process that has ended does not get it."""
         if self.process is None or self.process.returncode is not None or self.process.stdin is None:
             return
         # uvloop raises RuntimeError if the pipe was closed before the end was noticed.
@@ -99,7 +100,7 @@ class Worker:
                 self.process.send_signal(number)
 
     async def prepare_reload(self) -> None:
-        """Return once it has checked the configuration; `use` or `drop` follows.
+        """Return once it has checked the configuration. `use` or `drop` follows.
 
         Raises ConfigError, Unavailable.
         """
@@ -122,8 +123,8 @@ class Worker:
     async def run(self, released: Callable[[Worker], None]) -> None:
         """Run the process, and start it again, until `stop`.
 
-        released: called when its groups are for others. Raises ConfigError: its first
-        start refuses the configuration.
+        released: called when other workers may take its groups. Raises ConfigError: its
+        first start refuses the configuration.
         """
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._listen()
@@ -143,7 +144,7 @@ class Worker:
                     self.resting = self.gone = True
                     released(self)
                     await self._rest(REST_S)
-                    self.gone = False  # its next boot is not fenced
+                    self.gone = False  # so that nobody fences its next boot
                     self._changed(self)
         finally:
             if self._inbox is not None:
@@ -151,7 +152,7 @@ class Worker:
                 self._inbox.close()
 
     async def _rest(self, seconds: float) -> bool:
-        """Wait. False: a stop has begun meanwhile."""
+        """Wait. Return False if a stop has begun meanwhile."""
         try:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
@@ -160,7 +161,8 @@ class Worker:
         return False
 
     async def _free(self) -> bool:
-        """Wait for a process of an earlier supervisor. False: a stop has begun."""
+        """Wait until the process of an earlier supervisor has ended. Return False if a
+        stop has begun meanwhile."""
         told = False
         while is_locked(self.home):
             if not told:
@@ -171,7 +173,7 @@ class Worker:
         return True
 
     async def _process(self) -> int:
-        """One process, from its start to its end; returns the exit code."""
+        """Run one process to its end. Return the exit code."""
         environ = {key: value for key, value in os.environ.items() if not key.startswith(_OF_MANAGER)}
         environ["NOTIFY_SOCKET"] = str(self._path)
         if self._watchdog_s is not None:
@@ -181,12 +183,12 @@ class Worker:
             self.name,
             stdin=asyncio.subprocess.PIPE,
             env=environ,
-            start_new_session=True,  # Ctrl-C on the terminal is for the supervisor
+            start_new_session=True,  # Ctrl-C ends the supervisor alone
         )
         try:
             assert self.process.stdin is not None
             self.process.stdin.write(self.start.encode())
-            if self._stopping.is_set():  # the signal came before this process was there
+            if self._stopping.is_set():  # the signal came before the process began
                 self.process.terminate()
             return await self.process.wait()
         finally:
@@ -208,7 +210,7 @@ class Worker:
         return self.home / "notify.sock"
 
     def _listen(self) -> None:
-        """Raises ConfigError."""
+        """Bind the socket for its datagrams. Raises ConfigError."""
         self._path.unlink(missing_ok=True)
         inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         with short_name(self._path) as name:
@@ -236,7 +238,7 @@ class Worker:
     # -- its end ---------------------------------------------------------------------------------------------------
 
     def let_end(self) -> None:
-        """The end of its process is what was asked for from now on."""
+        """Expect the end of its process from now on."""
         self._stopping.set()
 
     def stop(self, *, to_return: bool) -> None:

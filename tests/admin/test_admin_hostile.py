@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import sys
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,6 +83,42 @@ async def test_the_log_repeats_little_of_what_was_sent(service: Service) -> None
         await service.ask("mailboxList", user={"a": ["z" * 100_000]})
     assert logged
     assert max(len(repr(line)) for line in logged) < 4000
+
+
+MARKS = "\u0301" * 16_384 + "\u0316" * 16_384
+LEFT_OUT = {"stop", "reload", "metacachePull"}
+"""These verbs end the backend, read its configuration, or send requests to other
+hosts."""
+
+
+async def test_no_text_of_a_command_is_normalised_unmeasured(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFC takes quadratic time in a sequence of combining characters. Each text of each
+    command is such a sequence, while its other parameters are valid."""
+    found: list[int] = []
+    plain = unicodedata.normalize
+
+    def normalize(form: Any, text: str) -> str:
+        found.append(max(map(len, re.findall("[\u0301\u0316]+", text)), default=0))
+        return plain(form, text)
+
+    monkeypatch.setattr("unicodedata.normalize", normalize)
+    asked = 0
+    for name, verb in TABLE.items():
+        fields = [field for field in msgspec.structs.fields(verb.params) if "str" in str(field.type)]
+        for field in fields if name not in LEFT_OUT else ():
+            params: dict[str, Any] = {one.encode_name: usual(one) for one in fields if one.required}
+            params |= {"user": "anna@example.org"} if any(one.name == "user" for one in fields) else {}
+            for text in (MARKS, "e" + "\u0301" * 31, "e" + "\u0301" * 30):
+                params[field.encode_name] = [text] if "list" in str(field.type) else text
+                await service.ask(name, **params)
+                asked += 1
+    assert asked > 150
+    assert max(found) == 30
+
+
+def usual(field: Any) -> Any:
+    value = {"query": "ALL", "field": "all", "fields": "uid", "mailbox_mask": "*"}.get(field.name, "INBOX")
+    return [value] if "list" in str(field.type) else value
 
 
 @pytest.mark.parametrize("sent", [b'[["userList", {}', b'[["userList", {}, "t"]]'])

@@ -1,5 +1,5 @@
 """`storage upgrade` and `storage finish-upgrade` as the API runs them.
-tests/store/test_upgrade.py tests what they do."""
+tests/store/test_old_envelopes.py tests what they do."""
 
 from __future__ import annotations
 

@@ -478,7 +478,8 @@ NEW = Form(first=1, reads=2)
 async def test_a_new_backend_joins_as_standby_unless_nobody_else_serves_its_site(
     site: str, state: State, joins: State
 ) -> None:
-    """With Cassandra. A backend that the directory knows keeps its state."""
+    """The directory is Cassandra. A backend that the directory knows keeps its
+    state."""
     fleet = Fleet()
     fleet.joins_as = State.STANDBY
     for name in ("a", "b"):
@@ -507,13 +508,13 @@ async def test_the_first_backend_of_an_empty_cluster_gets_all_groups() -> None:
 
 
 async def with_forms(fleet: Fleet, **forms: int) -> None:
-    """What `cluster upgrade` writes."""
+    """Write what `cluster upgrade` writes."""
     (row,) = (await fleet.directory.all(Kind.SETTINGS)).values()
     await fleet.put(Kind.SETTINGS, "directory", msgspec.structs.replace(decode(row.value, Settings), forms=forms))
 
 
 async def reading(fleet: Fleet, name: str) -> None:
-    """A member that reads the new form joins."""
+    """Let a member that reads the new form join."""
     member = await fleet.join(name)
     await member.view.put(Kind.MEMBERS, name, msgspec.structs.replace(member._myself.member, reads={"test": 2}))
 

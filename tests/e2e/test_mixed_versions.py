@@ -102,7 +102,7 @@ class Version(Backend):
         return (result, "") if kind == "doveadmResponse" else (result.get("rows", []), str(result))
 
     def owner(self, user: str) -> str:
-        """The backend of a user."""
+        """Return the backend of a user."""
         rows, error = self.call("clusterUserStatus", user=user)
         assert not error, error
         return str(rows[0]["backend"])

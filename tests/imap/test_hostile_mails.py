@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import threading
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from harness import Client, Running, serving_real
 from turns import turns
 
+from obox.imap.commands import fetch
 from obox.store import NewMail
 from obox.store.api import Fields
 from obox.store.user.mailbox import Mailbox
@@ -109,9 +111,17 @@ async def test_marks_in_subject_and_body(tmp_path: Path) -> None:
         assert peak < 32 << 20
 
 
-async def test_sections_of_a_large_mail(tmp_path: Path) -> None:
+async def test_sections_of_a_large_mail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mail of 30 MB is parsed in a thread, and only once for all sections of a
     FETCH."""
+    aside: list[bool] = []
+    plain = fetch.parse
+
+    def parse(*given: Any) -> Any:
+        aside.append(threading.current_thread() is not threading.main_thread())
+        return plain(*given)
+
+    monkeypatch.setattr(fetch, "parse", parse)
     large = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n"
     large += b"Content-Type: message/rfc822\r\n\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n"
     large += b"--c\r\nX-Inner: 1\r\n\r\n" + b"some text\r\n" * 2_700_000 + b"--c\r\n\r\nlast\r\n--c--\r\n--b--\r\n"
@@ -124,8 +134,11 @@ async def test_sections_of_a_large_mail(tmp_path: Path) -> None:
                 b"BODY[1.1.MIME] {14}\r\nX-Inner: 1\r\n\r\n BODY[1.2] {4}\r\nlast BODY[1.HEADER] {45}\r\n"
                 b"Content-Type: multipart/mixed; boundary=c\r\n\r\n)"
             )
-            lines = await client.ok("FETCH 2 BODY.PEEK[8000.MIME]")
-            assert lines[0].endswith(b"BODY[8000.MIME] {2}\r\n\r\n)")
+            assert aside == [True]
+            lines = await client.ok("FETCH 2 (BODY.PEEK[8000.MIME] BODY.PEEK[7000.MIME])")
+            assert lines[0].endswith(b"BODY[8000.MIME] {2}\r\n\r\n BODY[7000.MIME] {2}\r\n\r\n)")
+            assert len(aside) <= 3, "on the loop within the small budget, and then in a thread"
+            assert aside[-1]
         found.check()
 
 

@@ -302,6 +302,28 @@ async def test_a_users_and_the_servers_share(tmp_path: Path) -> None:
             assert (await client.until(b"a "))[-1].startswith(b"a OK")
 
 
+async def test_all_users_share_the_servers_budget(tmp_path: Path) -> None:
+    """Each of four users has a quarter. A fifth user has nothing left, neither in
+    memory nor in files, until one of the four has ended."""
+    settings = ImapSettings(append_memory_max=4 * MIB, append_spool_max=4 * MIB, spool_dir=tmp_path / "spool")
+    async with serving_real(tmp_path, settings) as running:
+        intake = running.imap.context.intake
+        held = []
+        for user in ("a", "b", "c", "d"):
+            for _ in range(2):
+                # The first is in memory, the second in a file.
+                held.append(intake.incoming(user))
+                assert held[-1].admit(MIB)
+                if held[-1].spooling:
+                    held[-1].add(b"x" * MIB)
+        assert (intake.memory.used, intake.disk.used) == (4 * MIB, 4 * MIB)
+        client = await running.client(login="anna")
+        assert (await client.cmd("APPEND INBOX {100000}"))[-1].startswith(b"NO [LIMIT]")
+        held.pop().close()
+        client.send(b"a APPEND INBOX {100000}\r\n")
+        assert (await client.line()).startswith(b"+ ")
+
+
 async def test_bytes_beyond_the_budget_are_dropped_and_told(tmp_path: Path) -> None:
     """Two mails were admitted at the same time and do not fit together. The later mail
     is answered NO [LIMIT]."""

@@ -543,6 +543,16 @@ async def test_a_handshake_that_fails(way: str, tmp_path: Path) -> None:
         assert [line["event"] for line in logs] == ["imap disconnect"]
 
 
+async def test_a_handshake_has_little_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("obox.imap.server.TLS_HANDSHAKE_S", 0.1)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate(tmp_path))
+    async with serving(tmp_path, upgrade=starttls(lambda: context)) as running:
+        client = await running.client()
+        assert (await client.cmd("STARTTLS"))[-1].startswith(b"OK")
+        assert await client.line() == b""
+
+
 # -- real clients ------------------------------------------------------------------------------------------------------
 
 

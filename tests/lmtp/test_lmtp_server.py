@@ -21,6 +21,7 @@ from turns import turns
 
 from obox import errors
 from obox.lmtp import Envelope, LmtpServer, Recipient, Settings
+from obox.lmtp import connection as lmtp_connection
 from obox.lmtp.settings import READ_AHEAD_BYTES
 from obox.spool import ByteBudget, Spool
 
@@ -555,6 +556,16 @@ async def test_starttls(tmp_path: Path) -> None:
         async with asyncio.timeout(PATIENT_S):
             await client.reader.read()
         await world.connect()
+
+
+async def test_a_handshake_has_little_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lmtp_connection, "TLS_HANDSHAKE_S", 0.1)
+    server_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server_tls.load_cert_chain(*certificate(tmp_path))
+    async with serving(tmp_path, tls=lambda: server_tls) as world:
+        client = await world.connect()
+        assert (await client.say("STARTTLS")).startswith("220")
+        assert await client.ended()
 
 
 async def test_a_command_right_behind_the_handshake(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from obox.mailbox import Finder, Needle, _needles, normalise
+from obox.mailbox import Finder, Needle, _needles, collated, normalise
 from obox.mailbox._needles import normalised
 from obox.text import stream_safe
 
@@ -70,13 +70,24 @@ def longest_run(value: str) -> int:
     return longest
 
 
-@pytest.mark.parametrize("value", [MARKS, "x" + MARKS, MARKS * 4, "\U0001d16d" * 20_000, "\u0344" * 20_000])
+SHORT = "\u0301" * 4_000 + "\u0316" * 4_000
+"""These marks are fewer characters than a slice."""
+
+
+@pytest.mark.parametrize("value", [SHORT, MARKS, "x" + MARKS, MARKS * 4, "\U0001d16d" * 20_000, "\u0344" * 20_000])
 def test_runs_of_marks_are_never_normalised_whole(value: str, calls: list[str]) -> None:
     normalise(value)
     assert calls
     assert max(map(longest_run, calls)) <= 60, "30, each of which may be two"
     assert max(map(len, calls)) <= 18 * (_needles.SLICE_CHARS + 32)
     assert sum(map(len, calls)) <= 6 * len(value)
+
+
+@pytest.mark.parametrize("value", [SHORT, "\u0301\u0316" * 5_000, "\U0001d16d" * 20_000, "\ufdfa" * 5_000])
+def test_texts_to_sort_by_are_cut_and_safe_before_they_are_normalised(value: str, calls: list[str]) -> None:
+    collated(value)
+    assert max(map(longest_run, calls)) <= 60
+    assert max(map(len, calls)) <= 2 * _needles.COLLATED_CHARS
 
 
 def test_memory_is_that_of_a_slice() -> None:

@@ -82,6 +82,36 @@ async def test_silent_connections_keep_nobody_out(entry: str, log: Any, greeter:
     assert any(line[1] == "pending connections dropped for new clients" for line in log.lines)
 
 
+@pytest.mark.usefixtures("few")
+async def test_behind_a_proxy_each_client_counts_by_itself(log: Any, greeter: Any, make_cert: Any) -> None:
+    """A client begins its handshake before others that come through the same proxy, and
+    ends it after them. None of them gives way for a client with fewer connections."""
+    cert, key = make_cert("one", "one.example")
+    served = Listeners(log=log, tls=Certificates([cert], [key]).context, proxy_networks=LOCAL, proxy_timeout_s=60)
+    served.bind("imap", [Listen("127.0.0.1", 0, tls=True, proxy=True)], greeter)
+    async with listening(served):
+        at = port(served)
+        honest = await asyncio.to_thread(behind_proxy, at, b"PROXY TCP4 192.0.2.8 198.51.100.1 4000 143\r\n")
+        silent = []
+        for _ in range(20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", at)
+            writer.write(b"PROXY TCP4 192.0.2.7 198.51.100.1 4000 143\r\n")
+            silent.append((reader, writer))
+        for reader, _ in silent[:16]:
+            assert await asyncio.wait_for(_end(reader), 10) == b""
+        how = {"ssl": trusting(cert), "server_hostname": "one.example"}
+        assert await greeting(sock=honest, **how) == b"hello ('192.0.2.8', 4000)\r\n"
+        for _, writer in silent:
+            writer.close()
+
+
+async def _end(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read()
+    except ConnectionResetError:
+        return b""
+
+
 def behind_proxy(at: int, header: bytes) -> Any:
     plain = socket.create_connection(("127.0.0.1", at))
     plain.sendall(header)

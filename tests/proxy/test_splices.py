@@ -4,6 +4,7 @@ bounded, and an end of the stream arrives too."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import struct
@@ -16,8 +17,10 @@ from members import ADDRESS, SECRET, Cluster, Member, cluster, until
 
 from obox.auth import LINK, Forward, LinkOwner
 from obox.cluster import Assigned
+from obox.imap.parser import Parser
+from obox.net import Connection
 from obox.net import splice as splice_module
-from obox.net.dialogue import USER_TIMEOUT_S
+from obox.net.dialogue import USER_TIMEOUT_S, Dialogue
 from obox.net.splice import BUFFER_BYTES, Splice
 from obox.proxy import moves as moves_module
 
@@ -178,6 +181,31 @@ async def test_a_client_that_is_gone_ends_its_session_at_the_owner(proxied: tupl
     writer.close()
     await until(lambda: not len(proxy.hub.registry))
     assert proxy.counts.open == 0
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("way", ["client", "backend", "kick"])
+async def test_reference_counts_free_a_splice(proxied: tuple[Member, Owner], way: str, tls: bool) -> None:
+    """A connection under TLS has a buffer of 256 KiB, and the garbage collector runs
+    too seldom for many of them."""
+    proxy, owner = proxied
+    kinds = (Splice, splice_module._Side, Dialogue, Connection, Parser)
+    gc.collect()
+    gc.disable()
+    try:
+        client = await proxy.client(login="ben", tls=tls, strict=False)
+        _, writer = await owner.client()
+        assert {type(one) for one in gc.get_objects() if isinstance(one, kinds)} >= {Splice, splice_module._Side}
+        if way == "client":
+            client.writer.transport.abort()
+        elif way == "kick":
+            proxy.imap.kick("ben")
+        writer.close()
+        await until(lambda: not len(proxy.hub.registry) and not proxy.hub.tasks)
+        client.writer.close()
+        await until(lambda: not [one for one in gc.get_objects() if isinstance(one, kinds)])
+    finally:
+        gc.enable()
 
 
 async def test_a_kick_closes_both_after_the_answer(proxied: tuple[Member, Owner]) -> None:

@@ -4,9 +4,13 @@ first, and the log has no error."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
+import tracemalloc
+import weakref
 from collections.abc import AsyncIterator, Iterator
+from ipaddress import ip_network
 from typing import Any
 
 import httpx
@@ -19,7 +23,8 @@ from test_http import served
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from obox.config import Listen
-from obox.server import application, http
+from obox.net import Listeners
+from obox.server import HttpServer, application, http
 from tests.turns import turns
 
 TCP = Listen("127.0.0.1", 0)
@@ -86,7 +91,11 @@ async def ended(reader: asyncio.StreamReader) -> bytes:
         return b""
 
 
-async def test_silent_connections_count_against_no_request(log: Any, slow: Slow) -> None:
+async def test_silent_connections_count_against_no_request(
+    log: Any, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The oldest end because others come, and not because of the time.
+    monkeypatch.setattr(http, "HEADER_S", 1e6)
     async with served(slow.app(), TCP, log) as client:
         silent = [await opened(client) for _ in range(300)]
         for _, writer in silent[::2]:
@@ -101,6 +110,40 @@ async def test_silent_connections_count_against_no_request(log: Any, slow: Slow)
         assert gone == 44, "the oldest have given way"
         for _, writer in silent:
             writer.close()
+
+
+async def test_an_address_has_a_share_of_the_silent_connections(
+    log: Any, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All addresses of an IPv6 network count as one. Others keep their connections."""
+    monkeypatch.setattr(http, "HEADER_S", 1e6)
+    monkeypatch.setattr(http, "SILENT_ADDRESS_MAX", 3)
+    entry = Listen("127.0.0.1", 0, proxy=True)
+    served_by = HttpServer(slow.app())
+    listeners = Listeners(log=log, proxy_networks=[ip_network("127.0.0.0/8")])
+    listeners.bind("http", [entry], served_by.factory)
+    port = int(listeners.addresses("http")[0].partition("/")[0].rpartition(":")[2])
+
+    async def silent(remote: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"PROXY TCP6 {remote} 2001:db8::80 4000 80\r\n".encode())
+        return reader, writer
+
+    async with asyncio.TaskGroup() as tasks:
+        await listeners.start(tasks)
+        other = await silent("2001:db8:0:1::1")
+        many = []
+        for number in range(8):
+            many.append(await silent(f"2001:db8::{number}"))
+            while len(served_by._state.connections) < min(number + 2, 4):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        for reader, _ in many[:5]:
+            assert await ended(reader) == b""
+        for reader, writer in (other, *many[5:]):
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert (await ended(reader)).endswith(b"ok\n")
+        listeners.stop()
+        await served_by.close()
 
 
 @pytest.mark.parametrize("send", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Never: ends", b"GET"])
@@ -260,6 +303,60 @@ async def test_a_client_that_leaves(send: bytes, how: str, log: Any, slow: Slow)
         await asyncio.sleep(0.05)
         slow.go.set()
         assert (await client.get("/healthz")).text == "ok\n"
+
+
+LARGE = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 4_000_000
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        b"",
+        b"GET /hea",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        LARGE,
+        LARGE.replace(b"/body", b"/nothing"),
+    ],
+    ids=lambda send: send[:16].decode(),
+)
+async def test_reference_counts_free_a_connection(
+    send: bytes, log: Any, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client leaves. The garbage collector finds nothing of its connection, and the
+    body that it has sent so far is released."""
+    made: list[weakref.ref[object]] = []
+    plain = http._Protocol.connection_made
+
+    def connection_made(protocol: Any, transport: Any) -> None:
+        made.append(weakref.ref(protocol))
+        plain(protocol, transport)
+
+    async with served(slow.app(), TCP, log) as client:
+        assert (await client.get("/healthz")).status_code == 200
+        monkeypatch.setattr(http._Protocol, "connection_made", connection_made)
+        gc.collect()
+        gc.disable()
+        try:
+            tracemalloc.start(1)
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(3):
+                reader, writer = await opened(client)
+                writer.write(send)
+                await asyncio.sleep(0.05)
+                writer.transport.abort()
+                del reader, writer
+            slow.go.set()
+            async with asyncio.timeout(PATIENT_S):
+                while any(one() for one in made):  # noqa: ASYNC110 - nothing says so
+                    await asyncio.sleep(0.01)
+            assert len(made) == 3
+            assert tracemalloc.get_traced_memory()[0] - before < 1 << 20
+        finally:
+            tracemalloc.stop()
+            gc.enable()
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD"])

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import selectors
+import heapq
+from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
 HOST: contextvars.ContextVar[Host | None] = contextvars.ContextVar("host", default=None)
 NOBODY = contextvars.Context()
+RESOLUTION_S: Final = 1e-9
+"""Timers that are not further apart run in the same turn."""
 
 
 class Stuck(AssertionError):
@@ -32,7 +35,7 @@ class Host:
 
     def __init__(self) -> None:
         self.frozen = False
-        self.held: list[_Gate] = []
+        self.held: list[_Call] = []
         self.tasks: dict[asyncio.Task[Any], None] = {}
         """A dict keeps the order of insertion. The order of a set would depend on
         addresses."""
@@ -45,79 +48,71 @@ class Host:
     def thaw(self) -> None:
         self.frozen = False
         loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimLoop)
         held, self.held = self.held, []
-        for gate in held:
-            if not gate.cancelled():
-                loop.call_soon(gate.callback, *gate.args, context=gate.context)
+        loop.ready.extend(held)
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start a task that belongs to this machine."""
         return asyncio.get_running_loop().create_task(work, context=self.context.copy())
 
+    def ended(self, task: asyncio.Task[Any]) -> None:
+        self.tasks.pop(task, None)
 
-class _Gate:
-    """A callback of a host's task."""
 
-    __slots__ = ("args", "callback", "context", "handle", "host")
+class _Call:
+    """A callback that will run, soon or at a time."""
 
-    def __init__(self, host: Host, callback: Callable[..., Any], args: tuple[Any, ...], context: Any) -> None:
-        self.host, self.callback, self.args, self.context = host, callback, args, context
-        self.handle: asyncio.Handle | None = None
+    __slots__ = ("args", "callback", "context", "gone", "when_s")
 
-    def __call__(self) -> None:
-        if self.host.frozen:
-            self.host.held.append(self)
-        else:
-            self.callback(*self.args)
+    def __init__(self, callback: Any, args: tuple[Any, ...], context: Any, when_s: float = 0.0) -> None:
+        self.callback, self.args, self.context, self.when_s = callback, args, context, when_s
+        self.gone = False
+
+    def cancel(self) -> None:
+        self.gone = True
+        self.callback, self.args = None, ()
 
     def cancelled(self) -> bool:
-        return self.handle is not None and self.handle.cancelled()
+        return self.gone
+
+    def when(self) -> float:
+        return self.when_s
 
 
-class _Selector(selectors.SelectSelector):
-    """A selector without I/O. Instead of waiting it moves the clock."""
+class SimLoop(asyncio.BaseEventLoop):
+    """asyncio's loop with a queue of its own in the place of the selector. A simulated
+    life is some 50,000 callbacks, so that their cost decides how many lives are run."""
 
-    loop: SimLoop
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        if timeout is None:
-            raise Stuck("everybody waits, nobody sleeps")
-        if timeout > 0:
-            self.loop.now += timeout
-        return []
-
-
-class SimLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
+        super().__init__()
         self.now = 0.0
-        selector = _Selector()
-        selector.loop = self
-        super().__init__(selector)
+        self.ready: deque[_Call] = deque()
+        self._timers: list[tuple[float, int, _Call]] = []
+        self._timer_count = 0
+        self._stopping = False
         self.failures: list[dict[str, Any]] = []
         self.set_exception_handler(lambda _, context: self.failures.append(context))
         self.set_task_factory(_make_task)
-        self._clock_resolution = 1e-9
 
     def time(self) -> float:
         return self.now
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
-        host = HOST.get() if context is None else context.get(HOST)
-        if host is None:
-            return super().call_soon(callback, *args, context=context)
-        context = contextvars.copy_context() if context is None else context
-        gate = _Gate(host, callback, args, context)
-        gate.handle = super().call_soon(gate, context=context)
-        return gate.handle
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
+        call = _Call(callback, args, contextvars.copy_context() if context is None else context)
+        self.ready.append(call)
+        return call
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
-        host = HOST.get() if context is None else context.get(HOST)
-        if host is None:
-            return super().call_at(when, callback, *args, context=context)
-        context = contextvars.copy_context() if context is None else context
-        gate = _Gate(host, callback, args, context)
-        gate.handle = handle = super().call_at(when, gate, context=context)
-        return handle
+    call_soon_threadsafe = call_soon
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        call = _Call(callback, args, contextvars.copy_context() if context is None else context, when)
+        self._timer_count += 1
+        heapq.heappush(self._timers, (when, self._timer_count, call))
+        return call
+
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        return self.call_at(self.now + delay, callback, *args, context=context)
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self.create_future()
@@ -127,13 +122,43 @@ class SimLoop(asyncio.SelectorEventLoop):
             future.set_exception(exc)
         return future
 
+    def _run_once(self) -> None:
+        """Run everything that is ready. If nothing is, move the clock to the next timer
+        first."""
+        ready, timers = self.ready, self._timers
+        if not ready and not self._stopping:
+            while timers and timers[0][2].gone:
+                heapq.heappop(timers)
+            if not timers:
+                raise Stuck("everybody waits, nobody sleeps")
+            self.now = max(self.now, timers[0][0])
+        until = self.now + RESOLUTION_S
+        while timers and timers[0][0] < until:
+            call = heapq.heappop(timers)[2]
+            if not call.gone:
+                ready.append(call)
+        for _ in range(len(ready)):
+            call = ready.popleft()
+            if call.gone:
+                continue
+            host = call.context.get(HOST)
+            if host is not None and host.frozen:
+                host.held.append(call)
+                continue
+            try:
+                call.context.run(call.callback, *call.args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as exc:
+                self.call_exception_handler({"message": f"Exception in callback {call.callback!r}", "exception": exc})
 
-def _make_task(loop: asyncio.AbstractEventLoop, coro: Any, context: Any = None) -> asyncio.Task[Any]:
-    task = asyncio.Task(coro, loop=loop, context=context)
+
+def _make_task(loop: asyncio.AbstractEventLoop, coro: Any, context: Any = None, **named: Any) -> asyncio.Task[Any]:
+    task = asyncio.Task(coro, loop=loop, context=context, **named)
     host = HOST.get() if context is None else context.get(HOST)
     if host is not None:
         host.tasks[task] = None
-        task.add_done_callback(lambda task: host.tasks.pop(task, None), context=NOBODY)
+        task.add_done_callback(host.ended, context=NOBODY)
     return task
 
 

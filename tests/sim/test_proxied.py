@@ -18,7 +18,7 @@ from .proxies import Proxy
 POLLS_S = 5.0
 """A judgement, a greeting, a takeover and two passes over the directory."""
 USERS = tuple(StorageId(f"user{number}") for number in range(12))
-"""Of all groups."""
+"""Users of all groups."""
 
 
 class Proxied(ClusterStory):

@@ -15,6 +15,7 @@ from obox.objectstore import MemoryDriver
 from obox.objectstore.keys import bundles_prefix, journal_key, mail_prefix, user_prefix
 from obox.store import NewMail
 from obox.store.log.journal import JournalObject
+from obox.store.operate import upgrade
 from obox.store.operate import users as operate
 from obox.types import Guid, Oid, StorageId
 from tests.stores import Listing, MinioLike, SeaweedLike, Stubborn
@@ -91,6 +92,27 @@ async def test_a_start_lists_the_backends_and_each_of_them_once(machine: Machine
         assert life.bucket.stats.count("list", "journal") == 2
 
 
+async def test_no_list_goes_over_the_journals_of_all_backends(bucket: Bucket, tmp_path: Path) -> None:
+    """Neither a start nor a command sends such a LIST, because some stores leave keys
+    out of it."""
+    asked: list[str] = []
+
+    class Asked(MemoryDriver):
+        async def list_page(self, prefix: str, **how: Any) -> Any:
+            asked.append(prefix)
+            return await super().list_page(prefix, **how)
+
+    bucket.url, bucket.driver = "memory://", Asked(wall=bucket.time.now)
+    await leave_journals(bucket)
+    async with Machine(bucket, tmp_path / "third", backend="third").run() as life:
+        await life.user()
+        await operate.journal_objects(life.store)
+        *_, left = [one async for one in upgrade.finish(life.store)]
+        assert left.objects > sum(OTHERS.values())
+    journals = {prefix for prefix in asked if prefix.startswith("_journal/")}
+    assert journals == {"_journal/mail/", "_journal/mail-2/", "_journal/third/"}
+
+
 FOREIGN = [
     "_journal/notes.txt",
     "_journal/first/",
@@ -107,16 +129,17 @@ FOREIGN = [
 """Keys that consoles, rclone and mistakes of operators leave."""
 
 
-async def foreign_in(bucket: Bucket, guid: Guid) -> list[str]:
+async def foreign_in(bucket: Bucket, guid: Guid, data: bytes) -> list[str]:
     keys = [*FOREIGN, mail_prefix(SID, guid), mail_prefix(SID, guid) + "readme", bundles_prefix(SID, guid) + "x.base"]
     store = bucket.open()
     for key in keys:
-        await store.put(key, b"", kind="mail")
+        await store.put(key, data, kind="mail")
     await store.close()
     return keys
 
 
-async def test_foreign_objects_are_told_and_left_alone(bucket: Bucket, tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", [b"", b"some text"])
+async def test_foreign_objects_are_told_and_left_alone(bucket: Bucket, tmp_path: Path, data: bytes) -> None:
     bucket.url = "memory://"
     machine = Machine(bucket, tmp_path / "first")
     async with machine.run() as life:
@@ -124,7 +147,7 @@ async def test_foreign_objects_are_told_and_left_alone(bucket: Bucket, tmp_path:
         await fill(user, "INBOX", [simple(number) for number in range(4)])
         guid = (await user.select("INBOX")).guid
         before = await whole(user)
-        keys = await foreign_in(bucket, guid)
+        keys = await foreign_in(bucket, guid, data)
     machine.lose_disk()
     with capture_logs() as logs:
         async with machine.run() as life:
@@ -132,6 +155,13 @@ async def test_foreign_objects_are_told_and_left_alone(bucket: Bucket, tmp_path:
             assert await whole(user) == before
             assert (await operate.mailboxes_in_bucket(life.store, SID))[guid] == 4
             await user.append("INBOX", [NewMail(simple(9))])
+            *_, done = [one async for one in upgrade.upgrade(life.store, SID, SID)]
+            below = [key for key in keys if key.startswith((user_prefix(SID) + "m/", user_prefix(SID) + "x/"))]
+            # An object of no bytes is a burnt UID for all that do not look at its key.
+            assert (done.foreign, done.damaged) == (len(below) if data else 0, 0)
+            *_, left = [one async for one in upgrade.finish(life.store)]
+            # A key in the form of a journal's key counts as a journal object.
+            assert (left.users, left.journal, left.damaged, left.finished) == ({}, 0, 1, True)
     told = {line["key"] for line in logs if "ignored" in line["event"]}
     assert {mail_prefix(SID, guid) + "readme", bundles_prefix(SID, guid) + "x.base", "_journal/first/"} <= told
     assert set(keys) <= set(await bucket.keys())
@@ -141,13 +171,14 @@ async def deleted(life: Any, sid: StorageId) -> list[operate.Deleted]:
     return [one async for one in operate.delete(life.store, sid)]
 
 
-async def test_a_user_goes_with_all_that_lies_below(bucket: Bucket, tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", [b"", b"some text"])
+async def test_a_user_goes_with_all_that_lies_below(bucket: Bucket, tmp_path: Path, data: bytes) -> None:
     bucket.url = "memory://"
     async with Machine(bucket, tmp_path / "first").run() as life:
         user = await life.user()
         await fill(user, "INBOX", [simple(number) for number in range(4)])
         guid = (await user.select("INBOX")).guid
-        await foreign_in(bucket, guid)
+        await foreign_in(bucket, guid, data)
         for one in life.users:
             await one.release()
         life.users.clear()

@@ -325,6 +325,49 @@ async def test_what_belongs_elsewhere_stays_as_it_is(old: Old) -> None:
         await inbox.release()
 
 
+async def test_a_copy_of_version_1_is_known_by_its_meta(old: Old) -> None:
+    """Version 1 knows no owner. A mail that is copied to the same UID of another
+    mailbox names its own mailbox, and a claim that is copied to another UID names its
+    own UID. Neither is shown, and the next mail gets the next UID."""
+    claims = [key for key, data in old.objects().items() if "/m/" in key and data[6] == ObjectKind.CLAIM]
+    (second,) = [key for key in claims if key.endswith("2")]
+    async with served(old) as life:
+        user = await life.user()
+        inbox, bens = await user.select("INBOX"), await (await life.user("ben")).select("INBOX")
+        sources = {"of Ben": mail_key(StorageId("ben"), bens.guid, Uid(1)), "claim": second}
+        sources["of Anna"] = mail_key(SID, inbox.guid, Uid(1))
+        for name, source in sources.items():
+            target = mail_key(SID, await user.create(name), Uid(1))
+            await old.memory.put(target, old.objects()[source], kind="mail")
+        await inbox.release()
+        await bens.release()
+        await user.flush(everything=True)
+    old.machine.lose_disk()
+    async with served(old) as life:
+        user = await life.user()
+        for name in sources:
+            box = await user.select(name)
+            assert len(box.state) == 0, name
+            assert (await user.append(name, [NewMail(simple(1))])).uids == [2]
+            await box.release()
+
+
+@pytest.mark.parametrize("part", [False, True])
+async def test_a_mail_of_version_1_is_served_under_its_own_uid_alone(old: Old, part: bool) -> None:
+    """Somebody also forged the index, so that it names the OID of the mail that lies
+    under this key."""
+    async with served(old) as life:
+        user = await life.user()
+        inbox, bens = await user.select("INBOX"), await (await life.user("ben")).select("INBOX")
+        source, target = (mail_key(box.user.storage_id, box.guid, Uid(1)) for box in (bens, inbox))
+        await old.memory.replace(target, old.objects()[source], kind="mail")
+        inbox.state.column("oid")[0] = bens.state.column("oid")[0]
+        with pytest.raises(Corrupt):
+            await (inbox.part(1, 0, 10) if part else inbox.mail(1))
+        await inbox.release()
+        await bens.release()
+
+
 async def test_a_site_that_begins_to_encrypt(tmp_path: Path) -> None:
     """A site switches encryption on. Plain objects are read beside sealed objects. The
     upgrade seals the plain objects, and from then on no plain object is accepted."""

@@ -6,7 +6,7 @@ RFC 9051 §6.1, §6.2, §6.3.1.
 from __future__ import annotations
 
 from base64 import b64encode
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from obox.accounts import Account
 from obox.auth import (
@@ -25,7 +25,9 @@ from obox.errors import Elsewhere, NoPerm, OboxError
 from obox.imap import ast, wire
 from obox.imap.replies import Reply, bad, no
 from obox.imap.session import Session
-from obox.net.splice import Leg
+
+if TYPE_CHECKING:
+    from obox.net.splice import Leg
 
 REFERRAL: Final = "X-OBOX-REFERRAL"
 """Response code with the assignment of a forwarded user that another backend owns."""

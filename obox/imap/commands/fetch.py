@@ -23,7 +23,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from obox.imap import ast, wire
 from obox.imap.ast import FetchAttr
 from obox.imap.commands.auth import enable_condstore
 from obox.imap.earlier import vanished_earlier
-from obox.imap.plan import Body, Plan, compile_plan
+from obox.imap.plan import Body, Plan, compile_plan, literal
 from obox.imap.replies import Reply, bad, no
 from obox.imap.rows import ANSWER_BYTES, Where, flag_rows, lines, parts
 from obox.imap.session import NO_UIDS, Session
@@ -82,7 +82,6 @@ async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
         at = 0
         while at < len(uids):
             at += await job.chunk(uids[at : at + rows])
-            await session.flush()
     except _AtOnce:
         pass
     if job.unreadable:
@@ -139,6 +138,15 @@ class _Rows(NamedTuple):
     uids: UidArray
 
 
+class _Run(NamedTuple):
+    """Mails that are answered together, their ready fields, and their header blocks if
+    these are needed. A header that is too long to be cached is None, and alone."""
+
+    uids: UidArray
+    found: dict[int, Fields]
+    heads: list[bytes | None]
+
+
 class _AtOnce(Exception):
     """A mail cannot be read, and nothing more is to be sent."""
 
@@ -154,6 +162,8 @@ class _Fetch:
         self.mailbox, self.view = session.need_mailbox()
         self.names = plan.names()
         self.cut = [(at, item) for at, item in enumerate(plan.order, 1) if isinstance(item, Body) and _of_mail(item)]
+        self.plain = len(self.cut) == 1 and self.cut[0][1].entire
+        """Whether all that is needed of a mail is the mail itself, as it mostly is."""
         self.short = plan.short
         self.of_header = [item.of_header() for item in plan.order if isinstance(item, Body) and item.in_header]
         self.needs_structure = plan.needs_structure
@@ -175,29 +185,33 @@ class _Fetch:
             uids, found = await self._fields(uids)
         if plan.sets_seen and not self.session.read_only:
             seen = await self._mark_seen(uids)
-        runs = self._alone(uids, found)
-        for some in runs:
-            theirs = found if len(runs) == 1 else {uid: found[uid] for uid in some.tolist() if uid in found}
-            await self._deliver(some, seen, theirs)
-            if len(runs) > 1:
-                await self.session.flush()
+        for run in self._runs(uids, found):
+            await self._deliver(run, seen)
+            await self.session.flush()
         return len(uids)
 
-    def _alone(self, uids: UidArray, found: Mapping[int, Fields]) -> list[UidArray]:
+    def _runs(self, uids: UidArray, found: dict[int, Fields]) -> Iterator[_Run]:
         """Yield the mails in runs, so that each header that is too long to be cached is
         alone in memory."""
-        if not self.of_header or all(fields.header is not None for fields in found.values()):
-            return [uids]
+        heads = [one.header for one in found.values()] if self.of_header else []
+        if all(heads):
+            yield _Run(uids, found, heads)
+            return
+        del heads
         long = [at for at, uid in enumerate(uids.tolist()) if uid in found and found[uid].header is None]
         cuts = sorted({0, len(uids), *long, *(at + 1 for at in long)})
-        return [uids[a:b] for a, b in pairwise(cuts)]
+        for a, b in pairwise(cuts):
+            some = uids[a:b]
+            theirs = {uid: found[uid] for uid in some.tolist() if uid in found}
+            yield _Run(some, theirs, [one.header for one in theirs.values()])
 
-    async def _deliver(self, uids: UidArray, seen: UidArray, found: dict[int, Fields]) -> None:
+    async def _deliver(self, run: _Run, seen: UidArray) -> None:
         plan = self.plan
-        headers: dict[int, list[bytes]] = {}
+        uids, found, heads = run
+        headers: dict[int, Sequence[bytes]] = {}
         if plan.needs_fields:
             if self.of_header:
-                headers = await self._headers(found)
+                headers = await self._headers(list(found), heads)
                 found = {uid: found[uid] for uid in headers} if len(headers) < len(found) else found
             if len(found) < len(uids):
                 for uid in sorted(self.unreadable.intersection(uids.tolist())):
@@ -313,6 +327,8 @@ class _Fetch:
         """Return the ready fields of the first mails, and the UIDs of these mails."""
         found = await self.mailbox.fields(uids.tolist(), autofix=self.autofix, bytes_max=FIELDS_BYTES)
         uids = uids[: len(found)]
+        if set(map(type, found)) == {Fields}:
+            return uids, dict(zip(uids.tolist(), cast("list[Fields]", found), strict=True))
         out: dict[int, Fields] = {}
         for uid, one in zip(uids.tolist(), found, strict=True):
             if isinstance(one, Fields):
@@ -321,30 +337,28 @@ class _Fetch:
                 out[uid] = make_fields(mail)
         return uids, out
 
-    async def _headers(self, found: dict[int, Fields]) -> dict[int, list[bytes]]:
-        """Return the items that are cut out of header blocks. Headers that are too long
-        to be cached are read from the mail."""
-        out: dict[int, list[bytes]] = {}
-        cuts = self.of_header
-        cells = 0
-        for uid, fields in found.items():
-            header = fields.header
-            if header is not None:
-                out[uid] = [cut(header) for cut in cuts]
-                cells += len(cuts)
-                if cells >= HEADER_CELLS_TURN:
-                    cells = 0
-                    await self.session.out.yield_if_due()
-                continue
-            try:
-                mail: bytes | None = await self.mailbox.mail(uid, autofix=self.autofix)
-            except Expunged:
-                continue
-            except (Corrupt, NotFound) as error:
-                mail = self._instead(uid, error)
-            if mail is not None:
-                out[uid] = await asyncio.to_thread(self._of_header_of, mail)
+    async def _headers(self, uids: list[int], heads: list[bytes | None]) -> dict[int, Sequence[bytes]]:
+        """Return the items that are cut out of header blocks, by UID."""
+        if heads == [None]:
+            return await self._headers_of_mail(uids[0])
+        out: dict[int, Sequence[bytes]] = {}
+        step = max(1, HEADER_CELLS_TURN // len(self.of_header))
+        for at in range(0, len(uids), step):
+            some = cast("list[bytes]", heads[at : at + step])
+            columns = [list(map(cut, some)) for cut in self.of_header]
+            out.update(zip(uids[at : at + step], zip(*columns, strict=True), strict=True))
+            await self.session.out.yield_if_due()
         return out
+
+    async def _headers_of_mail(self, uid: int) -> dict[int, Sequence[bytes]]:
+        """Read a header that is too long to be cached from the mail."""
+        try:
+            mail: bytes | None = await self.mailbox.mail(uid, autofix=self.autofix)
+        except Expunged:
+            return {}
+        except (Corrupt, NotFound) as error:
+            mail = self._instead(uid, error)
+        return {} if mail is None else {uid: await asyncio.to_thread(self._of_header_of, mail)}
 
     def _of_header_of(self, mail: bytes) -> list[bytes]:
         header = mail[: header_end(mail)]
@@ -353,7 +367,7 @@ class _Fetch:
     # -- whole mails -----------------------------------------------------------------------------------------------
 
     async def _whole(
-        self, asked: _Rows, seen: UidArray, found: dict[int, Fields], headers: dict[int, list[bytes]]
+        self, asked: _Rows, seen: UidArray, found: dict[int, Fields], headers: dict[int, Sequence[bytes]]
     ) -> None:
         """Take the columns of all mails now, and then each mail's bytes. A change in
         between is reported by the next poll."""
@@ -361,13 +375,19 @@ class _Fetch:
         sizes = asked.table.column("size")[asked.where].tolist()
         names, rows = self._cells(asked, seen, found, headers)
         lead = b"* %d FETCH (" + b" ".join(names) + b")\r\n"
+        place = self.cut[0][0] - len(self.plan.order) - 1
         at = 0
         async for uid, mail in self._mails(order, sizes):
             while order[at] != uid:
                 at += 1
             wrong: Unreadable | None = None
             if isinstance(mail, bytes):
-                await self._write_row(lead, rows[at], mail)
+                if self.plain and len(mail) <= ANSWER_BYTES:
+                    values = rows[at]
+                    values[place] = literal(mail)
+                    self.session.out.write(lead % tuple(values))
+                else:
+                    await self._write_row(lead, rows[at], mail)
             elif mail is not None:
                 wrong = mail
             elif self._streams(sizes[at]):
@@ -407,7 +427,7 @@ class _Fetch:
             yield pair
 
     def _cells(
-        self, rows: _Rows, seen: UidArray, found: dict[int, Fields], headers: dict[int, list[bytes]]
+        self, rows: _Rows, seen: UidArray, found: dict[int, Fields], headers: dict[int, Sequence[bytes]]
     ) -> tuple[list[bytes], list[list[Any]]]:
         """Return format strings, and for each line its sequence number and values.
         Values that are cut from the mail are None for now."""
@@ -447,7 +467,8 @@ class _Fetch:
             return
         for at, item in self.cut:
             values[at + added] = item.of_mail(mail, root)
-            await self.session.out.yield_if_due()
+            if not item.whole or len(self.cut) > 1:
+                await self.session.out.yield_if_due()
         self.session.write(lead % tuple(values))
 
     async def _write_items(self, values: list[Any], mail: bytes, root: Part | None, *, quick: bool) -> None:

@@ -131,7 +131,7 @@ def modseq_of(session: Session, uids: UidArray) -> int:
 
 
 def asks_modseq(key: SearchKey) -> bool:
-    """Whether a search has MODSEQ anywhere."""
+    """Return whether a search has MODSEQ anywhere."""
     if isinstance(key, searchkeys.Not):
         return asks_modseq(key.key)
     if isinstance(key, searchkeys.And | searchkeys.Or):

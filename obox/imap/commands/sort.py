@@ -1,8 +1,8 @@
 """SORT and UID SORT, with RETURN. RFC 5256 §3, RFC 5267 §3 (ESORT), RFC 5957 (DISPLAY).
 
 The mails that match are sorted by columns (ARRIVAL, SIZE) and by values of their cached
-ENVELOPEs. A mail whose ENVELOPE cannot be read has empty values. Work is done in steps,
-and other sessions run in between.
+ENVELOPEs. A mail whose ENVELOPE cannot be read has empty values. The work is done in
+steps, and other sessions run between two steps.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from obox.mime.subjects import base_subject
 from obox.store.api import Fields
 
 CHUNK: Final = 500
-"""Mails whose ready fields are read at a time, which takes about 5 ms."""
+"""The ready fields of so many mails are read at a time, which takes about 5 ms."""
 CHUNK_BYTES: Final = 4 << 20
-"""Octets of these fields."""
+"""These fields have so many octets at most."""
 STEP: Final = 32
-"""Mails whose values are read before the clock is read again: 0.5 ms."""
+"""The values of so many mails are read before the clock is read again: 0.5 ms."""
 INLINE_ROWS: Final = 20_000
-"""Mails that are sorted by number on the loop: 5 ms. More are sorted in a thread."""
+"""So many mails are sorted by number on the loop: 5 ms. More are sorted in a thread."""
 
 T = TypeVar("T")
 _NOTHING: Final = Envelope()
@@ -92,7 +92,8 @@ def _extended(
 async def _columns(
     session: Session, command: ast.Sort, table: Table, where: npt.NDArray[np.intp], uids: UidArray
 ) -> dict[SortField, Numbers]:
-    """Return a number for each mail and criterion, which sorts as its value does."""
+    """Return a number for each mail and criterion. The numbers have the order of the
+    values."""
     wanted = dict.fromkeys(field for field, _ in command.criteria)
     arrival = table.column("internaldate")[where].astype(np.int64)
     out: dict[SortField, Numbers] = {}
@@ -120,7 +121,7 @@ async def _columns(
 
 
 async def in_turns(session: Session, steps: Generator[None, None, T]) -> T:
-    """Return what steps make, and let others run in between."""
+    """Run steps and return their result. Other tasks run between two steps."""
     while True:
         try:
             next(steps)
@@ -158,7 +159,8 @@ def sent_seconds(envelope: Envelope) -> int | None:
 
 
 def subject_of(envelope: Envelope) -> tuple[str, bool]:
-    """Return the base subject, as it compares, and whether it is of a reply."""
+    """Return the base subject in the form in which it compares, and whether the mail is
+    a reply."""
     if envelope.subject is None:
         return "", False
     base, reply = base_subject(envelope.subject)
@@ -193,4 +195,4 @@ TEXT_OF: Final[dict[SortField, Callable[[Envelope], str]]] = {
     SortField.DISPLAYFROM: lambda envelope: _display(envelope.sender),
     SortField.DISPLAYTO: lambda envelope: _display(envelope.to),
 }
-"""What is compared of a mail."""
+"""The function that returns the value of a mail for each criterion."""

@@ -27,7 +27,7 @@ from obox.mime.readback import Envelope, read_envelope
 from obox.store.api import Fields
 
 REFERENCES_OF_MAIL: Final = 100
-"""References of a mail that are used: the first, and the others from the end."""
+"""THREAD uses so many references of a mail: the first reference and the last 99."""
 _MESSAGE_ID: Final = re.compile(rb"<[^<>\s]{1,998}>")
 _ALGORITHMS: Final = ("ORDEREDSUBJECT", "REFERENCES")
 
@@ -57,8 +57,8 @@ async def thread(session: Session, command: ast.Thread) -> Reply:
 
 
 async def _read(session: Session, uids: UidArray, dates: Numbers, links: References | None) -> tuple[Texts, list[bool]]:
-    """Return base subjects and whether they are of replies. Sent dates are put into
-    `dates`, and references into `links`."""
+    """Return the base subjects, and whether each mail is a reply. Put the sent dates
+    into `dates`, and the references into `links`."""
     subjects, replies = Texts(), []
     at = 0
     async for fields in ready_fields(session, uids):

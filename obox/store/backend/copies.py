@@ -48,13 +48,14 @@ class Copies:
         return self._holds(found, Guid(box))
 
     def _quiet(self, user: User) -> bool:
-        """Whether the user has no session and no task, and had none a moment ago."""
+        """Return whether the user has no session and no task, and had none a moment
+        ago."""
         busy = user.sessions or user.working or user.opening() or user.pending
         return not busy and user.used_at <= self._store.env.clock() - self.close_delay_s
 
     def _holds(self, user: User, guid: Guid) -> bool:
-        """Whether a session or a task may use this mailbox. Otherwise it must be as
-        idle as for being unloaded."""
+        """Return whether a session or a task may use this mailbox. Otherwise it must be
+        as idle as for being unloaded."""
         mailbox = user.boxes.get(guid)
         if mailbox is None:
             return user.opening()
@@ -63,8 +64,8 @@ class Copies:
         return mailbox.busy() or mailbox.used_at > env.clock() - delay_s
 
     def must_upload(self, user: str, box: str, copy: Copy | None) -> bool:
-        """Whether the bucket lacks changes, a root's exact totals, or a mailbox's ready
-        fields, without which a later open costs more."""
+        """Return whether the bucket lacks changes, a root's exact totals, or a
+        mailbox's ready fields, without which a later open costs more."""
         stamp = None if copy is None else Stamp.decode(copy.stamp)
         if copy is None or stamp is None:
             return False  # without a stamp it cannot be used

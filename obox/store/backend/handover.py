@@ -43,20 +43,22 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 KICK_S: Final = 1.0
-"""How long sessions have to finish their command before their user is handed over."""
+"""Sessions must finish their command within this time before their user is handed
+over."""
 
 TICK_S: Final = 0.02
-"""Interval of checks whether the sessions have ended."""
+"""The interval of checks whether the sessions have ended."""
 
 FLUSHES_AT_ONCE: Final = 8
-"""Users whose mail is uploaded side by side, while others of their unit wait."""
+"""The mail of so many users is uploaded at the same time, while others of their unit
+wait."""
 
 AGAIN_S: Final = 5.0
-"""Interval of attempts to upload what was staged for users that another backend has."""
+"""The interval of attempts to upload what was staged for users of another backend."""
 
 Kick = Callable[[Collection[StorageId]], Awaitable[None]]
-"""Ends the sessions and deliveries of users: first with an announcement, then at
-once."""
+"""A function that ends the sessions and deliveries of users: first with an
+announcement, then at once."""
 
 
 async def gain(
@@ -297,7 +299,7 @@ async def _flush_all(store: MailStore, units: Collection[str]) -> None:
 
 
 async def _at_once(works: Iterable[Coroutine[Any, Any, object]]) -> None:
-    """Do all, `FLUSHES_AT_ONCE` side by side. If some fail, raise the first failure
+    """Do all works, `FLUSHES_AT_ONCE` at a time. If some fail, raise the first failure
     when all have ended."""
     gate = asyncio.Semaphore(FLUSHES_AT_ONCE)
 
@@ -311,7 +313,8 @@ async def _at_once(works: Iterable[Coroutine[Any, Any, object]]) -> None:
 
 
 def _is_behind(store: MailStore, sid: str, units: Collection[str]) -> bool:
-    """Whether local copies of a user of the units have changes that no bundle has."""
+    """Return whether local copies of a user of the units have changes that no bundle
+    has."""
     env = store.env
     return env.owned.unit_of(sid) in units and any(
         space.change is Change.IMPORTANT for space in env.metacache.box_spaces(sid)

@@ -82,7 +82,7 @@ class Jobs:
         self.failures: Counter[Kind] = Counter()
 
     def ready(self, job: Job) -> bool:
-        """Whether the job neither runs nor waits."""
+        """Return whether the job neither runs nor waits."""
         failure = self.failing.get(job)
         return job not in self._running and (failure is None or self._clock() >= failure.next_at)
 

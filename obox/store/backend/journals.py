@@ -1,13 +1,13 @@
 """Deletes what boots that are clean have left in the journal.
 
 A backend deletes the objects of its own boots while it runs, and after a start. A
-backend that never returns deletes nothing. So for each backend one of the others does
-it: for its clean boots, of which nobody needs to read anything, once the mark that says
-so is older than `delete_delay`. The newest object of each backend stays for ever
-(docs/format.md, "Journal"). The object that says that a boot is clean goes last, so
-that after a crash the boot is still known to be clean.
+backend that never returns deletes nothing. So for each backend another backend does it.
+It deletes the objects of clean boots, which nobody needs to read, once the mark that
+says so is older than `delete_delay`. The newest object of each backend stays for ever
+(docs/format.md, "Journal"). The object that says that a boot is clean is deleted at the
+end, so that after a crash the boot is still known to be clean.
 
-This module does not know which backend is to delete what.
+This module does not decide which backend deletes what.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 Clears = Callable[[str], bool]
-"""Whether this backend deletes what a backend has left."""
+"""A function that says whether this backend deletes what a backend has left."""
 
 
 async def clear(store: MailStore, found: Survey, clears: Clears) -> None:

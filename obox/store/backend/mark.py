@@ -1,16 +1,16 @@
 """`_format`, the object that says what the objects of a bucket may be.
 
-It has two forms (docs/format.md, "Versions"). As long as no newer version of a form was
-allowed it says only whether objects of version 1 are accepted. Afterwards it also has
-the versions that its objects may have, and its own number is 3, so that an obox from
-before that does not start on the bucket.
+It has two layouts (docs/format.md, "Versions"). The older layout says only whether
+objects of version 1 are accepted. Once a newer version of a form is allowed, it also
+lists the versions that objects may have. Its `major` is then 3, so that an older obox
+does not start on the bucket.
 
-Invariant: it says a version before the first object of that version is written, and its
-versions only rise. A backend that reads less does not start. Each content has an oid of
-its own, because a key seals a single text under an oid; `bucket` keeps the first oid,
-which identifies the bucket.
+Invariant: `_format` allows a version before the first object of that version is
+written. Its versions only rise. A backend that cannot read them does not start. Each
+content has an oid of its own, because a key seals a single text under an oid. `bucket`
+keeps the first oid, which identifies the bucket.
 
-Diagnostics: ConfigError for what this obox must not serve.
+Diagnostics: ConfigError if this obox must not serve the bucket.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ WITH_FORMS: Final = 3
 """`major` of a `_format` that has versions of forms."""
 
 ATTEMPTS: Final = 5
-"""To raise a version, while others raise versions too."""
+"""Attempts to raise a version while others raise versions too."""
 
 
 class _Content(msgspec.Struct):
-    """oldest: of the envelopes that are accepted; bucket: the oid that the first
-    `_format` had. These and `forms` go with WITH_FORMS."""
+    """The payload. oldest: the oldest envelope that is accepted; bucket: the oid of the
+    first `_format`. These and `forms` are there with WITH_FORMS only."""
 
     major: int
     minor: int = 0
@@ -60,8 +60,8 @@ class Mark(NamedTuple):
 
 
 async def read(env: Env, *, lenient: bool = False) -> Mark | None:
-    """None: the bucket is new. lenient: see `Codec.decode`. Raises ConfigError,
-    Unavailable."""
+    """Return None if the bucket is new. lenient: see `Codec.decode`. Raises
+    ConfigError, Unavailable."""
     data = await env.get(FORMAT_KEY, kind="format")
     if data is None:
         return None
@@ -87,7 +87,7 @@ async def read(env: Env, *, lenient: bool = False) -> Mark | None:
 def _encoded(
     env: Env, forms: Mapping[str, int], *, oldest: int, bucket: bytes = b"", oid: Oid | None = None
 ) -> tuple[bytes, Oid]:
-    """A `_format`. bucket: b"" for the first. oid: None takes a fresh one."""
+    """Encode a `_format`. bucket: b"" for the first. oid: None means a fresh oid."""
     raised = above(forms, {})
     content: object = {"major": oldest, "minor": 0}
     if raised or bucket:

@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 
 
 class Nightly:
-    """at: "HH:MM" in local time, "" for never. now: unix seconds."""
+    """The time of the flush. at: "HH:MM" in local time, "" for never. now: unix
+    seconds."""
 
     def __init__(self, at: str, now: float) -> None:
         self._at = at
@@ -24,7 +25,7 @@ class Nightly:
         return (moment if moment > today else moment + timedelta(days=1)).timestamp()
 
     def due(self, now: float) -> bool:
-        """Whether the time has come. It returns True once a day."""
+        """Return whether the time has come. It returns True once a day."""
         if now < self._next:
             return False
         self._next = self._after(now)

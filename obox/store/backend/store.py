@@ -45,8 +45,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 ROOM_S: Final = 9.0
-"""How long an open waits for the cleaner when metacache is full, before clients hear
-[UNAVAILABLE]; within OPEN_S, so that they hear the reason."""
+"""An open waits so long for the cleaner when the metacache is full, and then raises
+Unavailable. It is below OPEN_S, so that clients get the reason."""
 
 ROOM_TICK_S: Final = 0.05
 
@@ -437,8 +437,8 @@ class MailStore:
         return list(self._opening)
 
     def awaits_takeover(self, sid: StorageId) -> bool:
-        """Whether the journal of a boot that ended has changes of this user, who has
-        not been opened since."""
+        """Return whether the journal of a boot that ended has changes of this user, who
+        has not been opened since."""
         return sid in self.takeover.pending
 
     def name_of(self, sid: StorageId) -> str:
@@ -492,8 +492,8 @@ class MailStore:
                     raise  # otherwise upkeep has opened it
 
     def _crowded(self) -> bool:
-        """Whether the metacache has no space for another user's index, or others wait
-        for space."""
+        """Return whether the metacache has no space for another user's index, or others
+        wait for space."""
         return self.env.metacache.full() or self._rooming.locked()
 
     async def _room(self) -> None:
@@ -515,7 +515,7 @@ class MailStore:
         taken: dict[str, int] = {}
 
         def come() -> dict[str, list[bytes]]:
-            """What journals have of the user, and what they had not at the last
+            """Return what journals have of the user that they had not at the last
             call."""
             found = self.takeover.pending.get(sid, {})
             new = {box: deltas[taken.get(box, 0) :] for box, deltas in found.items()}

@@ -183,7 +183,8 @@ class Upkeep:
             self._adopting = False
 
     def adoption_done(self) -> bool:
-        """Whether every dead boot says that this backend's users have been adopted."""
+        """Return whether every dead boot says that this backend's users have been
+        adopted."""
         return not self._adopting and all(map(self._is_recorded, self._store.takeover.boots))
 
     async def _adopt(self) -> None:
@@ -214,7 +215,7 @@ class Upkeep:
         return {sid for sid in named if sid not in takeover.left and owned.owns(sid)}
 
     def _is_recorded(self, ended: Ended) -> bool:
-        """Whether the boot says of all users of this backend that they have been
+        """Return whether the boot says of all users of this backend that they have been
         adopted."""
         return self._done_of(ended) <= ended.adopted
 

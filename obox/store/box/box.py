@@ -120,7 +120,7 @@ class Box(ABC, Generic[S, D]):
         return delta
 
     def wants_bundle(self, change: Change) -> bool:
-        """Whether a change must be uploaded within the interval."""
+        """Return whether a change must be uploaded within the interval."""
         return True
 
     @abstractmethod
@@ -128,13 +128,13 @@ class Box(ABC, Generic[S, D]):
         """Raises NotFound if the user is being deleted."""
 
     def _ended(self) -> bool:
-        """Whether the box needs no bundle any more, because it was deleted. Then
+        """Return whether the box needs no bundle any more, because it was deleted. Then
         its changes are dropped."""
         return False
 
     @abstractmethod
     def _lacks_bundle(self, *, everything: bool) -> bool:
-        """Whether a flush must write a bundle now."""
+        """Return whether a flush must write a bundle now."""
 
     @abstractmethod
     async def _write_bundle(self, *, everything: bool) -> None:
@@ -391,7 +391,7 @@ class Box(ABC, Generic[S, D]):
             self.env.keep(sid, box, lambda cache: cache.mark(sid, box, change, stamp))
 
     def is_due(self) -> bool:
-        """Whether the time for an upload has come."""
+        """Return whether the time for an upload has come."""
         return self.due_at is not None and self.env.clock() >= self.due_at
 
     def due_by(self, latest: float) -> None:

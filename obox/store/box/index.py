@@ -376,8 +376,8 @@ class Index(Box[State, Delta]):
     # -- upkeep --------------------------------------------------------------------------------------------------------
 
     def is_behind(self) -> bool:
-        """Whether a bundle should be written. A few new mails are no reason, because
-        journal and local copy have them."""
+        """Return whether a bundle should be written. A few new mails are no reason,
+        because journal and local copy have them."""
         return self.change is Change.IMPORTANT or self.due_at is not None
 
     def put_fields(self, items: list[tuple[int, bytes]]) -> None:

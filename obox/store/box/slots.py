@@ -121,10 +121,10 @@ class Slots:
         self._losses = 0
         """Refreshes in a row after a loss in which no mail of ours became visible."""
         self._reach = 0
-        """Above all UIDs that the last refresh saw, also UIDs that it could not join
+        """A UID above all that the last refresh saw, also UIDs that it could not join
         yet."""
         self._ours_until = 0
-        """Above our highest visible UID."""
+        """A UID above our highest visible UID."""
         self._turns = False
         """Whether there is another writer, with which we take turns."""
         self._left = 0

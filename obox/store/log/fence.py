@@ -110,7 +110,7 @@ class _Said(NamedTuple):
     adopted: bool
 
     def void(self, deletion: _Said) -> bool:
-        """Whether the change is from before the user was deleted."""
+        """Return whether the change is from before the user was deleted."""
         return self.seq <= deletion.seq if self.boot == deletion.boot else self.at <= deletion.at
 
 
@@ -129,7 +129,7 @@ async def list_journals(env: Env) -> list[ObjectInfo]:
 
 def boots_of(infos: Iterable[ObjectInfo]) -> list[Boot]:
     """Return the boots in a LIST of journals, by backend and time. Foreign objects are
-    logged and left alone."""
+    logged and stay."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for info in infos:
         try:

@@ -162,14 +162,14 @@ class Journal:
         self._busy = False
         self._stopping = False
         self._first: dict[tuple[str, str], tuple[int, float]] = {}
-        """By (user, box): the `seq` of the first change that no bundle covers, and when
-        it was staged."""
+        """The `seq` of the first change that no bundle covers, and when it was staged,
+        by (user, box)."""
         self._carried: dict[tuple[str, str], float] = {}
-        """By (user, box): when the oldest change that was carried forward was
-        staged."""
+        """When the oldest change that was carried forward was staged, by (user,
+        box)."""
         self._deletions: dict[str, int] = {}
-        """By user: the `seq` that records the user's deletion, while boots before ours
-        may still be read."""
+        """The `seq` that records a user's deletion, while earlier boots may still be
+        read."""
         self.covered: list[tuple[str, int, float]] = []
         """(boot, `seq` below which all is covered, time by `clock`): what may be
         deleted after the delay."""
@@ -222,7 +222,7 @@ class Journal:
             await self._wait(self._writes + 1)
 
     def sure(self) -> bool:
-        """Whether `confirm` would return at once."""
+        """Return whether `confirm` would return at once."""
         return self._lease_at >= self.awake.proof_since()
 
     async def confirm(self) -> None:
@@ -264,11 +264,11 @@ class Journal:
                 del table[key]
 
     def stale(self) -> bool:
-        """Whether `lease` would make a request to renew the lease."""
+        """Return whether `lease` would make a request to renew the lease."""
         return not self.sure() or self._clock() - self._lease_at > RENEW_S
 
     def expired(self) -> bool:
-        """Whether another backend may have taken over, so that nothing may be
+        """Return whether another backend may have taken over, so that nothing may be
         acknowledged."""
         return not self.sure() or self._clock() - self._lease_at > LEASE_S
 

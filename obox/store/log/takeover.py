@@ -39,10 +39,10 @@ from .fence import Boot, Ended, Replayed, boots_of, fence, list_journals, look, 
 log = structlog.get_logger()
 
 BOOT_MS_DIGITS: Final = 12
-"""Of a boot's name: when it began, unix milliseconds."""
+"""These digits of a boot's name say when it began, in unix milliseconds."""
 
 CLOCKS_S: Final = 60.0
-"""How much the bucket's clock and ours may differ."""
+"""The bucket's clock and this machine's may differ by so much."""
 
 
 class LastBoot(msgspec.Struct):
@@ -109,7 +109,7 @@ class Takeover:
 
 
 def one_history(boots: Collection[tuple[str, str]], heads: Iterable[tuple[str, float]]) -> bool:
-    """Whether the owner of a journal has certainly known the bundles of a box.
+    """Return whether the owner of a journal has certainly known the bundles of a box.
 
     boots: (backend, boot) of the journals with changes of the user. heads: writer and
     time (by the bucket's clock) of bundles. A backend that began after a bundle was
@@ -255,8 +255,8 @@ async def _look_all(env: Env, boots: Sequence[Boot]) -> list[Ended]:
 
 
 def _others_wrote(objects: list[tuple[str, float]], backend: str, boot: str) -> bool:
-    """Whether a backend that has ended wrote during or after our last boot. It may have
-    changed what we have copies of, and neither backend knew of the other."""
+    """Return whether a backend that has ended wrote during or after our last boot. It
+    may have changed what we have copies of, and neither backend knew of the other."""
     begun = int(boot[:BOOT_MS_DIGITS], 16) / 1000 - CLOCKS_S
     return any(at >= begun for key, at in objects if parse_journal_key(key).backend != backend)
 

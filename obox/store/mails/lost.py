@@ -3,9 +3,9 @@
 
 A single GET that finds nothing proves little: a replica may be out of date, or the
 error may be temporary. `check_again` checks again, and a mail that is still gone is
-expunged from the index. The object is left alone: if it comes back, nothing deletes it,
-and `oboxadm rebuild` finds it. Other records of the same object, copies elsewhere, are
-checked when they are read.
+expunged from the index. The object is not deleted: if it comes back, nothing deletes
+it, and `oboxadm rebuild` finds it. Other records of the same object, copies elsewhere,
+are checked when they are read.
 
 Invariant: no mail is expunged because of a single answer of the bucket. Sessions that
 find the same mail wait for each other, so that it is looked for and expunged once.
@@ -58,7 +58,8 @@ async def check_again(mailbox: Index, lost: Mapping[int, str], *, end: int | Non
 
 
 async def _listed(mailbox: Index, key: str) -> bool:
-    """Whether a LIST that starts just before the key names it. Raises Unavailable."""
+    """Return whether a LIST that starts just before the key names it. Raises
+    Unavailable."""
     prefix, _, uid = key.rpartition("/")
     before = f"{prefix}/{int(uid, 16) - 1:08x}"
     infos = await mailbox.env.listing(f"{prefix}/", kind="mail", after=before, limit=1)

@@ -100,8 +100,8 @@ async def purge_last(mailbox: Index) -> bool:
 
 
 async def _alone(mailbox: Index) -> bool:
-    """Whether this backend may delete. It must have the lease, and must have read what
-    others have written to the mailbox."""
+    """Return whether this backend may delete. It must have the lease, and must have
+    read what others have written to the mailbox."""
     await mailbox.user.journal.lease()
     mailbox.user.require_there()
     return mailbox.assignment.covers(mailbox.stamp)
@@ -129,7 +129,7 @@ async def purge_all(env: Env, infos: Sequence[ObjectInfo]) -> None:
 
 
 def is_mail(key: str) -> bool:
-    """Whether a key is of a mail, a claim or a burnt UID."""
+    """Return whether a key is of a mail, a claim or a burnt UID."""
     try:
         parse_mail_key(key)
     except ValueError:

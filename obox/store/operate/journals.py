@@ -1,6 +1,6 @@
-"""What the journals in the bucket say of boots and their users, for operators.
+"""What the journals in the bucket say about boots and their users, for operators.
 
-It reads the objects that a takeover would read, and changes nothing.
+This module reads the objects that a takeover would read, and changes nothing.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ BOOTS_AT_ONCE: Final = 4
 
 @dataclass(frozen=True)
 class BootState:
-    """A boot that is not clean. over: whether it has ended, or was fenced. users: when
-    it wrote of each user of whom no bundle is known to have everything (see `written`).
-    assigned: the highest number of an assignment that it has seen."""
+    """A boot that is not clean. over: whether it has ended, or was fenced. users: the
+    times at which it wrote for each user whose changes bundles may not have (see
+    `written`). assigned: the highest number of an assignment that it has seen."""
 
     backend: str
     boot: str
@@ -59,9 +59,10 @@ async def boot_states(env: Env) -> list[BootState]:
 
 
 def writers_at_once(states: Sequence[BootState]) -> dict[tuple[str, str], Collection[str]]:
-    """Return the users of whom two backends wrote at the same time, by the backends'
-    names: one wrote of the user after the other had done so under an assignment that it
-    did not know. A backend that has the user from the other knows its assignments."""
+    """Return the users for whom two backends wrote at the same time, by the names of
+    the backends: a backend wrote for the user after another backend had done so under
+    an assignment that the first did not know. If a backend has got the user from the
+    other, it knows the other's assignments."""
     found: dict[tuple[str, str], set[str]] = {}
     for one, other in permutations(states, 2):
         if one.backend == other.backend:
@@ -74,7 +75,8 @@ def writers_at_once(states: Sequence[BootState]) -> dict[tuple[str, str], Collec
 
 
 def _unaware(ours: Mapping[int, tuple[float, float]], others: Mapping[int, tuple[float, float]]) -> bool:
-    """Whether we wrote later than the other, and knew less."""
+    """Return whether `ours` has a later write than `others`, under a lower
+    assignment."""
     return any(
         number < known and last > begin for number, (_, last) in ours.items() for known, (begin, _) in others.items()
     )

@@ -377,8 +377,8 @@ class Incoming:
             self.kept += not taken
 
     def _is_open(self, box: str) -> bool:
-        """Whether the box is in memory here or being loaded. It is compared with the
-        bucket at the end."""
+        """Return whether the box is in memory here or being loaded. It is compared with
+        the bucket at the end."""
         user = self._store.users.get(self._sid)
         if box == ROOT:
             return user is not None or self._store.opening(self._sid) is not None

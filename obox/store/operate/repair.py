@@ -118,7 +118,7 @@ async def _lost_mails(box: Mailbox, listed: dict[int, int]) -> dict[int, str]:
 
 
 def _known(box: Mailbox, uid: int) -> bool:
-    """Whether the index has the object under a UID."""
+    """Return whether the index has the object under a UID."""
     state = box.state
     if state.position(uid) is not None or uid in state.gone_uid:
         return True

@@ -52,7 +52,6 @@ from ...objectstore.codec import Codec
 from ...objectstore.keys import (
     ROOT,
     bundles_prefix,
-    journal_prefix,
     mails_prefix,
     owner_of,
     parse_bundle_key,
@@ -64,6 +63,7 @@ from ...turn import Turn
 from ...types import Guid, Owner, StorageId
 from ..backend import mark
 from ..env import is_large
+from ..log.fence import list_journals
 from ..log.journal import JournalObject
 from ..mails.meta import MailMeta, check_claim, check_meta
 from ..mails.purge import is_mail
@@ -75,20 +75,20 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 BATCH: Final = 16
-"""Objects that are rewritten in parallel under a single lock."""
+"""So many objects are rewritten in parallel under a single lock."""
 
 BATCH_BYTES: Final = 16 << 20
-"""Their bytes together, unless a single object has more."""
+"""A batch has so many bytes at most, unless a single object has more."""
 
 HEADER_FIRST: Final = 256 << 10
-"""Size from which on the header is read first, because it may show that there is
-nothing to do."""
+"""The header of an object of this size or more is read first, because it may show that
+there is nothing to do."""
 
 INLINE_BYTES: Final = 32 << 10
-"""Size of an object that is renewed on the loop, which takes half a millisecond."""
+"""An object of this size is renewed on the loop, which takes half a millisecond."""
 
 LOOKED_AT: Final = 1000
-"""Headers that are read between two reports of `finish`."""
+"""`finish` reads so many headers between two reports."""
 
 T = TypeVar("T")
 
@@ -243,8 +243,8 @@ async def _one(
 
 
 async def _worked_on(data: bytes, work: Callable[[], T]) -> T:
-    """Return the result of work on the bytes of an object; a thread does it for a large
-    one, which may be small before it is decompressed."""
+    """Return the result of work on the bytes of an object. A thread does the work if
+    the object is large when it is decompressed."""
     if len(data) > INLINE_BYTES or is_large(data):
         return await asyncio.to_thread(work)
     return work()
@@ -358,7 +358,7 @@ async def _finish_journal(store: MailStore, left: Left) -> None:
     env = store.env
     turn = Turn(env.clock)
     keys = []
-    for info in await env.listing(journal_prefix(), kind="journal"):
+    for info in await list_journals(env):
         if _is_journal(info.key):
             keys.append(info.key)
         if turn.over():

@@ -42,19 +42,19 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 SETTLE_S: Final = 20.0
-"""How long the deletion of a user waits for deliveries in flight. It is longer than a
-PUT's deadline."""
+"""The deletion of a user waits so long for deliveries in flight. It is longer than the
+deadline of a PUT."""
 
 PASSES_MAX: Final = 5
-"""LISTs after which the deletion of a user that is still written to fails."""
+"""After so many LISTs the deletion fails, because the user is still written to."""
 
 DELETE_KEYS: Final = 10_000
-"""Keys that are listed and deleted at a time: ten bulk requests, a megabyte of
+"""So many keys are listed and deleted at a time: ten bulk requests, a megabyte of
 names."""
 
 FOREIGN_MAX: Final = 1000
-"""Foreign objects, a page of a LIST, that are examined to find whether a user has mail.
-With more of them the answer is yes."""
+"""So many foreign objects, a page of a LIST, are examined to find whether a user has
+mail. If there are more, the answer is yes."""
 
 REFRESH_S: Final = 30.0
 
@@ -105,9 +105,9 @@ async def delete(store: MailStore, sid: StorageId) -> AsyncIterator[Deleted]:
     """Delete all of a user: memory, local copies, index bundles, then mails. Yields
     what was deleted.
 
-    Everything below the user's prefix is deleted, also foreign objects. If it is cut
-    short, begin again: each step LISTs what is left. Objects that a DELETE does not
-    remove are reported and left. Raises InUse, Unavailable.
+    Everything below the user's prefix is deleted, also foreign objects. If a deletion
+    is cut short, begin again: each step LISTs what is left. Objects that a DELETE does
+    not remove are reported and left. Raises InUse, Unavailable.
     """
     env = store.env
     store.block_opening(sid)
@@ -213,7 +213,7 @@ def _kind(key: str) -> str:
 
 
 async def is_in_bucket(store: MailStore, sid: StorageId) -> bool:
-    """Whether the bucket has objects of obox under this storage id. Raises
+    """Return whether the bucket has objects of obox under this storage id. Raises
     Unavailable."""
     found = await store.env.listing(user_prefix(sid), kind="index", limit=FOREIGN_MAX)
     return len(found) >= FOREIGN_MAX or any(_kind(info.key) != "other" for info in found)

@@ -414,12 +414,12 @@ class Boxes:
             del self.boxes[guid]
 
     def opening(self) -> bool:
-        """Whether a mailbox is being loaded, or must be loaded."""
+        """Return whether a mailbox is being loaded, or must be loaded."""
         return bool(self._loading or self._held)
 
     def busy(self) -> bool:
-        """Whether the user must stay in memory: also while the list is uploaded, since
-        the upload saves the local copy when it is over."""
+        """Return whether the user must stay in memory: also while the list is uploaded,
+        since the upload saves the local copy when it is over."""
         changing = self.rootbox.change is not Change.NONE or self.rootbox.flushing.locked()
         return bool(self.sessions or self.boxes or self._loading or changing or self.pending)
 

@@ -54,7 +54,7 @@ long. The pauses begin again when some of the UIDs have been filled, because the
 may PUT many mails as a group."""
 
 HOLES_S: Final = 5.0
-"""Limit of this wait, because our own senders wait, for 15 s at most."""
+"""Limit of this wait, because senders wait for 15 s at most."""
 
 
 async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[bytes]) -> None:
@@ -331,8 +331,8 @@ async def refresh(mailbox: Index) -> None:
 
 
 def _is_anothers(state: State, slot: Slot) -> bool:
-    """Whether the state has got a UID in flight from another writer's bundle, so that
-    it is not ours."""
+    """Return whether the state has got a UID in flight from another writer's bundle, so
+    that it is not ours."""
     if slot.uid >= state.uidnext or slot.delta is None or slot.delta.rows is None:
         return False
     position = state.position(slot.uid)

@@ -24,11 +24,11 @@ from ..env import Env
 from ..stamp import name_of
 
 CLOCKS_MS: Final = 60_000.0
-"""How much the bucket's clock and ours may differ."""
+"""The bucket's clock and this machine's may differ by so much."""
 
 
 async def replaced(env: Env, box: RootBox, infos: list[ObjectInfo]) -> bool:
-    """Whether the user of this list, which was loaded from a local copy or is in
+    """Return whether the user of this list, which was loaded from a local copy or is in
     memory, does not exist any more.
 
     infos: the bundles of the list in the bucket. A bundle that is known says that it is

@@ -120,7 +120,7 @@ class Mailbox(Index):
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def autofixes(self, autofix: bool | None) -> bool:
-        """Whether a lost mail is looked for again, and expunged."""
+        """Return whether a lost mail is looked for again, and expunged."""
         return self.env.settings.autofix_storage if autofix is None else autofix
 
     async def fields(

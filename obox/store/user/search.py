@@ -15,7 +15,7 @@ import datetime as dt
 import enum
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
@@ -89,10 +89,13 @@ _ADDRESS_FIELDS: Final = frozenset(("from", "to", "cc", "bcc", "sender", "reply-
 _ODD_ADDRESS: Final = re.compile(rb'[(\\]|"\s*@|\s[@.]|[@.]\s')
 """An address whose characters are not those of its plain form."""
 _EPOCH: Final = dt.date(1970, 1, 1).toordinal()
-_ASCII_OTHERWISE: Final = (b"base64", b"quoted-printable", b"=?", b"\x1b", b"\x00", b"utf-7", b"hz-gb")
-"""Signs that a mail may encode ASCII letters in other bytes: encodings, encoded words,
-charsets with shifts."""
+_ASCII_OTHERWISE: Final = (b"base64", b"quoted-printable", b"\x1b", b"\x00", b"utf-7", b"hz-gb")
+"""Signs that a mail may encode ASCII letters in other bytes: encodings, charsets with
+shifts. Encoded words (`=?`) are such a sign too."""
 _MARK_BYTES_MAX: Final = max(map(len, _ASCII_OTHERWISE))
+_QUESTION_MARKS: Final = 32
+"""Question marks that are looked at one by one: the search for a byte is 50 times as
+quick as the search for two."""
 
 
 class Searchable(Protocol):
@@ -362,7 +365,7 @@ class Needles:
     def with_(self, needle: Needle) -> Needles:
         return self if needle.text in self.by_text else Needles((needle,))
 
-    def possible(self, pieces: Iterator[bytes]) -> Needles:
+    def possible(self, pieces: Iterable[bytes]) -> Needles:
         """Return the strings that a plain text may have. pieces: its bytes in lower
         case, with overlaps of at least `overlap`."""
         if len(self.by_text) > _FEW:
@@ -370,8 +373,12 @@ class Needles:
         left = list(self.by_text.values())
         there: list[Needle] = []
         for piece in pieces:
-            there += [needle for needle in left if needle.raw is not None and needle.raw in piece]
-            left = [needle for needle in left if needle.raw is not None and needle.raw not in piece]
+            found = [needle for needle in left if needle.raw is not None and needle.raw in piece]
+            if found:
+                there += found
+                left = [needle for needle in left if needle not in found]
+        if not there:
+            return _NONE
         return self if len(there) == len(self.by_text) else Needles(there)
 
     @property
@@ -423,7 +430,8 @@ class HeaderSource:
         return True if self.in_header(needle) else None
 
     def in_header(self, needle: Needle) -> bool:
-        """Whether the header, names of fields included, has the needle anywhere."""
+        """Return whether the header, names of fields included, has the needle
+        anywhere."""
         if self._found is None or needle.text not in self._needles.by_text:
             self._needles = self._needles.with_(needle)
             self._found = self._look()
@@ -431,15 +439,27 @@ class HeaderSource:
 
     def _look(self) -> set[str]:
         wanted = self._needles
-        if self.block.isascii() and b"=?" not in self.block:
-            wanted = wanted.possible(iter((self.block.lower(),)))
+        if self.block.isascii() and not _has_encoded_word(self.block):
+            wanted = wanted.possible((self.block.lower(),))
         return wanted.finder.found((decode_header(self.block),)) if wanted.by_text else set()
 
 
 def _spells_otherwise(lower: bytes) -> bool:
     """Whether bytes in lower case have a sign that ASCII letters are encoded in other
     bytes."""
-    return any(map(lower.__contains__, _ASCII_OTHERWISE))
+    return any(map(lower.__contains__, _ASCII_OTHERWISE)) or _has_encoded_word(lower)
+
+
+def _has_encoded_word(text: bytes) -> bool:
+    """Whether the beginning of an encoded word (RFC 2047 §2) is in a text."""
+    at = -1
+    for _ in range(_QUESTION_MARKS):
+        at = text.find(b"?", at + 1)
+        if at < 0:
+            return False
+        if text[at - 1 : at] == b"=":
+            return True
+    return text.find(b"=?", at) >= 0
 
 
 class MailSource:
@@ -479,8 +499,9 @@ class MailSource:
         if len(wanted.by_text) <= _FEW and self.mail.isascii():
             if len(self.mail) <= _LOWER_BYTES:
                 lower = self.mail.lower()
-                if not _spells_otherwise(lower):
-                    wanted = wanted.possible(iter((lower,)))
+                possible = wanted.possible((lower,))
+                if possible is not wanted and not _spells_otherwise(lower):
+                    wanted = possible
             elif not any(map(_spells_otherwise, self._lower(_MARK_BYTES_MAX))):
                 wanted = wanted.possible(self._lower(wanted.overlap))
         found: set[str] = set()

@@ -66,7 +66,7 @@ class User(Boxes):
         self._require_ours()
 
     async def is_gone(self) -> bool:
-        """Whether another backend has deleted the user. Raises Unavailable."""
+        """Return whether another backend has deleted the user. Raises Unavailable."""
         infos = await self.env.listing(bundles_prefix(self.storage_id, ROOT), kind="index")
         return await replaced(self.env, self.rootbox, infos)
 

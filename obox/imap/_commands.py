@@ -18,6 +18,7 @@ from obox.imap._fetch import fetch
 from obox.imap._scan import NUMBER64_MAX, Limits, Malformed, Scan
 from obox.imap._search import search, sort, thread
 from obox.imap.ast import Command
+from obox.store.api import Source
 
 E = TypeVar("E", bound=Enum)
 
@@ -107,6 +108,13 @@ def _login(scan: Scan, tag: bytes) -> Command:
 
 
 # -- mailboxes ---------------------------------------------------------------------------------------------------------
+
+
+def _compress(scan: Scan, tag: bytes) -> Command:
+    scan.sp("a mechanism")
+    mechanism = scan.word("a mechanism")
+    scan.end()
+    return ast.Compress(tag, mechanism)
 
 
 def _enable(scan: Scan, tag: bytes) -> Command:
@@ -322,23 +330,52 @@ def _append(scan: Scan, tag: bytes) -> Command:
     mailbox = scan.mailbox()
     messages: list[ast.AppendMessage] = []
     while not messages or scan.more():
-        scan.sp("the mail")
-        flags: tuple[str, ...] = ()
-        date = None
-        if scan.peek() == b"(":
-            flags = scan.flags()
-            scan.sp("the mail")
-        if scan.peek() == b'"':
-            date = scan.date_time()
-            scan.sp("the mail")
-        data, binary = scan.mail()
-        if not data:
-            raise Malformed("An empty mail cannot be stored: APPEND is cancelled", "NO")
-        messages.append(ast.AppendMessage(data, flags, date, binary))
+        messages.append(_message(scan))
         if len(messages) > scan.limits.arguments_max:
             scan.beyond(f"Too many mails in one APPEND: at most {scan.limits.arguments_max}")
     scan.end()
     return ast.Append(tag, mailbox, tuple(messages))
+
+
+def _message(scan: Scan) -> ast.AppendMessage:
+    scan.sp("the mail")
+    flags: tuple[str, ...] = ()
+    date = None
+    if scan.peek() == b"(":
+        flags = scan.flags()
+        scan.sp("the mail")
+    if scan.peek() == b'"':
+        date = scan.date_time()
+        scan.sp("the mail")
+    if scan.peek_word() == "CATENATE":
+        return _catenate(scan, flags, date)
+    data, binary = scan.mail()
+    if not data:
+        raise Malformed("An empty mail cannot be stored: APPEND is cancelled", "NO")
+    return ast.AppendMessage(data, flags, date, binary)
+
+
+def _catenate(scan: Scan, flags: tuple[str, ...], date: ast.InternalDate | None) -> ast.AppendMessage:
+    """append-data =/ "CATENATE" SP "(" cat-part *(SP cat-part) ")". RFC 4469 §5."""
+    scan.at += len("CATENATE")
+    scan.sp("parts of the mail")
+    binary = False
+
+    def part() -> bytes | Source | ast.Url:
+        nonlocal binary
+        word = scan.word("TEXT or URL")
+        if word == "URL":
+            scan.sp("a URL")
+            return ast.Url(scan.astring("a URL"))
+        if word != "TEXT":
+            scan.fail(f'Unknown part "{word}" of CATENATE: allowed are TEXT URL')
+        scan.sp("a literal")
+        data, some = scan.mail()
+        binary |= some
+        return data
+
+    pieces = tuple(scan.items("parts of CATENATE", part))
+    return ast.AppendMessage(b"", flags, date, binary, pieces)
 
 
 # -- the selected mailbox ----------------------------------------------------------------------------------------------
@@ -392,6 +429,20 @@ def _store(scan: Scan, tag: bytes, uid: bool) -> Command:
     return ast.Store(tag, uid, sequence, mode, flags, word.endswith(".SILENT"), unchanged_since)
 
 
+def _replace(scan: Scan, tag: bytes, uid: bool) -> Command:
+    """replace = "REPLACE" SP seq-number SP mailbox append-message. RFC 8508 §5."""
+    scan.sp("a number")
+    begin = scan.at
+    sequence = scan.sequence(saved=False)
+    if not scan.line[begin : scan.at].isdigit() and scan.line[begin : scan.at] != b"*":
+        scan.fail("REPLACE takes a single number")
+    scan.sp("a mailbox name")
+    mailbox = scan.mailbox()
+    message = _message(scan)
+    scan.end()
+    return ast.Replace(tag, uid, sequence, ast.Append(tag, mailbox, (message,)))
+
+
 def _set_to_mailbox(make: type[ast.Copy | ast.Move]) -> Callable[[Scan, bytes, bool], Command]:
     def parse(scan: Scan, tag: bytes, uid: bool) -> Command:
         scan.sp("a set")
@@ -414,6 +465,7 @@ _BOTH: Final[dict[str, Callable[[Scan, bytes, bool], Command]]] = {
     "STORE": _store,
     "COPY": _set_to_mailbox(ast.Copy),
     "MOVE": _set_to_mailbox(ast.Move),
+    "REPLACE": _replace,
 }
 """Commands that exist with and without UID."""
 
@@ -441,6 +493,8 @@ COMMANDS: Final[dict[str, Callable[[Scan, bytes], Command]]] = {
     "STARTTLS": _bare(ast.StartTls),
     "AUTHENTICATE": _authenticate,
     "LOGIN": _login,
+    "UNAUTHENTICATE": _bare(ast.Unauthenticate),
+    "COMPRESS": _compress,
     "ENABLE": _enable,
     "SELECT": _select(False),
     "EXAMINE": _select(True),

@@ -6,8 +6,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from obox.imap._scan import NUMBER64_MAX, Scan
-from obox.imap.ast import BodySection, Fetch, FetchAttr, FetchItem, SectionText
+from obox.imap._scan import NUMBER64_MAX, Limits, Scan
+from obox.imap._search import partial_range
+from obox.imap.ast import BinarySection, BodySection, Fetch, FetchAttr, FetchItem, Partial, SectionText
 from obox.imap.wire import astring
 
 _ITEM: Final = re.compile(rb"[A-Za-z0-9.]++")
@@ -21,6 +22,7 @@ _MACROS: Final[dict[bytes, tuple[FetchItem, ...]]] = {
 _TEXTS: Final = {text.value: text for text in SectionText}
 # RFC 5322 §3.6.8 ftext: printable, no colon.
 _FIELD: Final = re.compile(rb"[\x21-\x39\x3b-\x7e]+")
+_LAZY: Final = re.compile(rb" ++\( *+LAZY(?: ++LAZY)*+ *+\)", re.IGNORECASE)
 _PART: Final = re.compile(rb"([0-9]++(?:\.[0-9]++)*+)(\.?)")
 
 
@@ -39,33 +41,36 @@ def fetch(scan: Scan, tag: bytes, uid: bool) -> Fetch:
             items = macro
         else:
             items = (_item(scan),)
-    changed_since, vanished = None, False
+    changed_since, vanished, partial = None, False, None
     behind = scan.at
     scan.spaces()
     bracket = scan.peek() == b"("
     scan.at = behind
     if bracket:
-        changed_since, vanished = _modifiers(scan, uid)
+        changed_since, vanished, partial = _modifiers(scan, uid)
     scan.end()
-    return Fetch(tag, uid, sequence, items, changed_since, vanished)
+    return Fetch(tag, uid, sequence, items, changed_since, vanished, partial)
 
 
-def _modifiers(scan: Scan, uid: bool) -> tuple[int | None, bool]:
+def _modifiers(scan: Scan, uid: bool) -> tuple[int | None, bool, Partial | None]:
     """fetch-modifiers = SP "(" fetch-modifier *(SP fetch-modifier) ")". RFC 4466
     §2.4."""
     changed_since: int | None = None
     vanished = False
+    partial: Partial | None = None
 
     def modifier() -> None:
-        nonlocal changed_since, vanished
+        nonlocal changed_since, vanished, partial
         word = scan.word("a FETCH modifier")
         if word == "CHANGEDSINCE":
             scan.sp("the mod-sequence of CHANGEDSINCE")
             changed_since = scan.modseq()
         elif word == "VANISHED":
             vanished = True
+        elif word == "PARTIAL":
+            partial = partial_range(scan)
         else:
-            scan.fail(f'Unknown FETCH modifier "{word}": allowed are CHANGEDSINCE VANISHED')
+            scan.fail(f'Unknown FETCH modifier "{word}": allowed are CHANGEDSINCE VANISHED PARTIAL')
 
     scan.sp("FETCH modifiers")
     scan.items("FETCH modifiers", modifier)
@@ -73,7 +78,9 @@ def _modifiers(scan: Scan, uid: bool) -> tuple[int | None, bool]:
         scan.fail("VANISHED is allowed in UID FETCH only")
     if vanished and changed_since is None:
         scan.fail("VANISHED is allowed only with CHANGEDSINCE")
-    return changed_since, vanished
+    if partial is not None and not uid:
+        scan.fail("PARTIAL is allowed in UID FETCH only")
+    return changed_since, vanished, partial
 
 
 def _item(scan: Scan) -> FetchItem:
@@ -83,9 +90,11 @@ def _item(scan: Scan) -> FetchItem:
     name = match[0].upper()
     end = match.end()
     if scan.line[end : end + 1] == b"[":
-        if name not in {b"BODY", b"BODY.PEEK"}:
-            scan.fail(f'FETCH item "{name.decode()}" takes no section: BODY and BODY.PEEK do')
         scan.at = end + 1
+        if name.startswith(b"BINARY"):
+            return _binary(scan, name)
+        if name not in {b"BODY", b"BODY.PEEK"}:
+            scan.fail(f'FETCH item "{name.decode()}" takes no section: BODY, BODY.PEEK and BINARY do')
         return _section(scan, name == b"BODY.PEEK")
     attr = _ATTRS.get(name)
     if attr is None:
@@ -95,28 +104,28 @@ def _item(scan: Scan) -> FetchItem:
             scan.fail(f'The macro "{name.decode()}" stands alone, not in a list')
         scan.fail(f"Unknown FETCH item {scan.shown()}: allowed are {' '.join(_known())}")
     scan.at = end
+    if attr is FetchAttr.PREVIEW and (lazy := _LAZY.match(scan.line, end)):
+        scan.at = lazy.end()
+        return FetchAttr.PREVIEW_LAZY
     return attr
 
 
 def _known() -> list[str]:
-    return [*(attr.value for attr in FetchAttr), "BODY[]", "BODY.PEEK[]"]
+    return [*(attr.value for attr in FetchAttr), "BODY[]", "BODY.PEEK[]", "BINARY[]", "BINARY.PEEK[]", "BINARY.SIZE[]"]
+
+
+def parse_section(spec: bytes) -> BodySection:
+    """Parse the section of a URL. Raises: Malformed."""
+    scan = Scan([spec + b"]"], 0, Limits())
+    found = _section(scan, True)
+    scan.end()
+    return found
 
 
 def _section(scan: Scan, peek: bool) -> BodySection:
     """section = "[" [section-spec] "]"; section-spec = section-msgtext / (section-part
     ["." section-text])"""
-    part: tuple[int, ...] = ()
-    dotted = True
-    match = _PART.match(scan.line, scan.at)
-    if match is not None:
-        numbers = match[1].split(b".")
-        if len(numbers) > scan.limits.part_depth_max:
-            scan.beyond(f"Section part nested too deeply: at most {scan.limits.part_depth_max} numbers")
-        if any(len(digits) > 9 or int(digits) == 0 for digits in numbers):
-            scan.fail("Bad section part: part numbers start at 1")
-        part = tuple(map(int, numbers))
-        dotted = bool(match[2])
-        scan.at = match.end()
+    part, dotted = _part(scan)
     text = SectionText.ALL
     fields: tuple[bytes, ...] = ()
     if dotted and (part or scan.peek() != b"]"):
@@ -128,6 +137,37 @@ def _section(scan: Scan, peek: bool) -> BodySection:
         spec += b" (" + b" ".join(map(astring, fields)) + b")"
     label = b"BODY[" + spec + b"]" + (b"<%d>" % start if start is not None else b"")
     return BodySection(label, part, text, fields, peek, start, count)
+
+
+def _part(scan: Scan) -> tuple[tuple[int, ...], bool]:
+    """section-part = nz-number *("." nz-number). Returns it, () if there is none, and
+    whether a word may follow."""
+    match = _PART.match(scan.line, scan.at)
+    if match is None:
+        return (), True
+    numbers = match[1].split(b".")
+    if len(numbers) > scan.limits.part_depth_max:
+        scan.beyond(f"Section part nested too deeply: at most {scan.limits.part_depth_max} numbers")
+    if any(len(digits) > 9 or int(digits) == 0 for digits in numbers):
+        scan.fail("Bad section part: part numbers start at 1")
+    scan.at = match.end()
+    return tuple(map(int, numbers)), bool(match[2])
+
+
+def _binary(scan: Scan, name: bytes) -> BinarySection:
+    """section-binary = "[" [section-part] "]". RFC 3516 §7."""
+    size = name == b"BINARY.SIZE"
+    if not size and name not in {b"BINARY", b"BINARY.PEEK"}:
+        scan.fail(f'Unknown FETCH item "{name.decode()}": allowed are BINARY BINARY.PEEK BINARY.SIZE')
+    part, dotted = _part(scan)
+    if part and dotted:
+        scan.fail("A section of BINARY is a part without a word behind it")
+    scan.need(b"]", "at the end of a section of BINARY")
+    start, count = _partial(scan) if scan.peek() == b"<" and not size else (None, None)
+    label = b"%b[%b]" % (b"BINARY.SIZE" if size else b"BINARY", ".".join(map(str, part)).encode())
+    if start is not None:
+        label += b"<%d>" % start
+    return BinarySection(label, part, name == b"BINARY.PEEK", start, count, size)
 
 
 def _section_text(scan: Scan, part: tuple[int, ...]) -> tuple[SectionText, tuple[bytes, ...]]:

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from obox.imap._scan import Malformed, Scan
-from obox.imap.ast import Search, SearchReturn, Sort, SortField, Thread
+from obox.imap._scan import NUMBER_MAX, Malformed, Scan
+from obox.imap.ast import Partial, Search, SearchReturn, Sort, SortField, Thread
 from obox.imap.searchkeys import (
     All,
     And,
@@ -96,6 +96,7 @@ def _object_id(scan: Scan) -> str:
     return value.decode()
 
 
+_RANGE: Final = re.compile(rb"(-?)([1-9][0-9]{0,9}):\1([1-9][0-9]{0,9})(?![0-9])")
 _OBJECT_ID: Final = re.compile(rb"[A-Za-z0-9_-]{1,255}")
 
 _WITH_ARGUMENT: Final[dict[str, Callable[[Scan], SearchKey]]] = {
@@ -198,43 +199,64 @@ def _charset(scan: Scan) -> None:
     scan.charset = name.lower()
 
 
-def _returns(scan: Scan) -> frozenset[SearchReturn] | None:
+def partial_range(scan: Scan) -> Partial:
+    """partial-range = nz-number ":" nz-number / "-" nz-number ":" "-" nz-number. RFC
+    9394 §4."""
+    scan.sp("a range of results such as 1:500 or -1:-500")
+    match = _RANGE.match(scan.line, scan.at)
+    if match is None or max(int(match[2]), int(match[3])) > NUMBER_MAX:
+        scan.expected("a range of results such as 1:500 or -1:-500")
+    scan.at = match.end()
+    sign = -1 if match[1] else 1
+    return sign * int(match[2]), sign * int(match[3])
+
+
+def _returns(scan: Scan) -> tuple[frozenset[SearchReturn] | None, Partial | None]:
     """search-return-opts = SP "RETURN" SP "(" [search-return-opt *(SP
     search-return-opt)] ")". RFC 4466 §2.6."""
     if scan.peek_word() != "RETURN":
-        return None
+        return None, None
     scan.at += 6
     scan.sp("result options")
+    partial: Partial | None = None
 
     def option() -> SearchReturn:
+        nonlocal partial
         word = scan.word("a result option")
         try:
-            return SearchReturn(word)
+            found = SearchReturn(word)
         except ValueError:
             allowed = " ".join(o.value for o in SearchReturn)
             raise Malformed(f'Unknown result option "{word}": allowed are {allowed}') from None
+        if found is SearchReturn.PARTIAL:
+            if partial is not None:
+                scan.fail("PARTIAL is allowed once")
+            partial = partial_range(scan)
+        return found
 
     found = frozenset(scan.items("result options", option, empty=True))
+    if {SearchReturn.ALL, SearchReturn.PARTIAL} <= found:
+        scan.fail("PARTIAL and ALL exclude each other")
     scan.sp("search keys")
-    return found or frozenset((SearchReturn.ALL,))
+    return found or frozenset((SearchReturn.ALL,)), partial
 
 
 def search(scan: Scan, tag: bytes, uid: bool) -> Search:
     scan.sp("search keys")
-    returns = _returns(scan)
+    returns, partial = _returns(scan)
     if scan.peek_word() == "CHARSET":
         scan.at += 7
         scan.sp("a charset")
         _charset(scan)
         scan.sp("search keys")
-    return Search(tag, uid, _program(scan), returns)
+    return Search(tag, uid, _program(scan), returns, partial)
 
 
 def sort(scan: Scan, tag: bytes, uid: bool) -> Sort:
     """sort = ["UID" SP] "SORT" SP sort-criteria SP search-criteria. RFC 5256 §5; RFC
     5267 §3 (RETURN)."""
     scan.sp("sort criteria")
-    returns = _returns(scan)
+    returns, partial = _returns(scan)
 
     def criterion() -> tuple[SortField, bool]:
         word = scan.word("a sort criterion")
@@ -252,7 +274,7 @@ def sort(scan: Scan, tag: bytes, uid: bool) -> Sort:
     scan.sp("a charset")
     _charset(scan)
     scan.sp("search keys")
-    return Sort(tag, uid, criteria, _program(scan), returns)
+    return Sort(tag, uid, criteria, _program(scan), returns, partial)
 
 
 def thread(scan: Scan, tag: bytes, uid: bool) -> Thread:

@@ -91,6 +91,17 @@ class Login(Command, frozen=True):
 # -- authenticated -----------------------------------------------------------------------------------------------------
 
 
+class Unauthenticate(Command, frozen=True):
+    NAME: ClassVar[str] = "UNAUTHENTICATE"
+
+
+class Compress(Command, frozen=True):
+    """mechanism: in capitals. RFC 4978."""
+
+    NAME: ClassVar[str] = "COMPRESS"
+    mechanism: str
+
+
 class Enable(Command, frozen=True):
     """RFC 5161.
 
@@ -247,17 +258,24 @@ class InternalDate(msgspec.Struct, frozen=True):
     """East of Greenwich."""
 
 
+class Url(msgspec.Struct, frozen=True):
+    """A piece of CATENATE, as sent. RFC 4469."""
+
+    url: bytes
+
+
 class AppendMessage(msgspec.Struct, frozen=True):
     """A mail of an APPEND.
 
     binary: it came as literal8, `~{n}`, and may have NUL. A large mail may be in a
-    file.
+    file. pieces: of CATENATE, of which the mail has to be made.
     """
 
     data: bytes | Source
     flags: tuple[str, ...] = ()
     date: InternalDate | None = None
     binary: bool = False
+    pieces: tuple[bytes | Source | Url, ...] = ()
 
     def __repr__(self) -> str:
         return f"AppendMessage({len(self.data)} bytes, flags={self.flags!r}, date={self.date!r}, binary={self.binary})"
@@ -304,17 +322,24 @@ class Expunge(Command, frozen=True):
 
 
 class SearchReturn(enum.Enum):
-    """Result options of SEARCH. RFC 4731, RFC 5182 (SAVE)."""
+    """Result options of SEARCH. RFC 4731, RFC 5182 (SAVE), RFC 9394 (PARTIAL)."""
 
     MIN = "MIN"
     MAX = "MAX"
     ALL = "ALL"
     COUNT = "COUNT"
     SAVE = "SAVE"
+    PARTIAL = "PARTIAL"
+
+
+Partial: TypeAlias = tuple[int, int]
+"""A range of results as sent, with numbers from 1, or from -1 for the last result. RFC
+9394."""
 
 
 class Search(Command, frozen=True):
-    """returns: None for the old `* SEARCH` answer; `RETURN ()` is {ALL}.
+    """returns: None for the old `* SEARCH` answer; `RETURN ()` is {ALL}. partial: where
+    `returns` has PARTIAL.
 
     uid: answer with UIDs.
     """
@@ -323,6 +348,7 @@ class Search(Command, frozen=True):
     uid: bool
     key: SearchKey
     returns: frozenset[SearchReturn] | None = None
+    partial: Partial | None = None
 
 
 class SortField(enum.Enum):
@@ -342,7 +368,8 @@ class SortField(enum.Enum):
 class Sort(Command, frozen=True):
     """RFC 5256.
 
-    criteria: (field, reverse), the most significant first. returns: as for Search.
+    criteria: (field, reverse), the most significant first. returns, partial: as for
+    Search.
     """
 
     NAME: ClassVar[str] = "SORT"
@@ -350,6 +377,7 @@ class Sort(Command, frozen=True):
     criteria: tuple[tuple[SortField, bool], ...]
     key: SearchKey
     returns: frozenset[SearchReturn] | None = None
+    partial: Partial | None = None
 
 
 class Thread(Command, frozen=True):
@@ -367,7 +395,8 @@ class Thread(Command, frozen=True):
 class FetchAttr(enum.Enum):
     """FETCH items without arguments; the value is the name in the answer.
 
-    RFC 9051 §6.4.5, RFC 8514 (SAVEDATE), RFC 8474 (EMAILID, THREADID).
+    RFC 9051 §6.4.5, RFC 8514 (SAVEDATE), RFC 8474 (EMAILID, THREADID), RFC 8970
+    (PREVIEW).
     """
 
     ENVELOPE = "ENVELOPE"
@@ -384,6 +413,8 @@ class FetchAttr(enum.Enum):
     SAVEDATE = "SAVEDATE"
     EMAILID = "EMAILID"
     THREADID = "THREADID"
+    PREVIEW = "PREVIEW"
+    PREVIEW_LAZY = "PREVIEW (LAZY)"
 
 
 class SectionText(enum.Enum):
@@ -414,7 +445,19 @@ class BodySection(msgspec.Struct, frozen=True):
     count: int | None = None
 
 
-FetchItem: TypeAlias = FetchAttr | BodySection
+class BinarySection(msgspec.Struct, frozen=True):
+    """`BINARY[part]<start.count>`, or `BINARY.SIZE[part]` where `size`. RFC 3516 §4.2.
+    The fields are those of BodySection."""
+
+    label: bytes
+    part: tuple[int, ...] = ()
+    peek: bool = False
+    start: int | None = None
+    count: int | None = None
+    size: bool = False
+
+
+FetchItem: TypeAlias = FetchAttr | BodySection | BinarySection
 
 
 class Fetch(Command, frozen=True):
@@ -422,7 +465,7 @@ class Fetch(Command, frozen=True):
     of a UID FETCH.
 
     changed_since, vanished: RFC 7162 §3.1.4.1, §3.2.6; `vanished` only with `uid` and
-    `changed_since`.
+    `changed_since`. partial: only with `uid`. RFC 9394 §3.3.
     """
 
     NAME: ClassVar[str] = "FETCH"
@@ -431,6 +474,7 @@ class Fetch(Command, frozen=True):
     items: tuple[FetchItem, ...]
     changed_since: int | None = None
     vanished: bool = False
+    partial: Partial | None = None
 
 
 class StoreMode(enum.Enum):
@@ -449,6 +493,18 @@ class Store(Command, frozen=True):
     flags: tuple[str, ...]
     silent: bool = False
     unchanged_since: int | None = None
+
+
+class Replace(Command, frozen=True):
+    """RFC 8508.
+
+    sequence: a single number. append: what is stored in its place.
+    """
+
+    NAME: ClassVar[str] = "REPLACE"
+    uid: bool
+    sequence: SequenceSet
+    append: Append
 
 
 class Copy(Command, frozen=True):

@@ -40,6 +40,12 @@ AFTER_LOGIN: Final = (
     "THREAD=REFERENCES",  # RFC 5256
     "ESORT",  # RFC 5267
     "SORT=DISPLAY",  # RFC 5957
+    "I18NLEVEL=1",  # RFC 5255
+    "PREVIEW",  # RFC 8970
+    "BINARY",  # RFC 3516
+    "REPLACE",  # RFC 8508
+    "CATENATE",  # RFC 4469
+    "PARTIAL",  # RFC 9394
     "QUOTA",  # RFC 9208
     "QUOTA=RES-STORAGE",  # RFC 9208
     "QUOTA=RES-MESSAGE",  # RFC 9208
@@ -47,13 +53,27 @@ AFTER_LOGIN: Final = (
 
 
 @lru_cache(maxsize=16)
-def capabilities(*, logged_in: bool, secure: bool, starttls: bool, append_limit: int) -> bytes:
+def capabilities(
+    *,
+    logged_in: bool,
+    secure: bool,
+    starttls: bool,
+    append_limit: int,
+    forwarded: bool = False,
+    compressed: bool = False,
+) -> bytes:
     """Return the list without the word CAPABILITY. secure: whether passwords are
-    accepted on this connection. starttls: whether TLS can begin.
+    accepted on this connection. starttls: whether TLS can begin. forwarded: whether
+    another server has checked the user's password. compressed: whether the connection
+    is compressed, which it stays.
     """
     words = list(ALWAYS)
     if logged_in:
         words += AFTER_LOGIN
+        if not compressed:
+            words.append("COMPRESS=DEFLATE")  # RFC 4978
+        if not (forwarded or compressed):
+            words.append("UNAUTHENTICATE")  # RFC 8437
         words.append(f"APPENDLIMIT={append_limit}")  # RFC 7889
     else:
         if starttls:

@@ -22,9 +22,10 @@ from obox.imap.session import Session
 from obox.imap.states import BEFORE_LOGIN
 from obox.imap.updates import report
 from obox.net import Connection as Engine
-from obox.net import Flow, Who, Why, client_tls, speak_for
+from obox.net import Flow, Who, Why, client_tls, speak_for, spoken_for
 
 if TYPE_CHECKING:
+    from obox.net.deflate import Deflated, Inflater
     from obox.net.splice import Leg
 
 KEEPALIVE: Final = b"* OK Still here\r\n"
@@ -35,7 +36,7 @@ CODES: Final = {Why.LIMIT: "LIMIT", Why.NOT_SERVING: "UNAVAILABLE"}
 class Connection(Engine):
     """See the module's text."""
 
-    __slots__ = ("context", "machine", "parser", "session", "settings")
+    __slots__ = ("_deflated", "_inflater", "context", "machine", "parser", "session", "settings")
 
     def __init__(self, context: Context, machine: Machine, *, tls: bool, remote: str | None) -> None:
         super().__init__(context.hub, tls=tls, remote=remote)
@@ -45,6 +46,8 @@ class Connection(Engine):
         self.parser = Parser(self.settings.anonymous_limits)
         self.parser.allowed = BEFORE_LOGIN
         self.session = Session(context, self)
+        self._inflater: Inflater | None = None
+        self._deflated: Deflated | None = None
 
     # -- what the engine asks --------------------------------------------------------------------------------------
 
@@ -65,7 +68,10 @@ class Connection(Engine):
         self.arm(self.settings.login_timeout_s)
 
     def received(self, data: bytes) -> bool:
-        self.parser.feed(data)
+        if self._inflater is None:
+            self.parser.feed(data)
+        else:
+            self._inflater.add(data)
         return True
 
     def discard_input(self) -> None:
@@ -81,7 +87,11 @@ class Connection(Engine):
         while not self.must_stop:
             event = self.parser.next()
             if event is NEED_DATA:
-                return
+                if self._inflater is None or not (data := self._inflater.read()):
+                    return
+                self.parser.feed(data)
+                await self.yield_if_due()
+                continue
             await self.machine.handle(session, event)
             if session.leg is not None:
                 self._splice(*session.leg)
@@ -108,9 +118,10 @@ class Connection(Engine):
         if session.idling:
             self.context.counters.idle(-1)
         try:
-            await session.finish(self.hub.now() - self.since)
+            await session.finish()
         finally:
             self.parser.close()
+            self._inflater = self._deflated = None
             session.break_cycles()
 
     def who(self) -> Who:
@@ -146,9 +157,27 @@ class Connection(Engine):
             raise ConnectionResetError("TLS is not available")
         await self.handshake(upgrade)
 
+    def start_compression(self) -> None:
+        from obox.net.deflate import begin
+
+        self._inflater, self._deflated = begin(self)
+        self._inflater.add(self.parser.take())
+
+    @property
+    def compressed(self) -> bool:
+        return self._inflater is not None
+
     @property
     def client_tls(self) -> bool:
         return client_tls(self)
+
+    @property
+    def duration_s(self) -> float:
+        return self.hub.now() - self.since
+
+    @property
+    def spoken_for(self) -> bool:
+        return spoken_for(self)
 
     def speak_for(self, remote: str, *, tls: bool) -> None:
         speak_for(self, remote, tls=tls)
@@ -158,6 +187,12 @@ class Connection(Engine):
         self.parser.limits = self.settings.limits
         self.parser.allowed = None
         self.arm(self._look_s)
+
+    def user_left(self) -> None:
+        self.parser.limits = self.settings.anonymous_limits
+        self.parser.allowed = BEFORE_LOGIN
+        self.parser.intake = None
+        self.arm(self.settings.login_timeout_s)
 
     def idle_changed(self) -> None:
         settings, idling = self.settings, self.session.idling
@@ -174,6 +209,8 @@ class Connection(Engine):
 
     def timer_due(self, quiet_s: float) -> float | None:
         session, settings = self.session, self.settings
+        if self._deflated is not None and not self.working:
+            self._deflated.rest()
         if not session.user_name:
             self.ended = "login timeout"
             # Before login, work need not complete.

@@ -25,12 +25,15 @@ class Later:
 
 
 def _handlers() -> dict[type[ast.Command], Handler]:
-    from obox.imap.commands import quota, sort, thread
+    from obox.imap.commands import compress, quota, replace, sort, thread, unauthenticate
 
     return {
+        ast.Compress: compress.compress,
+        ast.Unauthenticate: unauthenticate.unauthenticate,
         ast.GetQuota: quota.getquota,
         ast.GetQuotaRoot: quota.getquotaroot,
         ast.SetQuota: quota.setquota,
+        ast.Replace: replace.replace,
         ast.Sort: sort.sort,
         ast.Thread: thread.thread,
     }

@@ -86,7 +86,7 @@ class Machine:
             await session.leave(closed="Mailbox was deleted")
             lost = True
         handler = table.rows[session.state].get(kind)
-        if session.user is not None and kind is not ast.Logout:
+        if session.user is not None and kind not in (ast.Logout, ast.Unauthenticate):
             refusal = await _answered(session, command.NAME, session.user.current())
             if refusal is not None:
                 session.finish_command(command.tag, command.NAME, refusal)

@@ -41,7 +41,7 @@ import msgspec
 from obox.errors import Invalid
 from obox.imap._commands import COMMANDS, base64, parse_command
 from obox.imap._scan import Limits, Malformed
-from obox.imap.ast import Append, Command
+from obox.imap.ast import Append, Command, Replace
 from obox.imap.events import (
     NEED_DATA,
     NEED_TURN,
@@ -68,6 +68,9 @@ TAG_BYTES_MAX: Final = 256
 _TAG: Final = re.compile(rb"""([^\x00-\x20\x7f-\xff(){%*"\\+]++)(?: ++|\Z)""")
 _COMMAND: Final = re.compile(rb"[A-Za-z0-9]++(?= |\Z)")
 _SAVES: Final = re.compile(rb"[^ ]+ ++(?:UID ++)?(?:SEARCH|SORT) ++RETURN ++\([^)]*\bSAVE\b", re.IGNORECASE)
+_MAY_BRING: Final = ("APPEND", "REPLACE", "UID")
+_BRINGS_MAILS: Final = re.compile(rb"[^ ]++ ++(?:APPEND|(?:UID ++)?REPLACE ++[^ ]++)", re.IGNORECASE)
+"""A command that brings mails, up to the mailbox name."""
 # literal = "{" number64 ["+"] "}" CRLF *CHAR8; literal8 = "~" literal. At the end of a
 # line only.
 _MARK: Final = re.compile(rb"~?\{([0-9]{1,20})(\+?)\}\Z")
@@ -127,7 +130,8 @@ class _Parsing:
     def large(self) -> bool:
         """Whether the command should be parsed in a thread."""
         parts = self._parts
-        size = sum(len(part) for part in parts if isinstance(part, bytes)) if self._word != "APPEND" else 0
+        mails = self._word in ("APPEND", "REPLACE") or self.incoming is not None
+        size = 0 if mails else sum(len(part) for part in parts if isinstance(part, bytes))
         return size + len(parts) * _PART_BYTES > INLINE_BYTES
 
     def parse(self) -> Command | BadCommand:
@@ -378,11 +382,10 @@ class Parser:
 
     def _announced(self, line: bytes, mark: re.Match[bytes]) -> Event | None:
         size, waits = int(mark[1]), not mark[2]
-        # In APPEND each literal is a mail, except a literal in the place of the mailbox
-        # name.
-        is_mail = self._word == "APPEND" and (
-            bool(self._parts) or bool(line[self._word_end : mark.start()].strip(b" "))
-        )
+        # In APPEND and REPLACE each literal is a mail, except a literal in the place of
+        # the mailbox name.
+        head = _BRINGS_MAILS.match(self._parts[0] if self._parts else line) if self._word in _MAY_BRING else None
+        is_mail = head is not None and (bool(self._parts) or bool(line[head.end() : mark.start()].strip(b" ")))
         limits = self.limits
         if is_mail:
             size_max = min(limits.append_bytes_max, limits.multiappend_bytes_max - self._mails)
@@ -390,7 +393,8 @@ class Parser:
             size_max = min(limits.literal_bytes_max, limits.literals_bytes_max - self._strings)
         if size > size_max:
             resets = _resets(self._word, self._parts[0] if self._parts else line)
-            return self._abandon(TooBig(self._tag, self._word, size, max(0, size_max), resets=resets), line)
+            named = "REPLACE" if is_mail and self._word == "UID" else self._word
+            return self._abandon(TooBig(self._tag, named, size, max(0, size_max), resets=resets), line)
         if is_mail:
             if self.intake is not None and not self._admitted(self.intake, size):
                 return self._abandon(BadCommand(self._tag, "Too many mails are on their way", "NO", "LIMIT"), line)
@@ -567,6 +571,8 @@ def _made(parsing: _Parsing) -> Command | BadCommand:
         return event
     if isinstance(event, Append):
         return msgspec.structs.replace(event, incoming=incoming)
+    if isinstance(event, Replace):
+        return msgspec.structs.replace(event, append=msgspec.structs.replace(event.append, incoming=incoming))
     incoming.close()
     return event
 

@@ -4,10 +4,6 @@
 Items have three different costs, and a command reads no more than it needs: columns
 (flags, size, dates, modseq, UID), cached fields (ENVELOPE, BODYSTRUCTURE, BODY,
 header), and whole mails (any other section). Pure.
-
-A mail's bytes are sent as they were stored, with NUL. RFC 3501 §9 (CHAR8) forbids NUL
-in a literal, but a mail must be read back byte for byte, and clients count a literal
-instead of scanning it.
 """
 
 from __future__ import annotations
@@ -18,12 +14,13 @@ from operator import attrgetter
 from typing import Any, Final
 
 from obox.imap import wire
-from obox.imap.ast import BodySection, FetchAttr, FetchItem
+from obox.imap.ast import BinarySection, BodySection, FetchAttr, FetchItem
+from obox.imap.body import Body
 from obox.imap.objectid import email_ids
 from obox.imap.rows import FlagsOf, Where
 from obox.mailbox import Table
 from obox.store.api import Fields
-from obox.store.content import Part, Section, fields_cutter, section
+from obox.store.content import Section
 
 
 def _dates(table: Table, where: Where) -> list[bytes]:
@@ -44,92 +41,13 @@ COLUMNS: Final[dict[FetchAttr, tuple[bytes, Callable[[Table, Where], list[Any]]]
     FetchAttr.EMAILID: (b"EMAILID (%b)", lambda table, where: list(email_ids(table.column("oid")[where]))),
     FetchAttr.THREADID: (b"THREADID %b", lambda table, where: [b"NIL"] * len(where)),
     FetchAttr.MODSEQ: (b"MODSEQ (%d)", lambda table, where: table.modseqs[where].tolist()),
+    FetchAttr.PREVIEW_LAZY: (b"PREVIEW %b", lambda table, where: [b"NIL"] * len(where)),
 }
 CACHED: Final[dict[FetchAttr, tuple[bytes, Callable[[Fields], bytes]]]] = {
     FetchAttr.ENVELOPE: (b"ENVELOPE %b", attrgetter("envelope")),
     FetchAttr.BODY: (b"BODY %b", attrgetter("body")),
     FetchAttr.BODYSTRUCTURE: (b"BODYSTRUCTURE %b", attrgetter("bodystructure")),
 }
-
-
-def literal(data: bytes) -> bytes:
-    """Return a mail's bytes as a literal. No bytes are the empty string."""
-    return b"{%d}\r\n%b" % (len(data), data) if data else b'""'
-
-
-@dataclass(frozen=True, slots=True)
-class Body:
-    """A section.
-
-    label: its name in the answer. spec: what to cut out of a mail. whole: the whole
-    mail.
-    """
-
-    label: bytes
-    spec: Section
-    start: int | None = None
-    count: int | None = None
-
-    @property
-    def whole(self) -> bool:
-        return not self.spec.path and not self.spec.what
-
-    @property
-    def entire(self) -> bool:
-        """Whether it is the whole mail, and not only a range of its octets."""
-        return self.whole and self.start is None
-
-    @property
-    def in_header(self) -> bool:
-        return not self.spec.path and self.spec.what.startswith("HEADER")
-
-    def partial(self, data: bytes) -> bytes:
-        if self.start is None:
-            return data
-        return data[self.start : self.start + (self.count or 0)]
-
-    def span(self, size: int) -> tuple[int, int]:
-        """Return the range of a whole mail of `size` octets that is fetched."""
-        if self.start is None:
-            return 0, size
-        start = min(self.start, size)
-        return start, min(start + (self.count or 0), size)
-
-    def of_header(self) -> Callable[[bytes], bytes]:
-        """Return a function that makes the answer's value from a header block. It is
-        made once for many mails."""
-        what = self.spec.what
-        partial = self.partial
-        if what == "HEADER":
-            return literal if self.start is None else lambda header: literal(partial(header))
-        cut = fields_cutter(frozenset(self.spec.fields), what == "HEADER.FIELDS.NOT")
-        if self.start is None:
-            return lambda header: literal(cut(header))
-        return lambda header: literal(partial(cut(header)))
-
-    def of_mail(self, mail: bytes, root: Part | None) -> bytes:
-        """Return the answer's value from the mail and its structure, or NIL if it has
-        no such part."""
-        source, start, end = self.span_of(mail, root)
-        return b"NIL" if source is None else literal(source[start:end])
-
-    def span_of(self, mail: bytes, root: Any) -> tuple[bytes | None, int, int]:
-        """Return where the answer's octets are: the bytes (None if there are none),
-        start, end.
-
-        Nothing is copied out of the mail.
-        """
-        if self.whole:
-            return mail, *self.span(len(mail))
-        assert root is not None, "the plan needs the structure"
-        found = section(mail, root, self.spec)
-        if found is None:
-            return None, 0, 0
-        if isinstance(found, bytes):
-            return found, *self.span(len(found))
-        first, last = found
-        start, end = self.span(last - first)
-        return mail, first + start, first + end
 
 
 @dataclass(slots=True)
@@ -210,6 +128,14 @@ _RFC822: Final = {
 }
 
 
+_PREVIEWS: Final = (FetchAttr.PREVIEW, FetchAttr.PREVIEW_LAZY)
+
+
+def rare(items: Sequence[FetchItem]) -> bool:
+    """Whether `compile_plan` needs the module `obox.imap.cuts`."""
+    return any(item in _PREVIEWS or isinstance(item, BinarySection) for item in items)
+
+
 def compile_plan(items: Sequence[FetchItem], *, uid: bool, modseq: bool) -> Plan:
     """uid: UID is part of each answer; modseq: MODSEQ too (CHANGEDSINCE).
 
@@ -227,15 +153,28 @@ def compile_plan(items: Sequence[FetchItem], *, uid: bool, modseq: bool) -> Plan
             if body not in plan.order:  # BODY[x] and BODY.PEEK[x] are answered once
                 plan.order.append(body)
             plan.sets_seen |= not item.peek
+        elif isinstance(item, BinarySection):
+            from obox.imap.cuts import binary
+
+            if (cut := binary(item)) not in plan.order:
+                plan.order.append(cut)
+            plan.sets_seen |= not (item.peek or item.size)
         elif item in _RFC822:
             spec, seen = _RFC822[item]
             plan.order.append(Body(item.value.encode(), spec))
             plan.sets_seen |= seen
-        else:
+        elif item not in _PREVIEWS:
             plan.order.append(item)
             plan.needs_fields |= item in CACHED
-    plan.order.sort(key=lambda item: not _short(item))
     bodies = [item for item in plan.order if isinstance(item, Body)]
     plan.needs_mail = any(not body.in_header for body in bodies)
     plan.needs_fields |= any(body.in_header for body in bodies)
+    if FetchAttr.PREVIEW in wanted or (plan.needs_mail and FetchAttr.PREVIEW_LAZY in wanted):
+        from obox.imap.cuts import PREVIEW
+
+        plan.order.append(PREVIEW)
+        plan.needs_mail = True
+    elif FetchAttr.PREVIEW_LAZY in wanted:
+        plan.order.append(FetchAttr.PREVIEW_LAZY)
+    plan.order.sort(key=lambda item: (not _short(item), not (isinstance(item, Body) and item.number)))
     return plan

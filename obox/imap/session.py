@@ -55,7 +55,9 @@ class Channel(Protocol):
 
     ended: why the connection ends, for the log. full: whether enough output is gathered
     that it should be flushed. tls, client_tls: whether this connection uses TLS, and
-    whether the client does; they differ when a member forwards the client.
+    whether the client does; they differ when a member forwards the client. spoken_for:
+    whether a member does. compressed: whether COMPRESS is active. duration_s: seconds
+    since the client connected.
     """
 
     id: int
@@ -76,6 +78,15 @@ class Channel(Protocol):
     @property
     def client_tls(self) -> bool: ...
 
+    @property
+    def spoken_for(self) -> bool: ...
+
+    @property
+    def compressed(self) -> bool: ...
+
+    @property
+    def duration_s(self) -> float: ...
+
     def speak_for(self, remote: str, *, tls: bool) -> None:
         """Note that the peer is a member of the cluster, that its client is at
         `remote`, and whether the client uses TLS."""
@@ -95,6 +106,12 @@ class Channel(Protocol):
     async def start_tls(self) -> None:
         """Continue under TLS."""
 
+    def start_compression(self) -> None:
+        """Compress what is written from now on, and inflate what the client sends.
+
+        `obox.net.deflate` is imported already.
+        """
+
     def close(self) -> None:
         """Send what is gathered and close."""
 
@@ -103,6 +120,9 @@ class Channel(Protocol):
 
     def logged_in(self) -> None:
         """Apply the limits and times of a logged-in user from now on."""
+
+    def user_left(self) -> None:
+        """Apply the limits and times of a client that has not logged in."""
 
     def idle_changed(self) -> None:
         """Note that the session has entered or left IDLE."""
@@ -114,6 +134,7 @@ class Session:
     __slots__ = (
         "_bad_in_row",
         "_bad_logins",
+        "_earlier",
         "_unwatch",
         "changed",
         "client_id",
@@ -170,6 +191,8 @@ class Session:
         """Levels above mailboxes that this session has deleted. See
         `commands.mailboxes.delete`."""
         self._bad_in_row = self._bad_logins = 0
+        self._earlier = (0.0, 0, 0)
+        """The seconds and bytes of users that have left this connection."""
         self._unwatch: Any = None
 
     # -- state -----------------------------------------------------------------------------------------------------
@@ -199,6 +222,8 @@ class Session:
             secure=self.secure,
             starttls=self.context.upgrade is not None and not self.out.tls,
             append_limit=self.settings.mail_bytes_max,
+            forwarded=self.out.spoken_for,
+            compressed=self.out.compressed,
         )
 
     def greeting(self) -> bytes:
@@ -367,7 +392,31 @@ class Session:
             backend=leg.backend,
         )
 
-    async def finish(self, duration_s: float) -> None:
+    async def leave_user(self, reason: str) -> None:
+        """Release the mailbox and the user, and log it."""
+        user, self.user = self.user, None
+        try:
+            await self.leave()
+        finally:
+            if user is not None:
+                await user.release()
+        seconds, bytes_in, bytes_out = self._earlier
+        out = self.out
+        self._earlier = (out.duration_s, out.bytes_in, out.bytes_out)
+        self.context.log.info(
+            "imap logout",
+            user=self.user_name,
+            remote=out.remote,
+            session=out.id,
+            client=self.client_id,
+            reason=reason,
+            commands=self.commands,
+            bytes_in=out.bytes_in - bytes_in,
+            bytes_out=out.bytes_out - bytes_out,
+            duration_s=round(out.duration_s - seconds, 3),
+        )
+
+    async def finish(self) -> None:
         """Release what is held, and log a line, after the connection is gone."""
         if self.leg is not None:  # the client left just then
             leg, name = self.leg
@@ -375,29 +424,12 @@ class Session:
             leg.abort()
             self.leg = None
         self.idling = False
-        user, self.user = self.user, None
-        try:
-            await self.leave()
-        finally:
-            if user is not None:
-                await user.release()
-        if not self.user_name:
+        if self.user_name:
+            await self.leave_user(self.out.ended or "disconnected")
+        else:
             self.context.log.debug(
                 "imap disconnect", remote=self.out.remote, session=self.out.id, reason=self.out.ended
             )
-            return
-        self.context.log.info(
-            "imap logout",
-            user=self.user_name,
-            remote=self.out.remote,
-            session=self.out.id,
-            client=self.client_id,
-            reason=self.out.ended or "disconnected",
-            commands=self.commands,
-            bytes_in=self.out.bytes_in,
-            bytes_out=self.out.bytes_out,
-            duration_s=round(duration_s, 3),
-        )
 
     def break_cycles(self) -> None:
         """Break cycles of references, so that the memory is freed at once."""

@@ -3,6 +3,7 @@
     connection --greeting--> NOT_AUTHENTICATED --LOGIN, AUTHENTICATE--> AUTHENTICATED
     AUTHENTICATED --SELECT, EXAMINE--> SELECTED
     SELECTED --CLOSE, UNSELECT, a failed SELECT, the mailbox deleted--> AUTHENTICATED
+    AUTHENTICATED, SELECTED --UNAUTHENTICATE--> NOT_AUTHENTICATED
     any --LOGOUT, BYE--> LOGOUT
 
 The state is not stored. It follows from whether the session has a user and a mailbox
@@ -48,6 +49,8 @@ _NOT_AUTHENTICATED: Final[dict[type[ast.Command], Handler]] = {
 }
 _AUTHENTICATED: Final[dict[type[ast.Command], Handler]] = {
     **_ANY,
+    ast.Unauthenticate: Later(ast.Unauthenticate),
+    ast.Compress: Later(ast.Compress),
     ast.Enable: auth.enable,
     ast.Select: select.select,
     ast.Create: mailboxes.create,
@@ -78,6 +81,7 @@ _SELECTED: Final[dict[type[ast.Command], Handler]] = {
     ast.Store: store.store,
     ast.Copy: copy.copy,
     ast.Move: copy.move,
+    ast.Replace: Later(ast.Replace),
 }
 
 TABLE: Final[dict[State, dict[type[ast.Command], Handler]]] = {

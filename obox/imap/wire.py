@@ -170,5 +170,5 @@ def refusal(event: BadCommand | TooBig) -> bytes:
         if event.fatal:
             return status(None, "BYE", f"Literal of {event.size} bytes is more than this server reads")
         reason = f"Literal of {event.size} bytes is too big: at most {event.size_max} in {event.command}"
-        return status(event.tag, "NO", reason, "TOOBIG" if event.command == "APPEND" else "LIMIT")
+        return status(event.tag, "NO", reason, "TOOBIG" if event.command in ("APPEND", "REPLACE") else "LIMIT")
     return status(event.tag, event.status if event.tag else "BAD", event.reason, event.code if event.tag else None)

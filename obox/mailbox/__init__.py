@@ -8,7 +8,7 @@ order, any number of times (docs/format.md, "Delta").
 
 from ._delta import CLAIM_PURGED, KEYWORD_BYTES_MAX, Changed, Delta, Encoded, Gone, Rows, joined
 from ._holders import Holders
-from ._needles import Finder, Needle, collated, normalise
+from ._needles import Finder, Needle, collated, collated_octets, normalise
 from ._records import Table, by_home, home_of
 from ._root import MailboxEntry, Root, RootDelta, Totals
 from ._state import DELETED, SEEN, FlagOp, State
@@ -37,6 +37,7 @@ __all__ = [
     "UidArray",
     "by_home",
     "collated",
+    "collated_octets",
     "distinct",
     "home_of",
     "joined",

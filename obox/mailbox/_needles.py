@@ -29,6 +29,9 @@ SLICE_CHARS: Final = 8 * 1024
 COLLATED_CHARS: Final = 500
 """Characters of a text by which it is sorted."""
 
+_LAST: Final = "\U0010ffff"
+"""A noncharacter: no text begins with it."""
+
 _FILTER_FROM: Final = 16
 """With at least so many needles, a text is first checked for those that it can contain
 at all.
@@ -45,7 +48,15 @@ def _fold(text: str) -> str:
         return text.lower()
     # This is done twice: folding may compose (U+0345), and decomposing may bring
     # capitals (U+1D400).
-    return unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    # A dotless i has the capital I, so under RFC 5051 it is an i.
+    plain = unicodedata.normalize("NFKD", text).replace("\u0131", "i")
+    return unicodedata.normalize("NFKD", plain.casefold())
+
+
+def collated_octets(octets: bytes) -> str:
+    """Return the form in which octets are sorted that could not be converted to text:
+    behind all texts. RFC 5255 §4.6."""
+    return _LAST + octets[:COLLATED_CHARS].decode("latin-1") if octets else ""
 
 
 def collated(text: str) -> str:

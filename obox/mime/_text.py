@@ -252,10 +252,15 @@ def decode_header(value: bytes) -> str:
     else Windows-1252. Neighbouring words of the same charset are joined before they are
     decoded, because many mailers split a character.
     """
+    return "".join([to_text(data, charset) for data, charset in runs(value)])
+
+
+def runs(value: bytes) -> Iterator[tuple[bytes, bytes | None]]:
+    """Yield the octets of a header value with their charset, None if none is named."""
     value = _FOLD.sub(b"", value) if b"\n" in value else value
     if b"=?" not in value:
-        return to_text(value, None)
-    out: list[str] = []
+        yield value, None
+        return
     pending: list[bytes] = []
     pending_charset = b""
     at = 0
@@ -263,20 +268,19 @@ def decode_header(value: bytes) -> str:
         between = value[at : word.start()]
         charset = word[1].lower()
         if pending and (charset != pending_charset or between.strip()):
-            out.append(to_text(b"".join(pending), pending_charset))
+            yield b"".join(pending), pending_charset
             pending = []
             if between.strip():
-                out.append(to_text(between, None))
+                yield between, None
         elif at == 0 and between:
-            out.append(to_text(between, None))
+            yield between, None
         pending.append(_encoded_word(word[2], word[3]))
         pending_charset = charset
         at = word.end()
     if pending:
-        out.append(to_text(b"".join(pending), pending_charset))
+        yield b"".join(pending), pending_charset
     if at < len(value):
-        out.append(to_text(value[at:], None))
-    return "".join(out)
+        yield value[at:], None
 
 
 def decoded(mail: bytes, part: Part) -> bytes:
@@ -317,9 +321,13 @@ def _part_slices(mail: bytes, part: Part) -> Iterator[str]:
 
 
 def texts_of(mail: bytes, root: Part) -> Iterator[Iterator[str]]:
-    """The text of all text/* leaves in the order of the mail, including embedded
-    messages; each in slices.
-    """
+    """The text of all `leaves`, each in slices."""
+    for part in leaves(root):
+        yield _part_slices(mail, part)
+
+
+def leaves(root: Part) -> Iterator[Part]:
+    """The text/* leaves in the order of the mail, including embedded messages."""
     rest = [root]
     while rest:
         part = rest.pop()
@@ -328,7 +336,7 @@ def texts_of(mail: bytes, root: Part) -> Iterator[Iterator[str]]:
         elif part.children:
             rest.extend(reversed(part.children))
         elif part.type == b"text":
-            yield _part_slices(mail, part)
+            yield part
 
 
 def text_of(mail: bytes, root: Part) -> Iterator[str]:

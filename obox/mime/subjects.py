@@ -34,7 +34,12 @@ class Subject(NamedTuple):
 
 def base_subject(value: bytes) -> Subject:
     """Return the base subject of a Subject field's value."""
-    text = _WHITE.sub(" ", decode_header(value[:SUBJECT_BYTES_MAX]))
+    return base_of(decode_header(value[:SUBJECT_BYTES_MAX]))
+
+
+def base_of(text: str) -> Subject:
+    """Return the base subject of a decoded subject."""
+    text = _WHITE.sub(" ", text)
     reply = False
     while True:
         text = text.rstrip(" ")

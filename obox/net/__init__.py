@@ -19,7 +19,7 @@ parser, and the parser's events to the code that answers them. See
 docs/flow.md, "A connection".
 """
 
-from obox.net.connection import Connection, Why, client_tls, speak_for
+from obox.net.connection import Connection, Why, client_tls, speak_for, spoken_for
 from obox.net.hub import Hub, Spawn
 from obox.net.listeners import Factory, ListenError, Listeners, inherited_sockets
 from obox.net.pending import Entry, Pending
@@ -55,5 +55,6 @@ __all__ = [
     "inherited_sockets",
     "is_loopback",
     "speak_for",
+    "spoken_for",
     "starttls",
 ]

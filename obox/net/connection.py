@@ -297,7 +297,8 @@ class Connection(Stream):
                     await self.flush()
                 if self._eof:
                     self.close()
-                if not (self._fed or self.pending):
+                # It may have been stopped while the output was handed over.
+                if not (self._fed or self.pending or (self._stop_reason and self.may_stop)):
                     break
         except OSError as error:  # also ConnectionError, TimeoutError, ssl.SSLError
             self.ended = self.ended or str(error)
@@ -380,6 +381,11 @@ def speak_for(connection: Connection, remote: str, *, tls: bool) -> None:
     connection.hub.registry.uncount(connection._counted)
     connection._counted = ""
     connection.remote, connection._client_tls = remote, tls
+
+
+def spoken_for(connection: Connection) -> bool:
+    """Whether a member of the cluster speaks for the client."""
+    return connection._client_tls is not None
 
 
 def client_tls(connection: Connection) -> bool:

@@ -241,9 +241,14 @@ class User(Protocol):
     async def select(self, name: str) -> Mailbox:
         """Open a mailbox. Raises NotFound."""
 
-    async def append(self, name: str, mails: Sequence[NewMail]) -> Appended:
+    async def append(
+        self, name: str, mails: Sequence[NewMail], *, freed_bytes: int = 0, freed_mails: int = 0
+    ) -> Appended:
         """Store mails. All become visible or none does. They are in the bucket on
         return.
+
+        freed_bytes, freed_mails: what the caller expunges right afterwards, so that it
+        does not count for the quota.
 
         Raises NotFound, OverQuota, TooBig, Limit. RFC 3501 §6.3.11, RFC 3502, RFC 4315
         §3.

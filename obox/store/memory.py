@@ -255,12 +255,14 @@ class MemoryUser:
     async def select(self, name: str) -> MemoryMailbox:
         return self._box(name)
 
-    async def append(self, name: str, mails: Sequence[NewMail]) -> Appended:
+    async def append(
+        self, name: str, mails: Sequence[NewMail], *, freed_bytes: int = 0, freed_mails: int = 0
+    ) -> Appended:
         box = self._box(name)
         for mail in mails:
             if len(mail.source) > self._store.mail_bytes_max:
                 raise TooBig(f"a mail of {len(mail.source)} bytes; allowed: {self._store.mail_bytes_max}")
-        self._check_quota(sum(len(mail.source) for mail in mails), len(mails))
+        self._check_quota(sum(len(mail.source) for mail in mails) - freed_bytes, len(mails) - freed_mails)
         sources = [await _bytes_of(mail.source) for mail in mails]
         spelled = [tuple(box.state.spell(mail.flags)) for mail in mails]
         uids = []

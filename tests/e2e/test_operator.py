@@ -29,13 +29,13 @@ from processes import USERS as PEOPLE
 from obox.admin import TABLE, Needs
 
 SCALE = int(os.environ.get("OBOX_TEST_CROWD", "1"))
-USERS = 500 * SCALE
+USERS = 1000 * SCALE
 MAILS = 6
-SESSIONS = 25
-DELIVERIES_PER_S = 50.0
-SENDERS = 10
-MAX_SPACE = (2 << 20) * SCALE
-MAX_SIZE = (2 << 20) * SCALE
+SESSIONS = 50
+DELIVERIES_PER_S = 100.0
+SENDERS = 20
+MAX_SPACE = (4 << 20) * SCALE
+MAX_SIZE = (4 << 20) * SCALE
 KEY = "operator's key"
 NO_ROOM = "no room for another user's index"
 PULLED = 5

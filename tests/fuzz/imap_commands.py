@@ -32,7 +32,7 @@ SECTIONS: Final = (
 )
 ITEMS: Final = (
     *b"FLAGS UID ENVELOPE BODY BODYSTRUCTURE INTERNALDATE RFC822.SIZE RFC822 RFC822.HEADER RFC822.TEXT MODSEQ".split(),
-    *(b"SAVEDATE", b"EMAILID", b"THREADID"),
+    *(b"SAVEDATE", b"EMAILID", b"THREADID", b"PREVIEW", b"PREVIEW (LAZY)"),
 )
 STATUS: Final = tuple(
     b"MESSAGES UIDNEXT UIDVALIDITY UNSEEN RECENT HIGHESTMODSEQ SIZE DELETED DELETED-STORAGE APPENDLIMIT MAILBOXID "
@@ -42,7 +42,10 @@ TOKENS: Final = (
     *(b"(", b")", b"[", b"]", b"{", b"}", b'"', b"\\", b"*", b"%", b"&", b" ", b"\r\n", b"\n", b"\r", b"\0", b"\xff"),
     *(b"{5}", b"{5+}", b"{0+}\r\n", b"~{3+}\r\nabc", b"{99999999999+}", b"NIL", b"1,", b"OR ", b"NOT ", b"\xcc\x81"),
 )
-PLAIN: Final = tuple(b"NOOP CHECK CAPABILITY NAMESPACE CLOSE UNSELECT EXPUNGE LOGOUT STARTTLS NONSENSE IDLE".split())
+PLAIN: Final = (
+    *b"NOOP CHECK CAPABILITY NAMESPACE CLOSE UNSELECT EXPUNGE LOGOUT STARTTLS NONSENSE IDLE".split(),
+    b"UNAUTHENTICATE\r\nl LOGIN anna secret\r\ns SELECT INBOX",
+)
 CRITERIA: Final = tuple(b"ARRIVAL CC DATE FROM SIZE SUBJECT TO DISPLAYFROM DISPLAYTO NONE".split())
 KEYS: Final = tuple(
     b"ALL SEEN UNSEEN NEW OLD RECENT DELETED UNDELETED FLAGGED DRAFT ANSWERED SAVEDATESUPPORTED NONSENSE".split()
@@ -58,7 +61,7 @@ class Commands:
         self._kinds: tuple[Callable[[], bytes], ...] = (
             *(self.fetch, self.fetch, self.fetch, self.search, self.search, self.search, self.store, self.store),
             *(self.append, self.listing, self.listing, self.select, self.select, self.mailbox, self.copy, self.plain),
-            *(self.status, self.misc, self.expunge, self.sort),
+            *(self.status, self.misc, self.expunge, self.sort, self.replace),
         )
 
     def pick(self, values: tuple[bytes, ...]) -> bytes:
@@ -120,10 +123,13 @@ class Commands:
         if kind < 0.5:
             return self.pick(ITEMS)
         section = self.pick(SECTIONS)
-        if kind < 0.7:
+        partial = self.pick((b"", b"", b"<0.10>", b"<5.99999999>", b"<9223372036854775807.1>", b"<0.0>"))
+        if kind < 0.6:
+            part = self.pick((b"", b"1", b"2", b"2.1", b"3", section))
+            return self.pick((b"BINARY[", b"BINARY.PEEK[", b"BINARY.SIZE[")) + part + b"]" + partial
+        if kind < 0.75:
             section = self.pick((b"", b"1.", b"2.")) + self.pick((b"HEADER.FIELDS", b"HEADER.FIELDS.NOT"))
             section += b" (%b)" % self.some(lambda: self.pick(FIELDS), self.chance.choice((2, 5, 260)))
-        partial = self.pick((b"", b"", b"<0.10>", b"<5.99999999>", b"<9223372036854775807.1>", b"<0.0>"))
         return self.pick((b"BODY[", b"BODY.PEEK[")) + section + b"]" + partial
 
     def key(self, depth: int = 0) -> bytes:
@@ -155,17 +161,31 @@ class Commands:
         items = b"(%b)" % self.some(self.item, self.chance.choice((1, 4, 12)))
         if self.chance.random() < 0.2:
             items = self.pick((b"ALL", b"FAST", b"FULL", *ITEMS))
-        more = self.pick((b"", b"", b"", b" (CHANGEDSINCE 1)", b" (CHANGEDSINCE 1 VANISHED)"))
+        more = self.pick(
+            (b"", b"", b"", b" (CHANGEDSINCE 1)", b" (CHANGEDSINCE 1 VANISHED)", b" (%b)" % self._partial())
+        )
         return b"%bFETCH %b %b%b" % (self.maybe_uid(), self.sequence(), items, more)
 
     def search(self) -> bytes:
-        options = (b"MIN", b"MAX", b"ALL", b"COUNT", b"SAVE", b"NONE")
+        options = (b"MIN", b"MAX", b"ALL", b"COUNT", b"SAVE", b"NONE", self._partial())
         returns = b"RETURN (%b) " % self.some(lambda: self.pick(options)) if self.chance.random() < 0.4 else b""
         charset = self.pick((b"", b"", b"CHARSET UTF-8 ", b"CHARSET KOI8-R ", b"CHARSET x "))
         return b"%bSEARCH %b%b%b" % (self.maybe_uid(), returns, charset, self.some(self.key, 5))
 
+    def _partial(self) -> bytes:
+        return b"PARTIAL " + self.pick((b"1:2", b"-1:-5", b"9:3", b"2:-1", b"0:1", b"-4294967295:-1", b"1:4294967296"))
+
     def sort(self) -> bytes:
-        returns = self.pick((b"", b"", b"RETURN () ", b"RETURN (MIN MAX COUNT SAVE) ", b"RETURN (SAVE) "))
+        returns = self.pick(
+            (
+                b"RETURN (SAVE MIN %b) " % self._partial(),
+                b"",
+                b"",
+                b"RETURN () ",
+                b"RETURN (MIN MAX COUNT SAVE) ",
+                b"RETURN (SAVE) ",
+            )
+        )
         criteria = self.some(lambda: self.pick((b"", b"", b"REVERSE ")) + self.pick(CRITERIA), 5)
         charset = self.pick((b"UTF-8", b"US-ASCII", b"x"))
         return b"%bSORT %b(%b) %b %b" % (self.maybe_uid(), returns, criteria, charset, self.some(self.key, 3))
@@ -176,13 +196,39 @@ class Commands:
         return b"%bSTORE %b %b%b (%b)" % (self.maybe_uid(), self.sequence(), since, mode, self.flags())
 
     def append(self) -> bytes:
-        out = b"APPEND %b" % self.name()
-        for _ in range(self.chance.choice((1, 1, 1, 2, 5))):
+        return b"APPEND %b%b" % (self.name(), self._mails(self.chance.choice((1, 1, 1, 2, 5))))
+
+    def replace(self) -> bytes:
+        number = self.pick((b"1", b"2", b"*", b"9", b"0", b"1:2", b"$"))
+        return b"%bREPLACE %b %b%b" % (
+            self.maybe_uid(),
+            number,
+            self.name(),
+            self._mails(self.chance.choice((1, 1, 2))),
+        )
+
+    def _mails(self, count: int) -> bytes:
+        out = b""
+        for _ in range(count):
             flags = b" (%b)" % self.flags() if self.chance.random() < 0.5 else b""
             date = self.pick((b"", b"", b' "17-Jul-1996 02:44:25 -0700"', b' "99-Jul-1996 02:44:25 -0700"'))
             mail = b"Subject: %d\r\n\r\n" % self._tag + b"x" * self.chance.choice((0, 10, 3_000, 3_000, 1_200_000))
-            out += b"%b%b {%d+}\r\n%b" % (flags, date, len(mail), mail)
+            sign = b""
+            if self.chance.random() < 0.3:
+                sign, encoding = b"~", self.pick((b"binary", b"8bit", b"x-none"))
+                mail = b"MIME-Version: 1.0\r\nContent-Transfer-Encoding: %b\r\n%b\0x" % (encoding, mail)
+            data = b"%b{%d+}\r\n%b" % (sign, len(mail), mail)
+            if self.chance.random() < 0.2:
+                data = b"CATENATE (%b TEXT %b)" % (self.some(self._url), data)
+            out += b"%b%b %b" % (flags, date, data)
         return out
+
+    def _url(self) -> bytes:
+        name = self.pick((b"", b"/INBOX", b"/Sent", b"/a%2Fb", b"/%FF", b"/INBOX;UIDVALIDITY=1", b"imap://a/b"))
+        section = self.pick(
+            (b"", b"", b"/;SECTION=" + self.pick(SECTIONS), b"/;PARTIAL=0.5", b"/;SECTION=1/;PARTIAL=2")
+        )
+        return b'URL "%b/;UID=%d%b"' % (name, self.chance.randint(0, 9), section)
 
     def listing(self) -> bytes:
         word = self.pick((b"LIST", b"LIST", b"LSUB"))

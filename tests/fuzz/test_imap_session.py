@@ -26,7 +26,7 @@ from obox.accounts import Quota
 from obox.imap.settings import ImapSettings
 from tests.fuzz.imap_commands import Commands
 from tests.imap.grammar import Ungrammatical, parse
-from tests.imap.harness import DEADLINE_S, Client, Running, serving_real
+from tests.imap.harness import DEADLINE_S, Client, Compressed, Running, serving_real
 from tests.turns import turns
 
 MIB = 1 << 20
@@ -90,11 +90,13 @@ def check(lines: list[bytes], sent: bytes) -> Counter[str]:
 
 async def one_round(running: Running, commands: Commands, answers: Counter[str]) -> None:
     chance = commands.chance
-    client = await running.client(greet=False)
+    client = first = await running.client(greet=False)
     client.strict = False
     login = chance.random() < 0.9
     sent = b"l LOGIN anna secret\r\ns SELECT INBOX\r\n" if login else b""
     sent += b"".join(commands.make() for _ in range(chance.choice((1, 5, 30))))
+    if login and chance.random() < 0.15:
+        client, sent = await _compressed(client, sent, chance)
     reading = asyncio.ensure_future(_lines(client))
     try:
         at = 0
@@ -115,7 +117,22 @@ async def one_round(running: Running, commands: Commands, answers: Counter[str])
         lines = await reading
     answers.update(await asyncio.to_thread(check, lines, sent))
     await client.close()
-    running.clients.remove(client)
+    running.clients.remove(first)
+
+
+async def _compressed(client: Client, sent: bytes, chance: random.Random) -> tuple[Client, bytes]:
+    """Log in and start compression. Returns what is sent then, which may be
+    damaged."""
+    client.send(b"l LOGIN anna secret\r\nz COMPRESS DEFLATE\r\n")
+    if not (await client.until(b"z "))[-1].startswith(b"z OK "):
+        return client, sent
+    coding = Compressed(client)
+    coded = b"".join(coding.coded(line) for line in sent.splitlines(keepends=True))
+    if chance.random() < 0.3:
+        at = chance.randrange(len(coded))
+        coded = coded[:at] + chance.randbytes(chance.randint(0, 9)) + coded[at + chance.randint(0, 9) :]
+    coding.send = coding.writer.write  # type: ignore[method-assign]
+    return coding, coded
 
 
 async def _lines(client: Client) -> list[bytes]:

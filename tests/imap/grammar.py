@@ -8,9 +8,10 @@ here with the arguments that its RFC gives it. docs/caveats.md names a single ex
 which is allowed: NUL inside the literal of a body, for a mail that was delivered with
 it. `utf8`: quoted strings may be UTF-8 (RFC 6855, RFC 9051 §9).
 
-RFC 2971 (ID), 4315 (UIDPLUS), 4731 (ESEARCH), 5161 (ENABLE), 5256 (SORT), 5258 (LIST),
-5530 (codes), 6154 (special use), 7162 (CONDSTORE, QRESYNC), 7889 (APPENDLIMIT), 8438
-(STATUS=SIZE), 8474 (OBJECTID), 8514 (SAVEDATE), 9208 (QUOTA).
+RFC 2971 (ID), 3516 (BINARY), 4315 (UIDPLUS), 4469 (CATENATE), 4731 (ESEARCH), 5161
+(ENABLE), 5256 (SORT), 5258 (LIST), 5530 (codes), 6154 (special use), 7162 (CONDSTORE,
+QRESYNC), 7889 (APPENDLIMIT), 8438 (STATUS=SIZE), 8474 (OBJECTID), 8514 (SAVEDATE), 8970
+(PREVIEW), 9208 (QUOTA), 9394 (PARTIAL).
 """
 
 from __future__ import annotations
@@ -29,17 +30,21 @@ SECTION = re.compile(
     rb"|HEADER\.FIELDS\.NOT|HEADER\.FIELDS|HEADER|TEXT)?"
 )
 
+SECTION_BINARY = re.compile(rb"\[(?:[1-9][0-9]*(?:\.[1-9][0-9]*)*)?\]")
+
+PARTIAL_RANGE = re.compile(rb"[1-9][0-9]*:[1-9][0-9]*|-[1-9][0-9]*:-[1-9][0-9]*")
+
 CAPABILITIES = re.compile(
     rb"IMAP4rev[12]|AUTH=[A-Z0-9-]+|STARTTLS|LOGINDISABLED|SASL-IR|LITERAL\+|LITERAL-|ENABLE|IDLE|NAMESPACE|UNSELECT"
     rb"|UIDPLUS|MOVE|ID|CHILDREN|LIST-EXTENDED|LIST-STATUS|SPECIAL-USE|CREATE-SPECIAL-USE|ESEARCH|SEARCHRES|WITHIN"
-    rb"|CONDSTORE|QRESYNC|MULTIAPPEND|BINARY|SAVEDATE|STATUS=SIZE|APPENDLIMIT=[0-9]+|UTF8=ACCEPT|SORT|ESORT|THREAD=(?:ORDEREDSUBJECT|REFERENCES|REFS)"
-    rb"|QUOTA|QUOTA=RES-(?:STORAGE|MESSAGE)|ACL|METADATA|NOTIFY|OBJECTID|PREVIEW|REPLACE|LIST-MYRIGHTS|SORT=DISPLAY|UNAUTHENTICATE|COMPRESS=DEFLATE"
+    rb"|CONDSTORE|QRESYNC|MULTIAPPEND|BINARY|CATENATE|PARTIAL|SAVEDATE|STATUS=SIZE|APPENDLIMIT=[0-9]+|UTF8=ACCEPT|SORT|ESORT|THREAD=(?:ORDEREDSUBJECT|REFERENCES|REFS)"
+    rb"|QUOTA|QUOTA=RES-(?:STORAGE|MESSAGE)|ACL|METADATA|NOTIFY|OBJECTID|PREVIEW|REPLACE|LIST-MYRIGHTS|SORT=DISPLAY|I18NLEVEL=1|UNAUTHENTICATE|COMPRESS=DEFLATE"
 )
 PLAIN_CODES = re.compile(
     r"ALERT|PARSE|READ-ONLY|READ-WRITE|TRYCREATE|CLOSED|UIDNOTSTICKY|NOMODSEQ|UNAVAILABLE|"
     r"AUTHENTICATIONFAILED|AUTHORIZATIONFAILED|EXPIRED|PRIVACYREQUIRED|CONTACTADMIN|NOPERM|INUSE|"
     r"EXPUNGEISSUED|CORRUPTION|SERVERBUG|CLIENTBUG|CANNOT|LIMIT|OVERQUOTA|ALREADYEXISTS|NONEXISTENT|"
-    r"USEATTR|TOOBIG|HASCHILDREN|NOTSAVED"
+    r"USEATTR|TOOBIG|HASCHILDREN|NOTSAVED|UNKNOWN-CTE"
 )
 LIST_FLAGS = frozenset(
     rb"\Noselect \NonExistent \Noinferiors \Marked \Unmarked \HasChildren \HasNoChildren \Subscribed \Remote "
@@ -89,6 +94,9 @@ class _Reader(Terminals):
             return name, None
         if name == "BADCHARSET":
             return name, self.items(self.astring, empty=False) if self.take(b" ") else None
+        if name == "BADURL":
+            self.need(b" ")
+            return name, self.match(re.compile(rb"[\x21-\x5c\x5e-\x7e]+"), "a URL")[0]
         if name == "CAPABILITY":
             return name, self.capabilities()
         self.need(b" ")
@@ -298,6 +306,12 @@ class _Reader(Terminals):
                 values[word] = self.sequence()
             elif word == b"MODSEQ":
                 values[word] = self.modseq()
+            elif word == b"PARTIAL":
+                self.need(b"(")
+                asked = self.match(PARTIAL_RANGE, "a range")[0]
+                self.need(b" ")
+                values[word] = asked, None if self.nil() else self.sequence()
+                self.need(b")")
             else:
                 self.fail("a known result")
         return tag, uid, values
@@ -324,6 +338,14 @@ class _Reader(Terminals):
             name = self.data[start : self.at]
             self.need(b" ")
             return name, self.nstring(nul=True)
+        if word in (b"BINARY", b"BINARY.SIZE"):
+            self.match(SECTION_BINARY, "a part in brackets")
+            if word == b"BINARY" and self.take(b"<"):
+                self.number(0, NUMBER64_MAX)
+                self.need(b">")
+            name = self.data[start : self.at]
+            self.need(b" ")
+            return name, self.number() if word == b"BINARY.SIZE" else self.nstring8()
         self.need(b" ")
         if word == b"FLAGS":
             return word, self.flags(b"\\Recent")
@@ -335,6 +357,11 @@ class _Reader(Terminals):
             return word, self.object_id()
         if word == b"THREADID":
             return word, None if self.nil() else self.object_id()
+        if word == b"PREVIEW":
+            preview = self.nstring()
+            if preview is not None and len(preview.decode()) > 256:
+                self.fail("at most 256 characters")
+            return word, preview
         if word == b"SAVEDATE":
             return word, None if self.nil() else self.date_time()
         if word == b"RFC822.SIZE":

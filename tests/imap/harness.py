@@ -13,6 +13,7 @@ import asyncio
 import os
 import re
 import time
+import zlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -179,6 +180,36 @@ class Client:
             await self.writer.wait_closed()
         except ConnectionError:
             pass
+
+
+class Compressed(Client):
+    """A client that has sent COMPRESS."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(client.reader, client.writer)
+        self._deflate = zlib.compressobj(wbits=-15)
+        self._inflate = zlib.decompressobj(-15)
+        self._coded, self.reader = client.reader, asyncio.StreamReader(limit=1 << 26)
+        self._pump = asyncio.ensure_future(self._inflated())
+
+    def coded(self, data: bytes) -> bytes:
+        return self._deflate.compress(data) + self._deflate.flush(zlib.Z_SYNC_FLUSH)
+
+    def send(self, data: bytes | str) -> None:
+        self.writer.write(self.coded(data if isinstance(data, bytes) else data.encode()))
+
+    async def _inflated(self) -> None:
+        try:
+            while data := await self._coded.read(65_536):
+                self.reader.feed_data(self._inflate.decompress(data))
+        except ConnectionError:
+            pass
+        finally:
+            self.reader.feed_eof()
+
+    async def close(self) -> None:
+        await super().close()
+        self._pump.cancel()
 
 
 @asynccontextmanager

@@ -118,6 +118,15 @@ class Terminals:
             body.decode()
         return re.sub(rb'\\(["\\])', rb"\1", body)
 
+    def nstring8(self) -> bytes | None:
+        """nstring / literal8. A literal8 is for data with NUL. RFC 3516 §4.3, §7."""
+        if self.take(b"~"):
+            value = self.string(nul=True)
+            if b"\0" not in value:
+                self.fail("NUL in a literal8")
+            return value
+        return self.nstring()
+
     def nil(self) -> bool:
         return self.take(b"NIL")
 

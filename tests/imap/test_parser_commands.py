@@ -279,7 +279,7 @@ BAD: list[tuple[bytes, str]] = [
     (b"a ", "Missing command after the tag"),
     (b"a FROB x", 'Unknown command "FROB"'),
     (b'a "x"', "Unknown command"),
-    (b"a UID NOOP", 'Unknown command "UID NOOP": allowed are FETCH SEARCH SORT THREAD STORE COPY MOVE EXPUNGE'),
+    (b"a UID NOOP", 'Unknown command "UID NOOP": allowed are FETCH SEARCH SORT THREAD STORE COPY MOVE REPLACE EXPUNGE'),
     (b"a GETACL x", 'Unknown command "GETACL"'),
     (b"a LOGIN", "Missing argument: a user name"),
     (b"a LOGIN x", "Missing argument: a password"),

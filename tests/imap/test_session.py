@@ -486,6 +486,21 @@ async def test_who_kick_stop(running: Running) -> None:
     assert running.imap.who() == []
 
 
+async def test_stop_while_the_answer_is_handed_over(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = await running.client(login="anna")
+    plain = Connection.flush
+
+    async def flush(connection: Connection) -> None:
+        await plain(connection)
+        connection.stop("Server is shutting down")
+
+    monkeypatch.setattr(Connection, "flush", flush)
+    client.send(b"a NOOP\r\n")
+    assert await client.line() == b"a OK Noop completed"
+    assert (await client.line()).startswith(b"* BYE Server is shutting down")
+    assert await client.line() == b""
+
+
 async def test_stop_waits_for_the_command_in_progress(running: Running) -> None:
     client = await running.client(login="anna")
     client.send(b"a APPEND INBOX {25+}\r\n" + MAIL + b"\r\nb NOOP\r\n")

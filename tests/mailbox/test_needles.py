@@ -4,6 +4,7 @@ and many strings are found in a single pass."""
 from __future__ import annotations
 
 import random
+import sys
 import tracemalloc
 import unicodedata
 from itertools import pairwise
@@ -19,6 +20,7 @@ from obox.text import stream_safe
 
 MARKS = "\u0301" * 16_384 + "\u0316" * 16_384
 ODD = "aA \t\u00e9\u0301\u0316\u0345\u0344\u00df\u1e9e\uac00\ufdfa\u0f73\uff9e\u00b4\u034f\U0001d16d\U0001d400\u2003"
+ODD += "\u0131\U0001d6a4"
 
 text = st.text(st.sampled_from(ODD), max_size=200)
 
@@ -26,7 +28,8 @@ text = st.text(st.sampled_from(ODD), max_size=200)
 def simply(value: str) -> str:
     """Prepare a short text as the definition says."""
     safe = stream_safe(value)
-    out = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", safe).casefold())
+    plain = unicodedata.normalize("NFKD", safe).replace("\u0131", "i")
+    out = unicodedata.normalize("NFKD", plain.casefold())
     words = " ".join(out.split())
     if not words:
         return " " if out else ""
@@ -46,6 +49,16 @@ def test_slices_are_the_whole(value: str, cuts: list[int]) -> None:
         assert normalise(value) == simply(value)
     finally:
         _needles.SLICE_CHARS = plain
+
+
+def test_what_is_equal_in_capitals_is_equal() -> None:
+    """RFC 5051 §2: a character compares as its capital. Python's `title` is the simple
+    mapping where it returns a single character."""
+    for number in range(sys.maxunicode + 1):
+        char = chr(number)
+        capital = char.title()
+        if capital != char and len(capital) == 1:
+            assert normalise(capital) == normalise(char), hex(number)
 
 
 @pytest.fixture

@@ -30,14 +30,17 @@ import numpy as np
 from obox.errors import Corrupt, Expunged, NotFound, Temporary, Unavailable
 from obox.imap import ast, wire
 from obox.imap.ast import FetchAttr
+from obox.imap.body import Body, literal
 from obox.imap.commands.auth import enable_condstore
+from obox.imap.commands.search import part_of
 from obox.imap.earlier import vanished_earlier
-from obox.imap.plan import Body, Plan, compile_plan, literal
+from obox.imap.plan import Plan, compile_plan, rare
 from obox.imap.replies import Reply, bad, no
 from obox.imap.rows import ANSWER_BYTES, Where, flag_rows, lines, parts
 from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
 from obox.imap.updates import flags_of, write_flags
+from obox.loading import loaded
 from obox.mailbox import SEEN, Table, UidArray
 from obox.store.api import Fields, Unreadable
 from obox.store.content import INLINE_MAX, Budget, Part, header_end, make_fields, parse
@@ -69,10 +72,12 @@ NAMED_MAX: Final = 50
 async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
     if command.vanished and not session.qresync:
         return bad("VANISHED needs QRESYNC to be enabled")  # RFC 7162 §3.2.6
+    if rare(command.items):
+        await loaded("obox.imap.cuts")
     plan = compile_plan(command.items, uid=command.uid, modseq=command.changed_since is not None)
     if plan.has(FetchAttr.MODSEQ):
         enable_condstore(session)
-    uids = session.resolve(command.sequence, uid=command.uid)
+    uids = part_of(session.resolve(command.sequence, uid=command.uid), command.partial)
     if command.changed_since is not None:
         uids = _changed_since(session, command, uids, command.changed_since)
     job = _Fetch(session, plan, uid=command.uid)
@@ -90,6 +95,8 @@ async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
             return no(said, "CORRUPTION")
         session.end_with_bye(said, "CORRUPTION")
         return None
+    if job.unknown:
+        return no("The transfer encoding of a part is unknown", "UNKNOWN-CTE")
     if job.unsent and not command.uid:
         return no("Some of the mails no longer exist", "EXPUNGEISSUED")
     if job.expunged and not command.uid:
@@ -154,7 +161,7 @@ class _AtOnce(Exception):
 class _Fetch:
     """A FETCH under way. unreadable: UIDs of lost or damaged mails. expunged: whether
     some mails are expunged. unsent: whether items of expunged mails could not be
-    sent."""
+    sent. unknown: whether parts could not be decoded."""
 
     def __init__(self, session: Session, plan: Plan, *, uid: bool) -> None:
         self.session = session
@@ -170,7 +177,7 @@ class _Fetch:
         self.uid = uid
         self.autofix = session.settings.autofix_storage
         self.unreadable: set[int] = set()
-        self.expunged = self.unsent = False
+        self.expunged = self.unsent = self.unknown = False
         self.flags = partial(flags_of, session)
 
     async def chunk(self, uids: UidArray) -> int:
@@ -386,8 +393,8 @@ class _Fetch:
                     values = rows[at]
                     values[place] = literal(mail)
                     self.session.out.write(lead % tuple(values))
-                else:
-                    await self._write_row(lead, rows[at], mail)
+                elif not await self._write_row(lead, rows[at], mail):
+                    await self._write_flags(uid, seen)
             elif mail is not None:
                 wrong = mail
             elif self._streams(sizes[at]):
@@ -451,25 +458,30 @@ class _Fetch:
             names, columns = self._with_flags(rows, seen, columns)
         return names, [list(row) for row in zip(self.view.seqs(uids).tolist(), *columns, strict=True)]
 
-    async def _write_row(self, lead: bytes, values: list[Any], mail: bytes) -> None:
+    async def _write_row(self, lead: bytes, values: list[Any], mail: bytes) -> bool:
         """Write the line of a mail. If its items may be large together, they are sent
-        piece by piece.
+        piece by piece. Returns False if an item cannot be decoded; nothing is written
+        then.
         """
         root, quick = await _structure(mail) if self.needs_structure else (None, True)
+        if root is not None and any(item.unknown(root) for _, item in self.cut):
+            self.unknown = True
+            return False
         added = len(values) - 1 - len(self.plan.order)
         if len(mail) * len(self.cut) > ANSWER_BYTES:
             await self._write_items(values, mail, root, quick=quick)
-            return
+            return True
         if not quick:
             for (at, _), value in zip(self.cut, await asyncio.to_thread(self._of_mail, mail, root), strict=True):
                 values[at + added] = value
             self.session.write(lead % tuple(values))
-            return
+            return True
         for at, item in self.cut:
             values[at + added] = item.of_mail(mail, root)
             if not item.whole or len(self.cut) > 1:
                 await self.session.out.yield_if_due()
         self.session.write(lead % tuple(values))
+        return True
 
     async def _write_items(self, values: list[Any], mail: bytes, root: Part | None, *, quick: bool) -> None:
         """Write the row as `_write_row` does, but hold at most a single item and
@@ -478,9 +490,8 @@ class _Fetch:
         lead = b"* %d FETCH (" % values[0]
         for item, name, cell in self._apart(values):
             if isinstance(item, Body) and _of_mail(item):
-                span = item.span_of(mail, root) if quick else await asyncio.to_thread(item.span_of, mail, root)
-                source, start, end = span
-                head = b"NIL" if source is None else b"{%d}\r\n" % (end - start) if end > start else b'""'
+                cut = item.cut(mail, root) if quick else await asyncio.to_thread(item.cut, mail, root)
+                head, source, start, end = cut
                 session.write(lead, name, head)
                 while source is not None and start < end:
                     session.write(source[start : min(start + PIECE_BYTES, end)])

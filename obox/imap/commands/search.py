@@ -20,7 +20,7 @@ from obox.imap.replies import Reply
 from obox.imap.searchkeys import SearchKey
 from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import SequenceSet, format_set
-from obox.mailbox import UidArray, uid_array
+from obox.mailbox import UidArray, uid_array, united
 from obox.mailbox import search as query
 from obox.mailbox.search import Query
 
@@ -71,6 +71,17 @@ def joined(numbers: Numbers) -> list[bytes]:
     return [" ".join(map(str, numbers.tolist())).encode()] if len(numbers) else []
 
 
+def part_of(numbers: Numbers, partial: ast.Partial | None) -> Numbers:
+    """Return the results that a range names. RFC 9394 §3.1."""
+    if partial is None:
+        return numbers
+    low, high = sorted(map(abs, partial))
+    if partial[0] > 0:
+        return numbers[low - 1 : high]
+    count = len(numbers)
+    return numbers[max(0, count - high) : max(0, count - low + 1)]
+
+
 def _extended(
     session: Session,
     command: ast.Search,
@@ -86,8 +97,11 @@ def _extended(
     if not options & {SearchReturn.ALL, SearchReturn.COUNT} and options:
         ends = ([0] if SearchReturn.MIN in options else []) + ([-1] if SearchReturn.MAX in options else [])
         picked = uid_array(found[ends]) if len(found) else found
+        if SearchReturn.PARTIAL in options:
+            picked = united(picked, part_of(found, command.partial))
     if SearchReturn.SAVE in (command.returns or ()):
-        # RFC 5182 §2.4: MIN and MAX alone save no more than they return.
+        # RFC 5182 §2.4, RFC 9394 §3.2: MIN, MAX and PARTIAL alone save no more than
+        # they return.
         session.saved = picked
         if not options:
             return
@@ -116,6 +130,9 @@ def write_esearch(
             words.append(b"MAX %d" % int(numbers[-1]))
         if SearchReturn.ALL in options:
             words.append(b"ALL " + format_set(numbers))
+    if command.partial is not None:
+        part = format_set(part_of(numbers, command.partial)) or b"NIL"
+        words.append(b"PARTIAL (%d:%d %b)" % (*command.partial, part))
     if SearchReturn.COUNT in options:
         words.append(b"COUNT %d" % len(numbers))
     if of_modseq is not None and len(of_modseq):

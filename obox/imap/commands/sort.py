@@ -17,14 +17,15 @@ import numpy.typing as npt
 from obox.imap import ast, wire
 from obox.imap.ast import SearchReturn, SortField
 from obox.imap.commands.auth import enable_condstore
-from obox.imap.commands.search import asks_modseq, joined, matching, modseq_of, write_esearch
+from obox.imap.commands.search import asks_modseq, joined, matching, modseq_of, part_of, write_esearch
 from obox.imap.replies import Reply
 from obox.imap.session import NO_UIDS, Session
-from obox.mailbox import Table, UidArray, collated
+from obox.mailbox import Table, UidArray, collated, collated_octets, distinct
 from obox.mailbox.sorting import Numbers, Texts, sorted_rows
-from obox.mime import decode_header, parse_date
+from obox.mime import parse_date
+from obox.mime.collating import converted, octets
 from obox.mime.readback import Envelope, first_address, read_envelope
-from obox.mime.subjects import base_subject
+from obox.mime.subjects import SUBJECT_BYTES_MAX, base_of
 from obox.store.api import Fields
 
 CHUNK: Final = 500
@@ -65,7 +66,7 @@ async def sort(session: Session, command: ast.Sort) -> Reply:
             words.append(b"(MODSEQ %d)" % modseq_of(session, uids))
         session.write(wire.line(*words))
     else:
-        _extended(session, command, uids, numbers, with_modseq=with_modseq)
+        _extended(session, command, uids, found, numbers, with_modseq=with_modseq)
     return Reply("Sort completed")
 
 
@@ -73,14 +74,22 @@ def _extended(
     session: Session,
     command: ast.Sort,
     uids: UidArray,
+    found: UidArray,
     numbers: npt.NDArray[Any],
     *,
     with_modseq: bool,
 ) -> None:
-    """Save the result or write ESEARCH. RFC 5267 §3."""
+    """Save the result or write ESEARCH. RFC 5267 §3, RFC 9394 §3.2.
+
+    uids: what matches, ascending. found: the same in the order of the answer.
+    """
     options = (command.returns or frozenset()) - {SearchReturn.SAVE}
     if SearchReturn.SAVE in (command.returns or ()):
         session.saved = uids
+        if SearchReturn.PARTIAL in options and SearchReturn.COUNT not in options:
+            first = found[:1] if SearchReturn.MIN in options else found[:0]
+            last = found[-1:] if SearchReturn.MAX in options else found[:0]
+            session.saved = distinct(np.concatenate((first, last, part_of(found, command.partial))))
         if not options:
             return
     write_esearch(session, command, options, numbers, uids if with_modseq else None)
@@ -163,7 +172,12 @@ def subject_of(envelope: Envelope) -> tuple[str, bool]:
     a reply."""
     if envelope.subject is None:
         return "", False
-    base, reply = base_subject(envelope.subject)
+    value = envelope.subject[:SUBJECT_BYTES_MAX]
+    text = converted(value)
+    if text is None:
+        base, reply = base_of(octets(value).decode("latin-1"))
+        return collated_octets(base.encode("latin-1")), reply
+    base, reply = base_of(text)
     return collated(base), reply
 
 
@@ -171,9 +185,17 @@ def _subject(envelope: Envelope) -> str:
     return subject_of(envelope)[0]
 
 
+def _plain(data: bytes) -> str:
+    """Return what has no encoded words as it compares."""
+    try:
+        return collated(data.decode())
+    except UnicodeDecodeError:
+        return collated_octets(data)
+
+
 def _mailbox(addresses: bytes) -> str:
     first = first_address(addresses)
-    return "" if first is None or first.mailbox is None else collated(first.mailbox.decode(errors="replace"))
+    return "" if first is None or first.mailbox is None else _plain(first.mailbox)
 
 
 def _display(addresses: bytes) -> str:
@@ -181,10 +203,14 @@ def _display(addresses: bytes) -> str:
     first = first_address(addresses)
     if first is None:
         return ""
-    if first.name and (name := decode_header(first.name).strip()):
-        return collated(name)
-    mailbox = (first.mailbox or b"").decode(errors="replace")
-    return collated(mailbox if first.host is None else f"{mailbox}@{first.host.decode(errors='replace')}")
+    if first.name:
+        name = converted(first.name)
+        if name is None:
+            return collated_octets(octets(first.name))
+        if name.strip():
+            return collated(name.strip())
+    mailbox = first.mailbox or b""
+    return _plain(mailbox if first.host is None else mailbox + b"@" + first.host)
 
 
 TEXT_OF: Final[dict[SortField, Callable[[Envelope], str]]] = {

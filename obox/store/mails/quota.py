@@ -6,7 +6,8 @@ fails releases its reservation. An undecided write (the bucket does not answer) 
 it.
 
 Invariant: mails that are written here never make usage plus reservations exceed the
-quota. Another backend that serves the same user at the same time counts separately.
+quota, except that a mail which replaces another has the room of both until the other
+is gone. Another backend that serves the same user at the same time counts separately.
 """
 
 from __future__ import annotations
@@ -36,13 +37,16 @@ class Quota:
         self.bytes = 0
         self.messages = 0
 
-    def take(self, size: int, messages: int) -> Room:
+    def take(self, size: int, messages: int, freed_bytes: int = 0, freed_messages: int = 0) -> Room:
         """Reserve space for mails of so many bytes in total. Raises OverQuota; InUse if
-        it depends on writes under way."""
+        it depends on writes under way.
+
+        freed_bytes, freed_messages: what the caller expunges right afterwards.
+        """
         if self.bytes_max is not None or self.messages_max is not None:
             usage = self._user.usage()
-            self._check("bytes", usage.storage_bytes, self.bytes, size, self.bytes_max)
-            self._check("mails", usage.messages, self.messages, messages, self.messages_max)
+            self._check("bytes", usage.storage_bytes - freed_bytes, self.bytes, size, self.bytes_max)
+            self._check("mails", usage.messages - freed_messages, self.messages, messages, self.messages_max)
         self.bytes += size
         self.messages += messages
         return Room(self, size, messages)

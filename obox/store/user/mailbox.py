@@ -20,6 +20,7 @@ import numpy as np
 from metacache import Change
 
 from ...errors import Expunged, NotFound
+from ...loading import loaded
 from ...mailbox import DELETED, Delta, FlagOp, Totals, UidArray
 from ...mailbox.search import Query
 from ...objectstore import ObjectInfo
@@ -31,7 +32,6 @@ from ..env import Env
 from ..mails import lost, read
 from . import discover as _discover
 from . import flush as _flush
-from .search import search
 
 PRIORITY_INBOX: Final = 2
 PRIORITY_OTHER: Final = 3
@@ -153,6 +153,9 @@ class Mailbox(Index):
         return await read.part(self, uid, start, end)
 
     async def search(self, query: Query, uids: UidArray, *, autofix: bool | None = None) -> UidArray:
+        await loaded("obox.store.user.search")
+        from .search import search
+
         env = self.env
         return await search(
             self, query, uids, now=env.now(), autofix=self.autofixes(autofix), turn=env.turn(self.user.storage_id)

@@ -37,14 +37,13 @@ from ...mime import (
     addresses,
     all_values,
     bounded,
-    decode_header,
     file_names,
     header_end,
     header_values,
     parse,
     parse_date,
-    texts_of,
 )
+from ...mime.collating import searched_header, searched_texts
 from ...turn import Turn
 from ..fields import Fields
 
@@ -441,7 +440,7 @@ class HeaderSource:
         wanted = self._needles
         if self.block.isascii() and not _has_encoded_word(self.block):
             wanted = wanted.possible((self.block.lower(),))
-        return wanted.finder.found((decode_header(self.block),)) if wanted.by_text else set()
+        return wanted.finder.found((searched_header(self.block),)) if wanted.by_text else set()
 
 
 def _spells_otherwise(lower: bytes) -> bool:
@@ -521,12 +520,12 @@ class MailSource:
 def _body_texts(mail: bytes) -> Iterator[Iterator[str]]:
     """Yield the texts of a body, each in slices."""
     root = parse(mail)
-    yield from texts_of(mail, root)
+    yield from searched_texts(mail, root)
     rest: list[Part] = [*root.children] if root.message is None else [root.message]
     while rest:
         part = rest.pop()
         header = bounded(mail[part.header_start : part.body_start])
-        yield iter((decode_header(header),))
+        yield iter((searched_header(header),))
         if b"*" in header:
             yield from (iter((name,)) for name in file_names(part))
         rest.extend(part.children)
@@ -542,4 +541,4 @@ def _plain_addresses(value: bytes) -> bytes:
 
 
 def _normalised(value: bytes) -> str:
-    return normalise(decode_header(value) if b"=?" in value or not value.isascii() else value.decode("ascii"))
+    return normalise(searched_header(value) if b"=?" in value or not value.isascii() else value.decode("ascii"))

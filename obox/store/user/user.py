@@ -131,11 +131,14 @@ class User(Boxes):
         if size > self.env.settings.max_mail_size:
             raise TooBig(f"a mail of {size} bytes; allowed: {self.env.settings.max_mail_size}")
 
-    async def append(self, name: str, mails: Sequence[NewMail]) -> Appended:
+    async def append(
+        self, name: str, mails: Sequence[NewMail], *, freed_bytes: int = 0, freed_mails: int = 0
+    ) -> Appended:
         entry = self.entry(name)
         for mail in mails:
             self.check_size(len(mail.source))
-        room = self.quota.take(sum(len(mail.source) for mail in mails), len(mails))
+        size = sum(len(mail.source) for mail in mails)
+        room = self.quota.take(size, len(mails), freed_bytes, freed_mails)
         try:
             async with answer_within(ANSWER_S * (1 + len(mails) // PUTS_AT_ONCE)):
                 box = await self.box(Guid(entry.guid))

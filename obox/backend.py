@@ -43,6 +43,9 @@ from .server import (
 from .types import StorageId
 
 if TYPE_CHECKING:
+    from starlette.responses import Response
+
+    from .auth import Forward
     from .cluster import Router
     from .membership import Joining
     from .proxy import Forwarder
@@ -220,7 +223,7 @@ class Backend:
         key = self._api_key
         relay = self._relay(admin)
         own = routes(admin, key=key, version=__version__, **({"run": relay.run} if relay is not None else {}))
-        api = [*own, *self._nginx(), *self._calls(relay)]
+        api = [*own, *self._nginx(), *self._calls(admin, relay)]
         draining = lambda: self.lifecycle.draining  # noqa: E731
         out = {"admin": HttpServer(application(routes=api))}
         if config.http is not None and config.metrics is not None:
@@ -237,18 +240,28 @@ class Backend:
         joining, config = self.parts.joining, self.parts.config
         if self.forwarder is None or joining is None or config.cluster.address.startswith("unix:"):
             return None
+        from .proxy.pulls import Sources
         from .relay import Relay
 
         member = joining.membership.member
+        admin.sources = Sources(self.forwarder, member.view)
         return Relay(admin, self.forwarder, member.view, member.owner, serves=True)
 
-    def _calls(self, relay: Relay | None) -> list[Any]:
-        """Return the route where other members call the admin API."""
+    def _calls(self, admin: Admin, relay: Relay | None) -> list[Any]:
+        """Return the routes where other members call the admin API and pull local
+        copies."""
         if relay is None or self.forwarder is None:
             return []
+        from .admin import source
         from .proxy import calls
 
-        return [calls.route(self.forwarder, relay.serve)]
+        async def pull(body: bytes, forward: Forward) -> Response:
+            return await source.answer(admin, body, forward.member)
+
+        return [
+            calls.route(self.forwarder, relay.serve),
+            calls.answering(self.forwarder, calls.PULL_PATH, pull),
+        ]
 
     def _socketmap(self) -> SocketmapServer | None:
         """Return the server that answers Postfix."""

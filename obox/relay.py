@@ -38,6 +38,7 @@ from .admin.spread import (
     is_single,
     joined,
     judged,
+    reason,
 )
 from .auth import Forward, LinkRefused, Referred
 from .cluster import Assigned, Beat, Here, Member, Orders, State, There, View
@@ -56,8 +57,11 @@ which lists the session, too."""
 
 
 CHECK: Final = "clusterCheck"
+KICK: Final = "clusterUserKick"
 SERVES: Final = "clusterServes"
 """A call that is no verb: `CHECK` asks a backend with it which units it serves."""
+REFERRED: Final = b'{"referred":'
+"""Begins a line of an answer about a user whom the backend refers."""
 DISAGREE: Final = "the backends do not agree who serves the user; try again"
 
 
@@ -371,7 +375,7 @@ class Relay:
 
         async def lines() -> AsyncIterator[bytes]:
             async for text in calls.call(self._forwarder, there, body):
-                if back is not None and text.startswith(b'{"referred":'):
+                if back is not None and text.startswith(REFERRED):
                     back(msgspec.json.decode(text, type=_ReferredLine).referred)
                 else:
                     yield text
@@ -460,6 +464,30 @@ class Relay:
                 yield Claim(claim.name, claim.storage_id, found.backend, found.number, found.token)
             except OboxError as error:
                 yield Failure(claim.name, exits.of(error), str(error))
+
+
+async def kick(signer: calls.Signer, there: There, account: Account) -> int:
+    """Ask the owner of a user to end the user's sessions: how many it ended. For a
+    process that is no member itself. Raises NoPerm, Unavailable, Temporary."""
+    asked = Asked(KICK, {}, [_claim(account, there)], single=True)
+    call, count = _call(there.backend, {}, [account.name]), 0
+
+    async def lines() -> AsyncIterator[bytes]:
+        async for text in calls.call(signer, there, msgspec.json.encode(asked)):
+            if text.startswith(REFERRED):
+                raise Temporary(DISAGREE)
+            yield text
+
+    try:
+        async for event in decoded(lines(), call):
+            count += event["connections"] if isinstance(event, dict) else 0
+    except LinkRefused as refused:
+        raise NoPerm(f"{there.backend}: {refused}; all members need the same cluster.secret_file") from refused
+    except OSError as error:
+        raise Unavailable(f"{there.backend}: {reason(error)}") from error
+    if call.code not in (0, exits.NO_HOST):
+        raise Temporary(f"{there.backend}: {call.message}")
+    return count
 
 
 def _call(to: str, params: Mapping[str, Any], users: Sequence[str] = ()) -> Call:

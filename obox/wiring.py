@@ -31,6 +31,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .accounts import Account
+    from .admin.peers import Kick
     from .cluster import Assigned, Directory, Member
     from .imap.server import ImapServer
     from .membership import Joining
@@ -125,13 +126,13 @@ def find_cluster(
 
         url, settings = config.cluster.directory, config.cluster
         about = plain_url(url), settings.backend, settings.dead_after, reads()
-        probe = _probe(config)
+        probe, kick = _probe(config), _kick(config)
         if joining is not None:
             serves = joining.membership.serves if joining.member_runs else None
-            yield ClusterParts(joining.directory, *about, serves, probe)
+            yield ClusterParts(joining.directory, *about, serves, probe, kick)
             return
         if directory is not None:
-            yield ClusterParts(directory, *about, probe=probe)
+            yield ClusterParts(directory, *about, probe=probe, kick=kick)
             return
         file = file_of(url, config.state_dir)
         if file is not None and not make and not file.exists():
@@ -140,7 +141,7 @@ def find_cluster(
             )
         opened = await open_directory(url, config.state_dir, password_file=settings.password_file)
         try:
-            yield ClusterParts(opened, *about, probe=probe)
+            yield ClusterParts(opened, *about, probe=probe, kick=kick)
         finally:
             await opened.close()
 
@@ -162,6 +163,23 @@ def _probe(config: Config) -> Probe | None:
         return await probe(there, account, member=config.cluster.backend, secret=secrets[0])
 
     return probe
+
+
+def _kick(config: Config) -> Kick | None:
+    """None: there is no secret."""
+    if config.cluster.secret_file is None:
+        return None
+
+    async def kick(backend: str, member: Member, account: Account, assigned: Assigned) -> int:
+        """Raises ConfigError: the file of secrets cannot be read."""
+        from . import relay, rooms
+        from .cluster import There
+        from .proxy.probe import Asker
+
+        asker = Asker(config.cluster.backend, rooms.link_secrets(config)[0])
+        return await relay.kick(asker, There(backend, member.address, member.ports, assigned), account)
+
+    return kick
 
 
 def _own_http(config: Config) -> OwnHttp:

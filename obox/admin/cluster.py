@@ -6,14 +6,17 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import structlog
 from msgspec import Meta
 from msgspec.structs import replace
 
 from ..errors import ConfigError, Exists, InUse, Invalid, Unavailable
 from ..forms import OF_PROXIES, above, beyond, highest, reads, spelled
+from ..turn import Turn
 from .directory import read, unix, write
 from .exits import Incomplete
 from .params import DryRun, Nothing, Params, Selection
@@ -22,7 +25,9 @@ from .table import Event, Needs, Row, verb
 
 if TYPE_CHECKING:
     from ..cluster import Finding, Member, Settings, Tables
-    from ..cluster.balance import Shift
+    from ..cluster.balance import People, Shift
+
+log = structlog.get_logger("obox.admin")
 
 MADE: Final = ("directory", "id", "version", "groups", "made")
 
@@ -388,24 +393,57 @@ class BalanceParams(Params, kw_only=True):
 async def cluster_balance(admin: Admin, params: BalanceParams) -> AsyncIterator[Event]:
     """Move groups so that each backend has its share, and say why.
 
-    A share is by load factor, at each site. If a machine of the site uses half of its
-    CPU or more, and others use 20 percent points less, its share becomes smaller, by a
-    quarter at most. A machine that uses 95 percent of its memory gets nothing. Pinned
-    users stay. A backend gives its groups up a few at a time; sessions of their users
-    end, and the clients connect again. Backends that are evacuated, standby, offline or
-    silent get and give nothing. Moves that are pending count as done.
+    Users are shared out, by load factor, at each site. A group counts for its users,
+    and for one more user, because users will be added. Idle users count as all others
+    do. Disabled users do not count. Pinned users stay, and count for the backend that
+    has them. If a machine of the site uses half of its CPU or more, and others use 20
+    percent points less, its share becomes smaller, by a quarter at most. A machine that
+    uses 95 percent of its memory gets nothing. A backend gives its groups up a few at a
+    time; sessions of their users end, and the clients connect again. Backends that are
+    evacuated, standby, offline or silent get and give nothing. Moves that are pending
+    count as done. If the users cannot be listed, all groups count alike.
     """
     from ..cluster import Kind, Move
 
     async with admin.cluster() as cluster:
         tables = await read(cluster)
-        for shift in _shifts(cluster, tables):
+        for shift in _shifts(cluster, tables, await _people(admin, tables)):
             if not params.dry_run:
                 await write(cluster, Kind.MOVES, shift.unit, Move(shift.to, time.time(), by="balance"))
             yield {"group": shift.unit, "backend": shift.source, "to": shift.to, "why": shift.why}
 
 
-def _shifts(cluster: ClusterParts, tables: Tables) -> list[Shift]:
+async def _people(admin: Admin, tables: Tables) -> People | None:
+    """Return how many mails there are in each group, and pinned at each backend.
+    Several names of a mail count once. None: the users cannot be listed."""
+    from ..cluster.balance import People
+
+    if tables.settings is None:
+        return None
+    try:
+        await admin.users.refresh()
+        entries = admin.users.users()
+    except Unavailable as error:
+        log.warning("users cannot be listed, groups are balanced by their number", error=str(error))
+        return None
+    turn, seen = Turn(), set()
+    groups: Counter[str] = Counter()
+    pinned: Counter[str] = Counter()
+    for entry in entries:
+        if turn.over():
+            await turn.end()
+        if entry.disabled or (sid := entry.sid) in seen:
+            continue
+        seen.add(sid)
+        pin = tables.pins.get(sid)
+        if pin is not None and not pin.removed:
+            pinned[pin.backend] += 1
+        else:
+            groups[tables.group_of(sid)] += 1
+    return People(groups, pinned)
+
+
+def _shifts(cluster: ClusterParts, tables: Tables, people: People | None) -> list[Shift]:
     """Return the moves within each site, because groups stay at their site."""
     from ..cluster.balance import Load, balance
 
@@ -418,7 +456,7 @@ def _shifts(cluster: ClusterParts, tables: Tables) -> list[Shift]:
     shifts: list[Shift] = []
     for site in sorted({tables.site_of(name) for name in weights}):
         here = {name: weight for name, weight in weights.items() if tables.site_of(name) == site}
-        shifts += balance({name: owned[name] for name in here}, here, loads)
+        shifts += balance({name: owned[name] for name in here}, here, loads, people)
     return shifts
 
 

@@ -248,22 +248,25 @@ async def cluster_user_kick(admin: Admin, account: Account, params: UserKickPara
     """Disconnect a user wherever in the cluster, each session as soon as its command is
     done.
 
-    The owner of the user ends the sessions, also those that come through other members.
-    It is asked over the trusted link. While no member runs here, or without
-    cluster.secret_file, it is asked on its [http] with the http.api_key of this
-    configuration. Exit 68 if the user is not logged in, and 75 or 69 if the owner does
-    not answer.
+    The owner of the user ends the sessions, also those that come through other members,
+    and those of other names of the same mail. It is asked over the trusted link, also
+    while no member runs here. Without cluster.secret_file it is asked on its [http]
+    with the http.api_key of this configuration. Exit 68 if the user is not logged in,
+    77 if the owner does not accept the secret or the key, and 75 or 69 if the owner
+    does not answer.
     """
     async with admin.cluster() as cluster:
         tables = await read(cluster)
         row, _ = _user(tables, account)
         owner = row.backend if row is not None else ""
         if owner == cluster.backend and admin.server is not None:
-            sessions = kicked(admin.server.sessions(), account.name)
+            sessions = kicked(admin.server.sessions(), account)
             admin.server.kick(sessions, KICK_REASON)
             count = len(sessions)
         elif owner not in tables.members:
             raise Unavailable(f"no backend serves {account.name} at the moment")
+        elif cluster.kick is not None and row is not None:
+            count = await cluster.kick(owner, tables.members[owner], account, row)
         else:
             count = await _kick_there(admin, owner, tables.members[owner], account.name)
         if not count:
@@ -276,7 +279,10 @@ async def _kick_there(admin: Admin, owner: str, member: Member, user: str) -> in
     NoPerm."""
     clear, secure = member.ports.get("http", 0), member.ports.get("https", 0)
     if not admin.own_http.key:
-        raise NoPerm(f"{owner} serves the user, and is asked with http.api_key, which this configuration lacks")
+        raise NoPerm(
+            f"{owner} serves the user, and this configuration has no cluster.secret_file; "
+            "set it, or http.api_key, as the members have it"
+        )
     if member.address.startswith("unix:") or not (clear or secure):
         raise Unavailable(f"{owner} serves the user, and has no [http] section, so it cannot be asked")
     key = base64.b64encode(admin.own_http.key.encode()).decode()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..store import MailStore
     from ..store.user.mailbox import Mailbox
     from ..store.user.user import User
+    from .peers import Kick, Sources
 
 
 NAMES_S: Final = 5.0
@@ -56,6 +57,9 @@ class Session(Protocol):
     def idle(self) -> bool: ...
     @property
     def since(self) -> float: ...
+    @property
+    def mail(self) -> str:
+        """The storage id of the user, whom several names may have."""
 
 
 class Server(Protocol):
@@ -98,7 +102,7 @@ class ClusterParts:
 
     name: of its directory, without a password; backend: the name in the configuration;
     reads: formats that this code can read; serves: the units that this backend serves,
-    None if no backend runs here; probe: None without a secret.
+    None if no backend runs here; probe, kick: None without a secret.
     """
 
     directory: Directory
@@ -108,6 +112,7 @@ class ClusterParts:
     reads: Mapping[str, int]
     serves: Callable[[], Mapping[str, Assigned]] | None = None
     probe: Probe | None = None
+    kick: Kick | None = None
 
 
 class Probe(Protocol):
@@ -134,7 +139,7 @@ it."""
 class Admin:
     """The parts. store: None if there is only a configuration. server: None if no
     backend runs. claims: asks other backends which units they serve; None if there is
-    no way to ask.
+    no way to ask. sources: None outside of a cluster.
     """
 
     users: PasswdFile
@@ -148,6 +153,7 @@ class Admin:
     own_http: OwnHttp = OwnHttp()
     find_cluster: FindCluster | None = None
     claims: Callable[[], Awaitable[Mapping[str, Mapping[str, Assigned]]]] | None = None
+    sources: Sources | None = None
     known_names: tuple[float, dict[StorageId, str]] = (float("-inf"), {})
 
     @property
@@ -199,13 +205,18 @@ class Admin:
         return self.names().get(StorageId(sid)) or _unescaped(sid)
 
     def names(self) -> dict[StorageId, str]:
-        """Return users by storage id. The table is at most NAMES_S old."""
+        """Return users by storage id. The table is at most NAMES_S old. If a mail has
+        several names, the table has the name that is the storage id, or the first."""
         at, names = self.known_names
         if time.monotonic() - at >= NAMES_S:
+            names = {}
             try:
-                names = {entry.sid: entry.user for entry in self.users.users()}
+                for entry in self.users.users():
+                    sid = entry.sid
+                    if sid not in names or storage_id(entry.user) == sid:
+                        names[sid] = entry.user
             except Unavailable:
-                names = {}
+                pass
             self.known_names = time.monotonic(), names
         return names
 

@@ -1,9 +1,11 @@
 """metacache pull: copies a user's local copies from another backend's metacache, over
-its admin API.
+its [http].
 
 The destination runs the verb and sends requests to the source. `operate.pull` defines
-what is sent, and `source` answers. The source's certificate is verified with the
-system's authorities. The source's key leaves this module only in the request's header.
+what is sent, and `source` answers. A source that is a member of the same cluster is
+asked over the trusted link, which needs no key. Others are asked with a key: the
+source's certificate is then verified with the system's authorities, and the key leaves
+this module only in the request's header.
 
 The host comes with the request and may be any machine. So its answer is not repeated,
 except the message of an admin API. The message is shortened, and characters that do not
@@ -17,10 +19,11 @@ import base64
 import http.client
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Final, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -31,7 +34,12 @@ from ..types import StorageId
 from .exits import NoHost, Outdated, of
 from .params import Selection
 from .parts import Admin
+from .source import Question
 from .table import Event, Needs, Progress, user_verb
+
+if TYPE_CHECKING:
+    from ..cluster import There
+    from .peers import Sources
 
 T = TypeVar("T")
 
@@ -47,7 +55,9 @@ TOLD_CHARS_MAX: Final = 300
 
 
 class MetacachePullParams(Selection, kw_only=True):
-    source_backend_host: Annotated[str, Meta(description="Source of the copies: host, host:port, or URL of its [http]")]
+    source_backend_host: Annotated[
+        str, Meta(description="Source of the copies: name of a member, host, host:port, or URL of its [http]")
+    ]
     latest_only: Annotated[
         bool, Meta(description="Refuse users of whom the bucket has newer bundles than the source")
     ] = False
@@ -55,7 +65,8 @@ class MetacachePullParams(Selection, kw_only=True):
         bool, Meta(description="The source drops its copies afterwards, except changes that the bucket lacks")
     ] = False
     api_key: Annotated[
-        str, Meta(description="The source's http.api_key. If it is left out, this backend's own is used")
+        str,
+        Meta(description="The source's http.api_key. Left out: the trusted link, else this backend's own key"),
     ] = ""
 
 
@@ -64,7 +75,7 @@ async def _reachable(admin: Admin, params: MetacachePullParams) -> None:
 
     Raises NoHost, Unavailable, NoPerm, Invalid.
     """
-    with _Source(admin, params) as source:
+    async with _source(admin, params) as source:
         found = await source.identity()
     if found.bucket != admin.store.bucket_id().hex():
         raise Invalid("the source has another bucket, or another prefix of it")
@@ -84,25 +95,27 @@ async def metacache_pull(admin: Admin, account: Account, params: MetacachePullPa
 
     Then mailboxes open here without reading bundles.
 
-    The source uploads important changes before. kept: mailboxes whose copy here is as
-    new, or is open; an open mailbox is compared with the bucket. If the command is
-    interrupted, run it again. Exit 68 or 69 if the source does not answer, 77 if the
-    source refuses the key, 1003 (a shell sees 235) if the source is outdated, and 75 if
-    copies stay there in spite of --clean.
+    A source that is a member of this cluster is asked over the trusted link, without a
+    key, unless one is given. The source uploads important changes before. kept:
+    mailboxes whose copy here is as new, or is open; an open mailbox is compared with
+    the bucket. If the command is interrupted, run it again. Exit 68 or 69 if the source
+    does not answer, 77 if the source refuses the key or the secret, 1003 (a shell sees
+    235) if the source is outdated, and 75 if copies stay there in spite of --clean.
     """
     from ..store.operate.pull import Incoming
 
     sid, store = account.storage_id, admin.store
-    with _Source(admin, params) as source:
+    async with _source(admin, params) as source:
         with store.pulling(sid):
             incoming = Incoming(store, sid)
             await incoming.begin()
             shown = -1
-            async for data in source.copies(sid, latest_only=params.latest_only, clean=params.clean):
-                await incoming.feed(data)
-                if incoming.seen != shown:
-                    shown = incoming.seen
-                    yield Progress(f"pulling {account.name}", shown, incoming.boxes)
+            async with aclosing(source.copies(sid, latest_only=params.latest_only, clean=params.clean)) as pieces:
+                async for data in pieces:
+                    await incoming.feed(data)
+                    if incoming.seen != shown:
+                        shown = incoming.seen
+                        yield Progress(f"pulling {account.name}", shown, incoming.boxes)
             await incoming.end()
         left = await source.drop(sid) if params.clean and incoming.seen else _Dropped()
     result = "pulled" if incoming.mailboxes else "nothing newer there" if incoming.seen else "nothing there"
@@ -135,67 +148,132 @@ class _Failure(msgspec.Struct, rename="camel"):
 
 
 class _Source:
-    """The other backend's API. Each request has its own connection, which a thread
-    reads.
+    """The other backend. Use it as a context. A subclass says how a question gets
+    there."""
 
-    Use it as a context.
-    """
+    def __init__(self, name: str) -> None:
+        """name: begins all messages."""
+        self._name = name
 
-    def __init__(self, admin: Admin, params: MetacachePullParams) -> None:
-        """Raises Invalid."""
-        text = params.source_backend_host
-        own = admin.own_http
-        parts = urlsplit(text if "://" in text else f"{'https' if own.tls else 'http'}://{text}")
-        try:
-            port = parts.port
-        except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or parts.query or parts.fragment:
-            raise Invalid("the source is not an address; allowed: host, host:port, http://host:port, https://host:port")
-        if port is None:
-            port = own.port if "://" not in text else 443 if parts.scheme == "https" else 80
-        self._tls = parts.scheme == "https"
-        self._host, self._port = parts.hostname, port
-        self._path = parts.path.rstrip("/").removesuffix(PATH) + PATH + "/metacache"
-        self._key = unquote(parts.password or "") or params.api_key or own.key
-        self._name = f"{self._host}:{self._port}"
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pull")
-        self._connection: http.client.HTTPConnection | None = None
-
-    def __enter__(self) -> _Source:
+    async def __aenter__(self) -> _Source:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._disconnect()
-        self._thread.shutdown(wait=False)
+    async def __aexit__(self, *_: object) -> None:
+        pass
 
     async def identity(self) -> _Identity:
         """Raises NoHost, Unavailable, NoPerm, Invalid."""
-        return await self._json("GET", "", _Identity)
+        return await self._json(Question("identity"), _Identity)
 
-    async def copies(self, sid: StorageId, *, latest_only: bool, clean: bool) -> AsyncIterator[bytes]:
+    def copies(self, sid: StorageId, *, latest_only: bool, clean: bool) -> AsyncGenerator[bytes]:
         """Yield the stream of a user in pieces.
 
         Raises Outdated, NotFound, InUse, Temporary, …
         """
-        wanted = [f"{name}=true" for name, given in (("latestOnly", latest_only), ("clean", clean)) if given]
-        answer = await self._ask("POST", f"/{quote(sid, safe='')}?{'&'.join(wanted)}")
-        while data := await self._in_thread(lambda: answer.read1(READ_BYTES)):
-            yield data
+        return self._ask(Question("copies", sid, latest_only, clean))
 
     async def drop(self, sid: StorageId) -> _Dropped:
         """Ask the source to drop its copies. The result says why some stay."""
-        return await self._json("DELETE", f"/{quote(sid, safe='')}", _Dropped)
+        return await self._json(Question("drop", sid), _Dropped)
 
-    async def _json(self, method: str, path: str, kind: type[T]) -> T:
-        answer = await self._ask(method, path)
-        data = await self._in_thread(lambda: answer.read(ANSWER_BYTES_MAX))
+    async def _json(self, question: Question, kind: type[T]) -> T:
+        data = bytearray()
+        async with aclosing(self._ask(question)) as pieces:
+            async for piece in pieces:
+                data += piece
+                if len(data) > ANSWER_BYTES_MAX:
+                    break
         try:
-            return msgspec.json.decode(data, type=kind)
+            return msgspec.json.decode(bytes(data), type=kind)
         except (msgspec.DecodeError, RecursionError) as error:
             raise Unavailable(f"{self._name}: no admin API answers there") from error
 
-    async def _ask(self, method: str, path: str) -> http.client.HTTPResponse:
+    def _ask(self, question: Question) -> AsyncGenerator[bytes]:
+        """Return the body of the answer. Raises NoHost, Unavailable, NoPerm, and what
+        the source says; Temporary if the answer had already begun."""
+        raise NotImplementedError
+
+    def _failure(self, status: int, text: bytes) -> OboxError:
+        """Return the error for a failure that the source answered."""
+        try:
+            failure = msgspec.json.decode(text, type=_Failure)
+        except (msgspec.DecodeError, RecursionError):
+            return Unavailable(f"{self._name}: HTTP {status}")
+        kinds = (Outdated, NotFound, InUse, Unavailable, Corrupt, Exists, NoPerm)
+        kind = next((kind for kind in kinds if of(kind("")) == failure.exit_code), Temporary)
+        shown = "".join(char if char.isprintable() else "?" for char in failure.message[:TOLD_CHARS_MAX])
+        return kind(f"{self._name}: {shown}")
+
+
+def _source(admin: Admin, params: MetacachePullParams) -> _Source:
+    """Return a member over the link, unless a key is given. Raises Invalid."""
+    text = params.source_backend_host
+    own = admin.own_http
+    parts = urlsplit(text if "://" in text else f"{'https' if own.tls else 'http'}://{text}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or parts.query or parts.fragment:
+        raise Invalid("the source is not an address; allowed: host, host:port, http://host:port, https://host:port")
+    if port is None and "://" in text:
+        port = 443 if parts.scheme == "https" else 80
+    path = parts.path.rstrip("/").removesuffix(PATH)
+    key = unquote(parts.password or "") or params.api_key
+    if not key and not path and admin.sources is not None:
+        there = admin.sources.find(text, parts.hostname, port)
+        if there is not None:
+            return _Member(admin.sources, there)
+    return _Keyed(
+        parts.hostname, port or own.port, f"{path}{PATH}/metacache", key or own.key, tls=parts.scheme == "https"
+    )
+
+
+class _Member(_Source):
+    """A member of the cluster, over the trusted link."""
+
+    def __init__(self, sources: Sources, there: There) -> None:
+        super().__init__(there.backend)
+        self._sources, self._there = sources, there
+
+    async def _ask(self, question: Question) -> AsyncGenerator[bytes]:
+        began = False
+        try:
+            async with self._sources.ask(self._there, msgspec.json.encode(question)) as (status, pieces):
+                if status == 403:
+                    raise NoPerm(f"{self._name}: it refuses the link; its log says why")
+                if status != 200:
+                    raise self._failure(status, b"".join([piece async for piece in pieces])[:ANSWER_BYTES_MAX])
+                began = True
+                async for piece in pieces:
+                    yield piece
+        except OSError as error:
+            text = "no answer in time" if isinstance(error, TimeoutError) else error.strerror or str(error)
+            if began:
+                raise Temporary(f"{self._name}: the stream was cut short: {text}") from error
+            raise Unavailable(f"{self._name}: {text}") from error
+
+
+class _Keyed(_Source):
+    """Any backend's API, with a key. Each request has its own connection, which a
+    thread reads."""
+
+    def __init__(self, host: str, port: int, path: str, key: str, *, tls: bool) -> None:
+        super().__init__(f"{host}:{port}")
+        self._tls, self._host, self._port, self._path, self._key = tls, host, port, path, key
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pull")
+        self._connection: http.client.HTTPConnection | None = None
+
+    async def __aexit__(self, *_: object) -> None:
+        self._disconnect()
+        self._thread.shutdown(wait=False)
+
+    async def _ask(self, question: Question) -> AsyncGenerator[bytes]:
+        answer = await self._request(*question.request())
+        while data := await self._in_thread(lambda: answer.read1(READ_BYTES)):
+            yield data
+
+    async def _request(self, method: str, path: str) -> http.client.HTTPResponse:
         self._disconnect()
         connection = self._connection = self._new()
         headers = {}
@@ -246,19 +324,11 @@ class _Source:
             raise Temporary(f"{self._name}: the stream was cut short: {text}") from error
 
     def _failure(self, status: int, text: bytes) -> OboxError:
-        """Return the error for a failure that the source answered."""
         if status == 401:
             return NoPerm(f"{self._name}: the key is not accepted")
         if status == 404:
             return NoPerm(f"{self._name}: no admin API there; it needs http.api_key")
-        try:
-            failure = msgspec.json.decode(text, type=_Failure)
-        except (msgspec.DecodeError, RecursionError):
-            return Unavailable(f"{self._name}: HTTP {status}")
-        kinds = (Outdated, NotFound, InUse, Unavailable, Corrupt, Exists, NoPerm)
-        kind = next((kind for kind in kinds if of(kind("")) == failure.exit_code), Temporary)
-        shown = "".join(char if char.isprintable() else "?" for char in failure.message[:TOLD_CHARS_MAX])
-        return kind(f"{self._name}: {shown}")
+        return super()._failure(status, text)
 
 
 def _why(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Final
 
 from msgspec import Meta
@@ -15,7 +15,7 @@ from ..text import duration
 from .clustergroups import unpin
 from .exits import InUseByClients, NoUser
 from .params import DryRun, Params, Selection
-from .parts import Admin
+from .parts import Admin, Session
 from .sessions import KICK_REASON, POLL_S, kicked
 from .table import Event, Needs, Progress, Row, user_verb, verb
 
@@ -46,15 +46,15 @@ async def obox_user_delete(admin: Admin, account: Account, params: OboxUserDelet
     from ..store.operate import users as operate
 
     _refuse_shared(admin, account)
-    sessions = kicked(admin.server.sessions(), account.name) if admin.server is not None else []
+    sessions = kicked(admin.server.sessions(), account) if admin.server is not None else []
     if params.dry_run and (params.kick or not sessions):
         there = await operate.is_in_bucket(admin.store, account.storage_id)
         text = "would be deleted" if there else "nothing to delete: the bucket has no mail of this user"
         yield {"what": "mails and index", "objects": None, "bytes": None, "result": text}
         return
     if params.kick:
-        await _kick(admin, account.name)
-    if admin.server is not None and kicked(admin.server.sessions(), account.name):
+        await _kick(admin, account.name, lambda sessions: kicked(sessions, account))
+    if admin.server is not None and kicked(admin.server.sessions(), account):
         raise InUseByClients(f"{account.name} is logged in; kick it first, or delete with --kick")
     totals: dict[str, list[int]] = {}
     began = admin.store.env.now()
@@ -97,11 +97,12 @@ def _refuse_shared(admin: Admin, account: Account) -> None:
             raise Invalid(f"{entry.user} has the same storage_id: its mail would be deleted as well")
 
 
-async def _kick(admin: Admin, name: str) -> None:
+async def _kick(admin: Admin, name: str, chosen: Callable[[Sequence[Session]], Sequence[Session]]) -> None:
+    """chosen: the sessions of the user of that name."""
     if admin.server is None:
         return
     deadline = time.monotonic() + KICK_WAIT_S
-    while sessions := kicked(admin.server.sessions(), name):
+    while sessions := chosen(admin.server.sessions()):
         admin.server.kick(sessions, KICK_REASON)
         if time.monotonic() > deadline:
             raise InUseByClients(f"{name} is still logged in")
@@ -164,7 +165,7 @@ async def obox_user_rename(admin: Admin, params: OboxUserRenameParams) -> AsyncI
         raise NoUser(f"no user {params.user}")
     old, new = entry.user, users.normalise(params.new_user)
     sid, free = entry.sid, storage_id(new)
-    sessions = kicked(admin.server.sessions(), old) if admin.server is not None else []
+    sessions = _named(admin.server.sessions(), old) if admin.server is not None else []
     if sessions and not params.kick:
         raise InUseByClients(f"{old} is logged in; kick it first, or rename with --kick")
     if free != sid and await operate.is_in_bucket(admin.store, free):
@@ -177,9 +178,14 @@ async def obox_user_rename(admin: Admin, params: OboxUserRenameParams) -> AsyncI
     admin.forget_names()
     if (user := admin.store.users.get(sid)) is not None:
         user.name = new
-    await _kick(admin, old)
+    await _kick(admin, old, lambda sessions: _named(sessions, old))
     result = f"renamed; there is no alias: mail to {old} is refused"
     yield {"user": new, "storage_id": sid, "connections": len(sessions), "result": result}
+
+
+def _named(sessions: Sequence[Session], name: str) -> Sequence[Session]:
+    """Sessions of a name. Other names of the same mail stay as they are."""
+    return [one for one in sessions if one.user == name]
 
 
 class OboxUserWaitParams(Selection, kw_only=True):
@@ -192,7 +198,7 @@ async def obox_user_wait(admin: Admin, account: Account, params: OboxUserWaitPar
     deadline = time.monotonic() + params.timeout
     while True:
         user = admin.store.users.get(account.storage_id)
-        count = len(kicked(admin.backend.sessions(), account.name)) or (user.sessions if user is not None else 0)
+        count = len(kicked(admin.backend.sessions(), account)) or (user.sessions if user is not None else 0)
         if not count:
             return
         if time.monotonic() >= deadline:

@@ -12,9 +12,10 @@ from typing import Annotated, Final
 
 from msgspec import Meta
 
+from ..accounts import Account
 from ..errors import Invalid, OboxError, Temporary
 from .exits import NoSession
-from .masks import mask_of
+from .masks import mask_of, masked
 from .params import DryRun, Nothing, Params
 from .parts import Admin, Session
 from .table import Event, Needs, Progress, verb
@@ -93,11 +94,16 @@ class KickParams(Params, kw_only=True):
 async def kick(admin: Admin, params: KickParams) -> AsyncIterator[Event]:
     """Disconnect users, each session as soon as its command is done.
 
-    Exit 68 if none of them is logged in.
+    Sessions of other names of the same mail end too (storage_id=). Exit 68 if none of
+    them is logged in.
     """
     if not params.user and not params.ip:
         raise Invalid("no user is named; allowed: user, ip, or both")
     chosen = _chosen(admin, params.user, params.ip)
+    if params.user:
+        mails = _mails(admin, params.user)
+        known = {one.id for one in chosen}
+        chosen += [one for one in _chosen(admin, None, params.ip) if one.mail in mails and one.id not in known]
     if not chosen:
         raise NoSession(f"no session of {params.user or params.ip}")
     admin.backend.kick(chosen, KICK_REASON)
@@ -120,6 +126,20 @@ async def reload(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
     for names, used in ((applied, "now"), (waiting, "after a restart")):
         for name in names:
             yield {"setting": name, "used": used}
+
+
+def _mails(admin: Admin, mask: str) -> set[str]:
+    """The storage ids of users who match: of those who are logged in, and of the user
+    who is named."""
+    mails = {one.mail for one in _chosen(admin, mask, None)}
+    if not masked(mask):
+        try:
+            entry = admin.users.lookup(mask)
+        except OboxError:
+            entry = None  # the names of sessions must do
+        if entry is not None:
+            mails.add(entry.sid)
+    return mails - {""}
 
 
 class StopParams(Params, kw_only=True):
@@ -250,6 +270,6 @@ async def auth_test(admin: Admin, params: AuthTestParams) -> AsyncIterator[Event
     }
 
 
-def kicked(sessions: Sequence[Session], name: str) -> list[Session]:
-    """Return the sessions of a user."""
-    return [one for one in sessions if one.user == name]
+def kicked(sessions: Sequence[Session], account: Account) -> list[Session]:
+    """Return the sessions of a user, by whatever name of the same mail."""
+    return [one for one in sessions if one.user == account.name or one.mail == account.storage_id]

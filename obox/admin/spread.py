@@ -156,7 +156,7 @@ async def events_of(calls: Sequence[Call], ask: Ask) -> AsyncIterator[tuple[Call
             async for event in ask(call):
                 await events.put((call, event))
         except OSError as error:
-            call.message, call.silent = f"{call.to}: {_reason(error)}", True
+            call.message, call.silent = f"{call.to}: {reason(error)}", True
         except Exception as error:
             log.exception("admin command failed", backend=call.to)
             call.code, call.message = exits.SOFTWARE, f"{call.to}: {type(error).__name__}; the log has more"
@@ -176,7 +176,8 @@ async def events_of(calls: Sequence[Call], ask: Ask) -> AsyncIterator[tuple[Call
             task.cancel()
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """Why a process did not answer, for people."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return error.strerror or str(error) or type(error).__name__

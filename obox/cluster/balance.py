@@ -1,13 +1,16 @@
 """Which groups should move so that each backend has its share: a pure function.
 
-The share of a backend follows from its load factor. If machines are busy and differ
-much, groups move from the busiest machine to the idlest. The CPU changes a share by at
-most SHIFT_MAX, because the operator has set the load factors.
+The share of a backend follows from its load factor, and users are shared out. A group
+counts for its users and for one more, because new users hash into all groups alike. If
+machines are busy and differ much, groups move from the busiest machine to the idlest.
+The CPU changes a share by at most SHIFT_MAX, because the operator has set the load
+factors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Final, NamedTuple
 
 from .assign import rank
@@ -42,39 +45,126 @@ class Load(NamedTuple):
     memory: float
 
 
+class People(NamedTuple):
+    """How many users there are: in each group, and pinned at each backend."""
+
+    groups: Mapping[str, int]
+    pinned: Mapping[str, int]
+
+
+class _Site:
+    """Who has what, while moves are found. people: None: every group counts as one."""
+
+    def __init__(
+        self,
+        owned: Mapping[str, Sequence[str]],
+        weights: Mapping[str, float],
+        loads: Mapping[str, Load],
+        people: People | None,
+    ) -> None:
+        self.has = {name: sorted(owned.get(name, ())) for name in weights}
+        self._people, self._loads = people, loads
+        self.count = {name: float(sum(map(self.size, units)) + self._pinned(name)) for name, units in self.has.items()}
+        sizes = [self.size(unit) for units in self.has.values() for unit in units]
+        self._grain = sum(sizes) / len(sizes) if sizes else 1.0
+        self._wanted = shares(self.count, weights, loads, grain=self._grain)
+
+    def size(self, unit: str) -> int:
+        return 1 if self._people is None else 1 + self._people.groups.get(unit, 0)
+
+    def _pinned(self, name: str) -> int:
+        return 0 if self._people is None else self._people.pinned.get(name, 0)
+
+    def surplus(self, name: str) -> float:
+        """Return what a backend has above its share."""
+        return self.count[name] - self._wanted[name]
+
+    def best(self, source: str, to: str, ranked: Callable[[str], Sequence[str]]) -> str | None:
+        """Return the group whose move brings two backends closest to their shares;
+        None: no move brings them closer. ranked: the rendezvous order of a group, which
+        decides between groups that do as well."""
+        apart = self.surplus(source) - self.surplus(to)
+        if apart <= self._grain:
+            # Sessions would end for less than a group of average size.
+            return None
+        fit = [unit for unit in self.has[source] if self.size(unit) < apart]
+        # More than half of the difference is more than what is needed.
+        return min(
+            fit, key=lambda unit: (max(0.0, self.size(unit) - apart / 2), ranked(unit).index(to), unit), default=None
+        )
+
+    def move(self, unit: str, source: str, to: str) -> None:
+        self.has[source].remove(unit)
+        self.has[to].append(unit)
+        self.count[source] -= self.size(unit)
+        self.count[to] += self.size(unit)
+
+    def state(self, name: str) -> str:
+        """Describe a backend for the reason of a move."""
+        load, count, people = self._loads.get(name), len(self.has[name]), self._people
+        machine = "" if load is None else f" with {load.cpu:.0%} CPU and {load.memory:.0%} memory in use"
+        if people is None:
+            return f"{name} has {count} groups{machine}, its share is {self._wanted[name]:.1f}"
+        users = sum(people.groups.get(unit, 0) for unit in self.has[name]) + self._pinned(name)
+        whole = sum(self.count.values())
+        have, wanted = self.count[name] / whole, self._wanted[name] / whole
+        has = f"{users} {'user' if users == 1 else 'users'} in {count} groups{machine}"
+        return f"{name} has {has}, {have:.1%} of all, its share is {wanted:.1%}"
+
+
 def balance(
-    owned: Mapping[str, Sequence[str]], weights: Mapping[str, float], loads: Mapping[str, Load] | None = None
+    owned: Mapping[str, Sequence[str]],
+    weights: Mapping[str, float],
+    loads: Mapping[str, Load] | None = None,
+    people: People | None = None,
 ) -> list[Shift]:
-    """Return moves after which no further move brings two backends closer to their
-    shares.
+    """Return moves after which no two backends are further apart than a group of
+    average size, or no group fits.
 
     owned: units by backend, where a unit that is moving counts at its destination;
     weights: load factors of the backends that may have units; loads: the loads of their
-    machines, as far as they are known. Backends without a weight keep what they have.
-    The units that move to a backend are those that prefer it by rendezvous order.
+    machines, as far as they are known; people: None if users are not known. Backends
+    without a weight keep what they have. The units that move to a backend are those
+    that prefer it by rendezvous order, if they fit.
     """
     loads = loads or {}
     takers = {name: weight for name, weight in weights.items() if weight > 0 and not _is_full(loads.get(name))}
-    if not takers:
-        return []
-    has = {name: sorted(owned.get(name, ())) for name in weights}
-    wanted = shares({name: len(units) for name, units in has.items()}, weights, loads)
-    shifts: list[Shift] = []
-    while True:
-        source = max(has, key=lambda name: (len(has[name]) - wanted[name], name))
-        to = min(takers, key=lambda name: (len(has[name]) - wanted[name], name))
-        if len(has[source]) - wanted[source] - (len(has[to]) - wanted[to]) <= 1:
-            return shifts
-        unit = min(has[source], key=lambda unit: (rank(unit, takers).index(to), unit))
-        why = "; ".join(_state(name, len(has[name]), wanted[name], loads.get(name)) for name in (source, to))
-        shifts.append(Shift(unit, source, to, why))
-        has[source].remove(unit)
-        has[to].append(unit)
+    site, ranked = _Site(owned, weights, loads, people), cache(lambda unit: rank(unit, takers))
+    shifts: dict[str, Shift] = {}
+    while (found := _next(site, takers, ranked)) is not None:
+        unit, source, to = found
+        earlier = shifts.pop(unit, None)
+        begin = source if earlier is None else earlier.source
+        if begin != to:
+            shifts[unit] = Shift(unit, begin, to, "; ".join(map(site.state, (begin, to))))
+        site.move(unit, source, to)
+    return list(shifts.values())
 
 
-def shares(counts: Mapping[str, int], weights: Mapping[str, float], loads: Mapping[str, Load]) -> dict[str, float]:
-    """Return how many units each backend should have. counts: how many it has."""
+def _next(
+    site: _Site, takers: Mapping[str, float], ranked: Callable[[str], Sequence[str]]
+) -> tuple[str, str, str] | None:
+    """Return the next move: from the backend that is furthest above its share, if it
+    has a group that fits, to the backend that is furthest below. Each move makes the
+    sum of the squares of all differences smaller, so that the moves come to an end."""
+    for source in sorted(site.has, key=lambda name: (site.surplus(name), name), reverse=True):
+        for to in sorted(takers, key=lambda name: (site.surplus(name), name)):
+            if site.surplus(source) <= site.surplus(to):
+                break
+            unit = site.best(source, to, ranked)
+            if unit is not None:
+                return unit, source, to
+    return None
+
+
+def shares(
+    counts: Mapping[str, float], weights: Mapping[str, float], loads: Mapping[str, Load], *, grain: float = 1.0
+) -> dict[str, float]:
+    """Return how much each backend should have. counts: how much it has; grain: what a
+    group counts on average."""
     total, whole = sum(counts.values()), sum(weights.values())
+    if not whole:
+        return dict(counts)
     by_factor = {name: total * weight / whole for name, weight in weights.items()}
     takers = [name for name, weight in weights.items() if weight > 0]
     cpus = {name: loads[name].cpu for name in takers if name in loads}
@@ -82,7 +172,7 @@ def shares(counts: Mapping[str, int], weights: Mapping[str, float], loads: Mappi
         return by_factor
     if max(cpus.values()) - min(cpus.values()) < APART:
         # A difference that an earlier balance has made because of the CPU stays.
-        near = all(abs(counts[name] - by_factor[name]) <= by_factor[name] * SHIFT_MAX + 1 for name in takers)
+        near = all(abs(counts[name] - by_factor[name]) <= by_factor[name] * SHIFT_MAX + grain for name in takers)
         return by_factor | {name: float(counts[name]) for name in takers} if near else by_factor
     mean = sum(cpus.values()) / len(cpus)
     wanted = {}
@@ -101,9 +191,3 @@ def shares(counts: Mapping[str, int], weights: Mapping[str, float], loads: Mappi
 
 def _is_full(load: Load | None) -> bool:
     return load is not None and load.memory > MEMORY_MAX
-
-
-def _state(name: str, count: int, share: float, load: Load | None) -> str:
-    """Describe a backend for the reason of a move."""
-    machine = "" if load is None else f" with {load.cpu:.0%} CPU and {load.memory:.0%} memory in use"
-    return f"{name} has {count} groups{machine}, its share is {share:.1f}"

@@ -126,8 +126,17 @@ class Connection(Engine):
 
     def who(self) -> Who:
         session = self.session
-        state, mailbox = session.state.value, session.mailbox_name
-        return Who(self.id, session.user_name, self.remote, self.client_tls, state, mailbox, session.idling, self.since)
+        return Who(
+            self.id,
+            session.user_name,
+            self.remote,
+            self.client_tls,
+            session.state.value,
+            session.mailbox_name,
+            session.idling,
+            self.since,
+            session.user.storage_id if session.user is not None else "",
+        )
 
     def log_bug(self, what: str) -> None:
         self.context.log.exception(f"imap {what}", session=self.id, user=self.session.user_name)

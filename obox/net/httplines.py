@@ -12,6 +12,7 @@ from typing import Final
 
 LINE_BYTES_MAX: Final = 64 << 20
 """A row of a verb, such as a mail that `fetch` shows."""
+PIECE_BYTES: Final = 64 * 1024
 HEAD_LINES_MAX: Final = 64
 """An answer has so many header lines at most. obox sends five."""
 
@@ -37,17 +38,24 @@ async def head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
 
 async def lines(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> AsyncIterator[bytes]:
     """The lines of the body behind `head`, as they arrive. Raises OSError."""
+    parts: list[bytes] = []
+    async for data in pieces(reader, headers):
+        first, *rest = data.split(b"\n")
+        parts.append(first)
+        for line in rest:
+            yield b"".join(parts)
+            parts = [line]
+    if any(parts):
+        yield b"".join(parts)
+
+
+async def pieces(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> AsyncIterator[bytes]:
+    """The body behind `head`, in pieces of at most PIECE_BYTES as they arrive. Raises
+    OSError."""
     chunked = headers.get("transfer-encoding", "").lower() == "chunked"
     try:
-        parts: list[bytes] = []
         async for data in _chunks(reader) if chunked else _plain(reader, headers.get("content-length")):
-            first, *rest = data.split(b"\n")
-            parts.append(first)
-            for line in rest:
-                yield b"".join(parts)
-                parts = [line]
-        if any(parts):
-            yield b"".join(parts)
+            yield data
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError) as error:
         raise ConnectionError(f"the answer was cut short: {error}") from error
 
@@ -55,7 +63,7 @@ async def lines(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> Asy
 async def _plain(reader: asyncio.StreamReader, length: str | None) -> AsyncIterator[bytes]:
     left = None if length is None else int(length)
     while left is None or left > 0:
-        data = await reader.read(65536 if left is None else min(left, 65536))
+        data = await reader.read(PIECE_BYTES if left is None else min(left, PIECE_BYTES))
         if not data:
             if left:
                 raise ConnectionError("the answer was cut short")
@@ -67,6 +75,10 @@ async def _plain(reader: asyncio.StreamReader, length: str | None) -> AsyncItera
 
 async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
     while size := int((await reader.readuntil(b"\n")).split(b";")[0], 16):
-        yield (await reader.readexactly(size + 2))[:-2]
+        if size < 0:
+            raise ValueError("a chunk of negative size")
+        async for data in _plain(reader, str(size)):
+            yield data
+        await reader.readexactly(2)
     while (await reader.readuntil(b"\n")).strip():
         pass  # trailers, which obox does not send

@@ -31,7 +31,8 @@ def is_loopback(remote: str) -> bool:
 class Who:
     """One session, as `who` lists it.
 
-    since: unix seconds. mailbox: "" if no mailbox is selected.
+    since: unix seconds. mailbox: "" if no mailbox is selected. mail: the storage id of
+    the user, whom several names may have; "" before the login.
     """
 
     id: int
@@ -42,6 +43,7 @@ class Who:
     mailbox: str
     idle: bool
     since: float
+    mail: str = ""
 
 
 class Member(Protocol):

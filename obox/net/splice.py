@@ -96,7 +96,8 @@ class Leg:
 
     transport: to the server. ahead: what the server has sent behind its last line.
     text, code: its answer to the login. backend: its name, for `who`. ended: called
-    once, with the bytes from the client and to it, and why the splice ended.
+    once, with the bytes from the client and to it, and why the splice ended. mail: the
+    storage id of the user, for `who`.
     """
 
     transport: asyncio.Transport
@@ -105,6 +106,7 @@ class Leg:
     code: bytes
     backend: str
     ended: Callable[[int, int, str], None]
+    mail: str = ""
 
     def abort(self) -> None:
         """Cut a connection that no client gets."""
@@ -189,7 +191,7 @@ class Splice:
     def who(self) -> Who:
         quiet = asyncio.get_running_loop().time() - self.quiet_since >= QUIET_S
         state = f"forwarded to {self.backend}"
-        return Who(self.id, self._user, self._remote, self._tls, state, "", quiet, self.since)
+        return Who(self.id, self._user, self._remote, self._tls, state, "", quiet, self.since, self._leg.mail)
 
     def stop(self, reason: str) -> None:
         """End in order: take nothing more from the client, let the server answer."""

@@ -8,6 +8,7 @@ imap.py     the login at a backend over IMAP
 lmtp.py     LmtpForwarder: mails for users of other backends
 router.py   ViewRouter: the router of a proxy, from its view of the directory
 calls.py    calls of the admin API between members
+pulls.py    sources of `metacache pull` that are members
 probe.py    a login at a backend to see whether it works
 
 Every backend has this code too, so that a client may connect anywhere. Arrow: knows the

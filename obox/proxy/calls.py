@@ -24,17 +24,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import structlog
 
-from obox.auth import LINK, Forward, LinkOwner, LinkRefused, SaslError
+from obox.auth import LINK, Forward, LinkOwner, LinkRefused, LinkSender, SaslError
 from obox.cluster import There
 from obox.errors import OboxError
 from obox.net import is_loopback
 from obox.net.dialogue import watch
-from obox.net.httplines import LINE_BYTES_MAX, head, lines
+from obox.net.httplines import LINE_BYTES_MAX, head, lines, pieces
 from obox.unixsocket import short_name
 
 from .dial import CONNECT_S, Place, context, place_of
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("obox.proxy")
 
 PATH: Final = "/cluster/v1/call"
+PULL_PATH: Final = "/cluster/v1/metacache"
+"""Where the destination of `metacache pull` asks its source."""
 LISTENER: Final = "admin"
 """The forward of a call names this listener, which is no listener of mail."""
 CALL_BYTES_MAX: Final = 8 << 20
@@ -56,6 +59,8 @@ PROVE_S: Final = 5.0
 """A member must prove itself within this time after the connection."""
 SILENT_S: Final = 300.0
 """The longest time between two lines of an answer. Long verbs report their progress."""
+STREAM_BYTES: Final = 256 * 1024
+"""What is read ahead of the stream of a pull."""
 
 
 class Peer(Protocol):
@@ -78,38 +83,80 @@ def digest(method: str, path: str, body: bytes) -> bytes:
 # -- the sender's end ------------------------------------------------------------------------------------------------
 
 
-async def call(forwarder: Forwarder, there: There, body: bytes) -> AsyncIterator[bytes]:
+class Signer(Protocol):
+    """The member that calls; a `Forwarder` is one."""
+
+    @property
+    def member(self) -> str: ...
+
+    def sender(self, forward: Forward, binding: bytes) -> LinkSender:
+        """Return our side of the link. Raises LinkRefused if we have no secret."""
+
+
+class Answer(NamedTuple):
+    status: int
+    body: AsyncIterator[bytes]
+    """In lines, or in pieces. Raises OSError."""
+
+
+async def call(signer: Signer, there: There, body: bytes) -> AsyncIterator[bytes]:
     """Call a member, and yield the lines of its answer. Raises OSError, LinkRefused."""
-    reader, writer = await _connect(place_of(there, "http"))
+    async with _asked(signer, there, PATH, body, lines, LINE_BYTES_MAX) as answer:
+        if answer.status != 200:
+            raise ConnectionRefusedError(f"it refuses the call: HTTP {answer.status}; its log says why")
+        async for line in answer.body:
+            yield line
+
+
+@asynccontextmanager
+async def pull(signer: Signer, there: There, question: bytes) -> AsyncIterator[Answer]:
+    """Ask the source of a pull, whose answer comes in pieces. Raises OSError,
+    LinkRefused."""
+    async with _asked(signer, there, PULL_PATH, question, pieces, STREAM_BYTES) as answer:
+        yield answer
+
+
+@asynccontextmanager
+async def _asked(
+    signer: Signer,
+    there: There,
+    path: str,
+    body: bytes,
+    reading: Callable[[asyncio.StreamReader, dict[str, str]], AsyncIterator[bytes]],
+    buffered: int,
+) -> AsyncIterator[Answer]:
+    reader, writer = await _connect(place_of(there, "http"), buffered)
     try:
         async with asyncio.timeout(PROVE_S):
-            await _prove(forwarder, there, body, reader, writer)
+            await _prove(signer, there, path, body, reader, writer)
         async with asyncio.timeout(SILENT_S):
             await writer.drain()
             status, headers = await head(reader)
-        if status != 200:
-            raise ConnectionRefusedError(f"it refuses the call: HTTP {status}; its log says why")
-        answer = lines(reader, headers)
-        while True:
-            async with asyncio.timeout(SILENT_S):
-                line = await anext(answer, None)
-            if line is None:
-                return
-            yield line
+        yield Answer(status, _patiently(reading(reader, headers)))
     finally:
         writer.transport.abort()
 
 
-async def _connect(place: Place) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _patiently(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the parts, each within SILENT_S. Raises TimeoutError."""
+    while True:
+        async with asyncio.timeout(SILENT_S):
+            part = await anext(parts, None)
+        if part is None:
+            return
+        yield part
+
+
+async def _connect(place: Place, buffered: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     async with asyncio.timeout(CONNECT_S):
         if place.path is not None:
             with short_name(place.path) as name:
-                return await asyncio.open_unix_connection(name, limit=LINE_BYTES_MAX)
+                return await asyncio.open_unix_connection(name, limit=buffered)
         tls = context() if place.tls else None
         # No name is sent, so that the member shows its first certificate.
         name_sent = "" if tls else None
         reader, writer = await asyncio.open_connection(
-            place.host, place.port, ssl=tls, limit=LINE_BYTES_MAX, server_hostname=name_sent
+            place.host, place.port, ssl=tls, limit=buffered, server_hostname=name_sent
         )
     watch(writer.transport)
     return reader, writer
@@ -127,7 +174,12 @@ def _binding(writer: asyncio.StreamWriter) -> bytes:
 
 
 async def _prove(
-    forwarder: Forwarder, there: There, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    signer: Signer,
+    there: There,
+    path: str,
+    body: bytes,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
 ) -> None:
     """Exchange the proofs and send the body. Raises OSError, LinkRefused."""
     assigned = there.assigned
@@ -136,12 +188,12 @@ async def _prove(
         storage_id="",
         remote="",
         listener=LISTENER,
-        member=forwarder.member,
+        member=signer.member,
         backend=assigned.backend,
-        digest=digest("POST", PATH, body),
+        digest=digest("POST", path, body),
     )
-    sender = forwarder.sender(forward, _binding(writer))
-    writer.write(_request(sender.first(), b""))
+    sender = signer.sender(forward, _binding(writer))
+    writer.write(_request(path, sender.first(), b""))
     status, headers = await head(reader)
     async for _ in lines(reader, headers):
         pass
@@ -150,11 +202,11 @@ async def _prove(
         raise ConnectionRefusedError("it takes no calls: it has no cluster.secret_file, or is an older version")
     if status != 401 or scheme != LINK:
         raise ConnectionRefusedError(f"it refuses the link: HTTP {status}; its log says why")
-    writer.write(_request(sender.answer(challenge.encode()), body))
+    writer.write(_request(path, sender.answer(challenge.encode()), body))
 
 
-def _request(message: bytes, body: bytes) -> bytes:
-    head = f"POST {PATH} HTTP/1.1\r\nHost: member\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+def _request(path: str, message: bytes, body: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: member\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     return f"{head}Authorization: {LINK} ".encode() + message + b"\r\n\r\n" + body
 
 
@@ -168,15 +220,23 @@ sender. It yields the lines of the answer."""
 def route(forwarder: Forwarder, serve: Serve) -> Route:
     """Return the route of [http] that takes calls."""
     from starlette.responses import StreamingResponse
+
+    async def run(body: bytes, forward: Forward) -> Response:
+        return StreamingResponse(serve(body, forward), media_type="application/x-ndjson")
+
+    return answering(forwarder, PATH, run)
+
+
+def answering(forwarder: Forwarder, path: str, answer: Callable[[bytes, Forward], Awaitable[Response]]) -> Route:
+    """Return a route of [http] for members alone. answer: gets the body, and what the
+    proof says of the sender."""
     from starlette.routing import Route
 
     async def take(request: Request) -> Response:
         found = await _checked(forwarder, request)
-        if not isinstance(found, tuple):
-            return found
-        return StreamingResponse(serve(*found), media_type="application/x-ndjson")
+        return await answer(*found) if isinstance(found, tuple) else found
 
-    return Route(PATH, take, methods=["POST"])
+    return Route(path, take, methods=["POST"])
 
 
 async def _checked(forwarder: Forwarder, request: Request) -> tuple[bytes, Forward] | Response:

@@ -296,7 +296,7 @@ class Forwarder:
                 bytes_out=to_client,
             )
 
-        return Leg(transport, ahead, answer.text, answer.code, there.backend, ended)
+        return Leg(transport, ahead, answer.text, answer.code, there.backend, ended, account.storage_id)
 
 
 def _is_tie(ours: Assigned, claim: Assigned) -> bool:

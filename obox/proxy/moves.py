@@ -73,7 +73,8 @@ class Moves:
 
     def __init__(self, known: Known) -> None:
         self._known = known
-        self._watched: set[Watch] = set()
+        self._watched: dict[Watch, None] = {}
+        """In the order in which they began, so that they end in this order."""
         self._left: list[Watch] = []
         """The watches that the present look has not compared yet."""
         self._again = False
@@ -88,14 +89,14 @@ class Moves:
         """Call `cut` once when one of the users has another backend, which may be at
         once. The caller calls `forget` when the work has ended."""
         made = Watch(there, users, cut, finishes)
-        self._watched.add(made)
+        self._watched[made] = None
         if self._other(made):
             self.look()
         return made
 
     def forget(self, watch: Watch) -> None:
         watch.end()
-        self._watched.discard(watch)
+        self._watched.pop(watch, None)
 
     @asynccontextmanager
     async def until_moved(self, there: There, users: Collection[StorageId]) -> AsyncIterator[Watch]:
@@ -132,7 +133,7 @@ class Moves:
         if watch.finishes and all(other.assigned.released for other in others):
             watch.cut_later()
         else:
-            self._watched.discard(watch)
+            self._watched.pop(watch, None)
             watch.cut()
 
     def _other(self, watch: Watch) -> Sequence[Here | There]:

@@ -30,6 +30,20 @@ class Probed(NamedTuple):
     text: str
 
 
+class Asker:
+    """The sender's end of the link, for a process that is no member. It is a
+    `calls.Signer`."""
+
+    def __init__(self, member: str, secret: bytes) -> None:
+        """member: the name in the configuration."""
+        self.member = member
+        self._secret = secret
+
+    def sender(self, forward: Forward, binding: bytes) -> LinkSender:
+        """Our side of the link."""
+        return LinkSender(self._secret, forward, nonce=os.urandom(NONCE_BYTES), binding=binding)
+
+
 async def probe(there: There, account: Account, *, member: str, secret: bytes) -> Probed:
     """Log in at a backend. there: the backend, with the assignment of the user; member:
     the name of this member."""
@@ -48,9 +62,8 @@ async def probe(there: There, account: Account, *, member: str, secret: bytes) -
     try:
         dialogue = await dial(place_of(there, LISTENER))
         try:
-            await imap.login(
-                dialogue, lambda binding: LinkSender(secret, forward, nonce=os.urandom(NONCE_BYTES), binding=binding)
-            )
+            asker = Asker(member, secret)
+            await imap.login(dialogue, lambda binding: asker.sender(forward, binding))
         finally:
             dialogue.abort()
     except Referred as found:

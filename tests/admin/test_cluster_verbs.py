@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from obox.accounts import Account
 from obox.admin import rows
@@ -61,6 +62,7 @@ class Board:
     def __init__(self, directory: Directory, users: PasswdFile) -> None:
         self.directory = directory
         self.probe: Any = None
+        self.kick: Any = None
         self.serves: dict[str, Assigned] | None = None
         self.reads = dict(READS)
         """What the code of the member that is asked can read."""
@@ -68,7 +70,7 @@ class Board:
         @asynccontextmanager
         async def find(*, make: bool = False) -> AsyncIterator[ClusterParts]:
             serves = None if self.serves is None else self._serves
-            yield ClusterParts(directory, "memory", "a", 15.0, self.reads, serves, self.probe)
+            yield ClusterParts(directory, "memory", "a", 15.0, self.reads, serves, self.probe, self.kick)
 
         self.admin = Admin(
             users=users, authenticator=lambda: Authenticator(users), parse_search=lambda _: None, find_cluster=find
@@ -387,7 +389,10 @@ async def test_balance_says_why_and_moves(board: Board) -> None:
     got = await board.rows("clusterBalance", dryRun=True)
     assert [(row["backend"], row["to"]) for row in got] == [("a", "b")] * 3
     used = "with 25% CPU and 50% memory in use"
-    assert got[0]["why"] == f"a has 5 groups {used}, its share is 1.6; b has 3 groups {used}, its share is 6.4"
+    assert got[0]["why"] == (
+        f"a has 0 users in 5 groups {used}, 55.6% of all, its share is 20.0%; "
+        f"b has 1 user in 3 groups {used}, 44.4% of all, its share is 80.0%"
+    )
     assert (await read_tables(board.directory)).pending() == {}
     assert await board.rows("clusterBalance") == got
     pending = (await read_tables(board.directory)).pending()
@@ -403,7 +408,33 @@ async def test_balance_looks_at_machines(board: Board) -> None:
     await board.put(Kind.BEATS, "a", Beat(8, "boot-a", started=900.0, load={"cpu": 0.9, "memory": 0.5}))
     (shift,) = await board.rows("clusterBalance", dryRun=True)
     assert (shift["backend"], shift["to"]) == ("a", "b")
-    assert "a has 4 groups with 90% CPU" in shift["why"]
+    assert "a has 0 users in 4 groups with 90% CPU" in shift["why"]
+
+
+async def test_balance_counts_users(board: Board, tmp_path: Path) -> None:
+    """All users are in the groups of a. A second name of a mail and disabled users do
+    not count, and pinned users count for the backend that has them."""
+    await board.put(Kind.MEMBERS, "b", Member("backend", "north", "b.example.org", {"imap": 143}, READS, "1"))
+    for number in range(GROUPS):
+        await board.put(Kind.GROUPS, group_key(number), Assigned("a" if number < 4 else "b", number + 1, 1))
+    names = [name for name in (f"user{n}" for n in range(400)) if group_of(name, GROUPS) < 4][:42]
+    lines = [f"{name}:{{PLAIN}}x::::::storage_id={name}" for name in names]
+    lines += [f"other:{{PLAIN}}x::::::storage_id={names[0]}", *(f"off{n}:{{PLAIN}}x::::::disabled" for n in range(9))]
+    (tmp_path / "many").write_text("\n".join(lines) + "\n")
+    board.admin.users = PasswdFile(tmp_path / "many", "")
+    for name in names[:2]:
+        await board.put(Kind.PINS, name, pinned_at("b"))
+    got = await board.rows("clusterBalance", dryRun=True)
+    assert got
+    assert {(row["backend"], row["to"]) for row in got} == {("a", "b")}
+    assert got[0]["why"].startswith("a has 40 users in 4 groups with 25% CPU")
+    assert "b has 2 users in 4 groups with 25% CPU" in got[0]["why"]
+
+    # Users that cannot be listed do not count, and the log says so.
+    board.admin.users = PasswdFile(tmp_path / "nothing", "")
+    with capture_logs() as logs:
+        assert await board.rows("clusterBalance", dryRun=True) == []
+    assert "users cannot be listed, groups are balanced by their number" in [line["event"] for line in logs]
 
 
 async def test_a_directory_that_does_not_answer_is_exit_69(empty: Board) -> None:
@@ -731,7 +762,8 @@ async def test_who_is_deleted_is_pinned_no_more(board: Board) -> None:
 async def test_a_kick_needs_the_key_and_the_owner(board: Board) -> None:
     code, text = await board.fails("clusterUserKick", user=ANNA)
     assert code == 77
-    assert "http.api_key" in text
+    assert "cluster.secret_file" in text
+    assert "http.api_key" in text, "both ways are named"
     await board.put(Kind.MEMBERS, "b", Member("backend", "south", "127.0.0.1"))
     await board.put(Kind.MEMBERS, "a", Member("backend", "south", "127.0.0.1"))
     from obox.admin.parts import OwnHttp
@@ -740,6 +772,22 @@ async def test_a_kick_needs_the_key_and_the_owner(board: Board) -> None:
     code, text = await board.fails("clusterUserKick", user=ANNA)
     assert code == 69
     assert "[http]" in text
+
+
+async def test_a_kick_goes_over_the_link_where_there_is_a_secret(board: Board) -> None:
+    """No key is asked for, also while no member runs here."""
+    asked: list[tuple[str, str, str]] = []
+
+    async def kick(backend: str, member: Member, account: Account, assigned: Assigned) -> int:
+        asked.append((backend, member.address, account.name))
+        return 2 - len(asked)
+
+    board.kick = kick
+    row = await board.row("clusterUserKick", user=ANNA)
+    owner = row["backend"]
+    assert row == {"backend": owner, "connections": 1}
+    assert asked == [(owner, f"{owner}.example.org", ANNA)]
+    assert (await board.fails("clusterUserKick", user=ANNA))[0] == 68, "nobody was logged in"
 
 
 async def test_without_a_cluster(board: Board) -> None:

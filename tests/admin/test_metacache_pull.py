@@ -169,8 +169,8 @@ async def test_keys(start: Start) -> None:
 
 async def test_unreachable(start: Start, unused: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    new = pull._Source._new
-    monkeypatch.setattr(pull._Source, "_new", lambda source: asked.append(source._name) or new(source))
+    new = pull._Keyed._new
+    monkeypatch.setattr(pull._Keyed, "_new", lambda source: asked.append(source._name) or new(source))
     async with two(start) as (_, other):
         assert (await other.fails("metacachePull", allUsers=True, sourceBackendHost=unused))[0] == 69
         assert len(asked) == 1, "asked once, not for each user"
@@ -364,13 +364,13 @@ async def test_the_sources_side(start: Start) -> None:
 async def test_a_destination_that_reads_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """The source ends such a connection after a time, so that the user can be deleted
     again."""
-    from obox.admin import source
+    from obox.admin import copies
 
     async def endless(self: Any) -> AsyncIterator[bytes]:
         while True:
             yield bytes(256 * 1024)
 
-    monkeypatch.setattr(source, "SILENCE_S", 0.2)
+    monkeypatch.setattr(copies, "SILENCE_S", 0.2)
     monkeypatch.setattr(pulling.Outgoing, "stream", endless)
     async with start("first", '[cluster]\nbackend = "first"\n') as one:
         await some_mail(one)

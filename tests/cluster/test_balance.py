@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from obox.cluster.balance import SHIFT_MAX, Load, balance
+import random
+
+import pytest
+
+from obox.cluster.balance import SHIFT_MAX, Load, People, balance, shares
 from obox.membership import LOAD_S, MachineLoad
 
 
@@ -48,6 +52,7 @@ def test_each_group_moves_once() -> None:
 
 EVEN = {"a": 100.0, "b": 100.0}
 HALVES = {"a": units(0, 50), "b": units(50, 100)}
+HALVES_OF_80 = {"a": units(0, 40), "b": units(40, 80)}
 
 
 def busy(**cpu: float) -> dict[str, Load]:
@@ -95,6 +100,93 @@ def test_a_machine_without_memory_gets_nothing() -> None:
     loads = {"a": Load(0.1, 0.3), "b": Load(0.1, 0.97)}
     assert balance({"a": units(0, 10), "b": []}, EVEN, loads) == []
     assert after({"a": [], "b": units(0, 10)}, EVEN, loads) == {"a": 5, "b": 5}, "it may give"
+
+
+# -- users -------------------------------------------------------------------------------------------------------------
+
+
+def users_after(
+    owned: dict[str, list[str]], weights: dict[str, float], people: People
+) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """How many users each backend has after the moves, and the groups."""
+    has = {name: set(owned.get(name, ())) for name in weights}
+    for shift in balance(owned, weights, None, people):
+        has[shift.source].remove(shift.unit)
+        has[shift.to].add(shift.unit)
+    counts = {name: people.pinned.get(name, 0) for name in weights}
+    for name, groups in has.items():
+        counts[name] += sum(people.groups.get(group, 0) for group in groups)
+    return counts, {name: sorted(groups) for name, groups in has.items()}
+
+
+def test_users_are_shared_out_and_not_groups() -> None:
+    """The groups of a have a hundred users each, those of b have none."""
+    people = People(dict.fromkeys(units(0, 40), 100), {})
+    assert users_after(HALVES_OF_80, EVEN, people)[0] == {"a": 2000, "b": 2000}
+    assert users_after(HALVES_OF_80, {"a": 75.0, "b": 25.0}, people)[0] == {"a": 3000, "b": 1000}
+
+
+def test_a_few_users_more_move_nothing() -> None:
+    people = People({**dict.fromkeys(units(0, 40), 20), "00000": 26, "00003": 25}, {})
+    assert balance({"a": units(0, 20), "b": units(20, 40)}, EVEN, None, people) == []
+
+
+def test_new_users_come_in_proportion() -> None:
+    """A backend gets its part of the groups also if they have no users yet."""
+    counts, groups = users_after({"a": units(0, 60)}, {"a": 100.0, "b": 50.0}, People({}, {}))
+    assert (len(groups["a"]), len(groups["b"])) == (40, 20)
+    people = People({group: 1 for group in units(0, 20)}, {})
+    counts, groups = users_after({"a": units(0, 60)}, EVEN, people)
+    assert sum(counts.values()) == 20
+    assert abs(counts["a"] + len(groups["a"]) - counts["b"] - len(groups["b"])) <= 1
+
+
+def test_pinned_users_count_where_they_are() -> None:
+    people = People(dict.fromkeys(units(0, 20), 9), {"a": 100})
+    counts, groups = users_after({"a": units(0, 10), "b": units(10, 20)}, EVEN, people)
+    assert (len(groups["a"]), len(groups["b"])) == (5, 15)
+    assert counts == {"a": 145, "b": 135}
+
+
+def test_a_large_group_is_not_moved_to_and_fro() -> None:
+    """One group has nearly all users. Its move would only change who has too many."""
+    people = People({"00000": 1000}, {})
+    shifts = balance({"a": units(0, 4), "b": units(4, 8)}, EVEN, None, people)
+    assert "00000" not in {shift.unit for shift in shifts}
+    assert {(shift.source, shift.to) for shift in shifts} == {("a", "b")}, "the small ones make room"
+
+
+def test_the_reason_names_users_groups_and_shares() -> None:
+    people = People(dict.fromkeys(units(0, 40), 10), {"b": 7})
+    first = balance(HALVES_OF_80, EVEN, busy(a=0.2, b=0.1), people)[0]
+    assert first.why == (
+        "a has 400 users in 40 groups with 20% CPU and 30% memory in use, 90.3% of all, its share is 50.0%; "
+        "b has 7 users in 40 groups with 10% CPU and 30% memory in use, 9.7% of all, its share is 50.0%"
+    )
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_move_helps_and_a_second_balance_moves_nothing(seed: int) -> None:
+    rng = random.Random(seed)
+    names = "abcde"[: rng.randint(2, 5)]
+    weights = {name: float(rng.choice([0, 10, 50, 100])) for name in names}
+    owned: dict[str, list[str]] = {name: [] for name in names}
+    for unit in units(0, rng.choice([3, 20, 80])):
+        owned[rng.choice(names)].append(unit)
+    groups = {unit: rng.choice([0, 1, 3, 40]) for all_of in owned.values() for unit in all_of}
+    people = People(groups, {name: rng.choice([0, 0, 30]) for name in names})
+    shifts = balance(owned, weights, None, people)
+    assert len({shift.unit for shift in shifts}) == len(shifts)
+    assert all(shift.unit in owned[shift.source] and weights[shift.to] for shift in shifts)
+
+    def apart(has: dict[str, list[str]]) -> float:
+        count = {name: people.pinned[name] + sum(1 + groups[unit] for unit in has[name]) for name in names}
+        wanted = shares(count, weights, {})
+        return sum((count[name] - wanted[name]) ** 2 for name in names)
+
+    _, moved = users_after(owned, weights, people)
+    assert apart(moved) < apart(owned) if shifts else moved == {name: sorted(all_of) for name, all_of in owned.items()}
+    assert balance(moved, weights, None, people) == []
 
 
 def test_cpu_is_an_average() -> None:

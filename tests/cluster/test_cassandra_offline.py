@@ -14,8 +14,20 @@ from typing import Any
 import pytest
 import structlog.testing
 from patience import PATIENT_S
+from test_member_steps import FakeStore
 
-from obox.cluster import Kind, open_cassandra
+from obox.cluster import (
+    BackendMember,
+    DeadWatch,
+    Kind,
+    Member,
+    Myself,
+    State,
+    View,
+    World,
+    make_settings,
+    open_cassandra,
+)
 from obox.cluster import cassandra as engine
 from obox.errors import ConfigError, Unavailable
 
@@ -152,6 +164,74 @@ async def test_a_server_that_does_not_answer_is_a_line_a_minute(monkeypatch: pyt
         now += 31
     await directory.close()
     assert lines == [["directory does not answer"], [], ["directory does not answer"]]
+
+
+class FakeCassandra:
+    """The driver's cluster and session. It refuses connections until it is up."""
+
+    def __init__(self) -> None:
+        self.up = False
+        self.rows: dict[tuple[str, str], tuple[bytes, int]] = {}
+
+    def connect(self, keyspace: str) -> FakeCassandra:
+        if not self.up:
+            raise ConnectionRefusedError("Connection refused")
+        return self
+
+    def shutdown(self) -> None: ...
+
+    def prepare(self, statement: str) -> SimpleNamespace:
+        return SimpleNamespace(bind=lambda values: (statement, *values))
+
+    def execute_async(self, bound: tuple[Any, ...]) -> SimpleNamespace:
+        statement, *values = bound
+        found = []
+        if statement == engine.INSERT:
+            kind, key, value, stamp = values
+            self.rows[kind, key] = value, stamp
+        else:
+            found = [(key, *row) for (kind, key), row in self.rows.items() if values in ([kind], [kind, key])]
+        return SimpleNamespace(has_more_pages=False, add_callbacks=lambda page, failed: page(found))
+
+
+async def test_a_start_waits_for_cassandra_with_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend starts 150 s before Cassandra answers. Then it joins the cluster."""
+    now, server = 1_800_000_000.0, FakeCassandra()
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr("obox.cluster.cassandra.time", SimpleNamespace(monotonic=lambda: now))
+    directory = open_cassandra("cassandra://c1/obox")
+    monkeypatch.setattr(directory, "_new_cluster", lambda: server)
+    view = View(directory, clock=lambda: now, now=lambda: now, sleep=sleep)
+
+    async def greets(member: Member | None) -> bool:
+        return True
+
+    async def settle() -> None:
+        await make_settings(directory, 4, now=lambda: now, sleep=sleep, random_bytes=bytes)
+
+    world = World(lambda: now, lambda: now, sleep, bytes, dict, greets)
+    member = BackendMember(view, FakeStore(), DeadWatch("a", "default", 15.0), world)
+    until = now + 150
+    with structlog.testing.capture_logs() as logs:
+        running = asyncio.ensure_future(member.run(Myself(Member("backend", "default", "c1"), State.STANDBY, settle)))
+        async with asyncio.timeout(PATIENT_S):
+            while now < until:  # noqa: ASYNC110 - the clock is the test's own
+                await asyncio.sleep(0)
+            told = [(line["event"], line["error"]) for line in logs if line["log_level"] != "debug"]
+            server.up = True
+            while (Kind.BEATS.value, "a") not in server.rows:
+                assert not running.done()
+                await asyncio.sleep(0)
+    assert told == 3 * [("directory does not answer", "Connection refused")]
+    assert (Kind.MEMBERS.value, "a") in server.rows
+    running.cancel()
+    await asyncio.wait([running])
+    await directory.close()
 
 
 async def test_the_reason_is_a_note_of_the_error() -> None:

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from certificates import certificate
@@ -49,8 +50,11 @@ class Place:
         for number in range(3):
             yield b'{"row":%d}\n' % number
 
+    def routes(self) -> list[Any]:
+        return [calls.route(self.forwarder, self.serve)]
+
     async def listen(self, via: Via | None = None) -> None:
-        server = HttpServer(application(routes=[calls.route(self.forwarder, self.serve)]))
+        server = HttpServer(application(routes=self.routes()))
         self._stack.push_async_callback(server.close)
         loop = asyncio.get_running_loop()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -129,10 +133,10 @@ class Attacker:
     async def open(self) -> None:
         self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.place.port)
 
-    async def send(self, message: bytes, body: bytes = b"") -> tuple[int, dict[str, str]]:
+    async def send(self, message: bytes, body: bytes = b"", path: str = calls.PATH) -> tuple[int, dict[str, str]]:
         self.writer.write(
             b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nAuthorization: X-OBOX-LINK %b\r\n\r\n%b"
-            % (calls.PATH.encode(), len(body), message, body)
+            % (path.encode(), len(body), message, body)
         )
         status, headers = await calls.head(self.reader)
         async for _ in calls.lines(self.reader, headers):

@@ -42,6 +42,7 @@ class Session:
     mailbox: str = "INBOX"
     idle: bool = False
     since: float = 0.0
+    mail: str = ""
 
 
 @dataclass(eq=False)

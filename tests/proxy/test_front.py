@@ -24,6 +24,7 @@ from members import ADDRESS, SECRET, Cluster, Member, Rows, cluster, until
 from patience import PATIENT_S
 from structlog.testing import capture_logs
 
+from obox.auth import PasswdFile
 from obox.cluster import (
     Assigned,
     Beat,
@@ -37,6 +38,7 @@ from obox.cluster import (
     decode,
     encode,
     group_key,
+    group_of,
 )
 from obox.cluster import Member as MemberRow
 from obox.cluster.records import SETTINGS_KEY
@@ -158,6 +160,40 @@ async def test_a_proxy_serves_logins_mails_probes_and_metrics(
         assert front.view.beats["p1"].site == "default"
         assert isinstance(front.view.beats["p1"], Beat)
     assert b2.counts.open == 0
+
+
+async def test_two_names_of_one_mail_are_one_user(tmp_path: Path) -> None:
+    """The storage id decides about the group, and not the name. All other groups belong
+    to a backend that does not run."""
+    async with cluster(tmp_path) as made:
+        names = ("ben", "benjamin")
+        lines = "".join(f"{name}:{{PLAIN}}secret::::::storage_id=ben\n" for name in names)
+        (tmp_path / "users").write_text(lines)
+        made.users = PasswdFile(tmp_path / "users", "")
+        made.rows.own("ben", "b2")
+        b2, directory = await made.member("b2"), directory_of_a_test()
+        ours = group_of(BEN, 8)
+        assert group_of(StorageId("benjamin"), 8) != ours, "the name alone leads elsewhere"
+        await put(directory, Kind.SETTINGS, SETTINGS_KEY, Settings(8, "0" * 32, 1.0))
+        address, ports = made.rows.places["b2"]
+        await put(directory, Kind.MEMBERS, "b2", MemberRow("backend", "default", address, ports))
+        for group in range(8):
+            row = made.rows.owners["ben"] if group == ours else Assigned("b9", 1, 1)
+            await put(directory, Kind.GROUPS, group_key(group), row)
+        async with running(config_file(tmp_path), directory) as front:
+            await until(lambda: front.view.settings is not None)
+            clients = [await client(front) for _ in names]
+            for name, one in zip(names, clients, strict=True):
+                await one.ok(f"LOGIN {name} secret")
+                await one.append("INBOX", b"Subject: by %b\r\n\r\n" % name.encode())
+                reader, writer = await asyncio.open_connection(ADDRESS, port_of(front, "lmtp"))
+                writer.write(b"LHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<%b>\r\n" % name.encode())
+                writer.write(b"DATA\r\n\r\nhello\r\n.\r\nQUIT\r\n")
+                assert b"\r\n250 2.0.0 <%b> " % name.encode() in await asyncio.wait_for(reader.read(), PATIENT_S)
+                writer.close()
+            for one in clients:
+                assert (await one.ok("STATUS INBOX (MESSAGES)"))[0] == b"* STATUS INBOX (MESSAGES 4)"
+            assert {who.user for who in b2.imap.who()} == set(names)
 
 
 async def test_clients_of_users_who_have_another_backend_are_let_go(

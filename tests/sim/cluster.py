@@ -4,6 +4,11 @@ directory returns outdated rows.
 Each backend has its own store, member and connection to the directory. The player's
 clients ask a backend that says that it serves the user. While two backends say so,
 there are two groups of clients, which do not see each other's changes.
+
+In half of the lives there is a proxy, and half of the clients come through it: they get
+to the backend that the proxy finds, wait where it waits, and lose their session when
+the user moves. The proxy dies as well, and its connection to the directory has faults
+of its own.
 """
 
 from __future__ import annotations
@@ -40,6 +45,7 @@ from obox.cluster import (
     user_key,
 )
 from obox.cluster import World as MemberWorld
+from obox.errors import Unavailable
 from obox.membership import Membership
 from obox.objectstore.faults import Rates
 from obox.store import MailStore
@@ -49,6 +55,7 @@ from .caches import Disk
 from .loop import simulate
 from .model import require
 from .player import SID, Player
+from .proxies import Proxy, Session
 from .world import Crash, Node, World
 
 GROUPS = 4
@@ -83,6 +90,14 @@ class ClusterStory:
     def __init__(self, seed: int, *, steps: int = 30) -> None:
         self.seed, self.steps = seed, steps
         self.rng = random.Random(seed * 104_729)
+        self.chance = random.Random(seed * 7_919)
+        """Of the proxy, so that lives without one are as they were."""
+        self.proxied = seed % 4 < 2 and steps > 0
+        self.proxies: list[Proxy] = []
+        """All lives of the proxy. The last life is the present life."""
+        self.stays: list[tuple[Proxy, Session]] = []
+        """Sessions that clients keep open, with the life of the proxy that they came
+        through."""
 
     async def run(self) -> World:
         self.world = World(self.seed)
@@ -111,6 +126,8 @@ class ClusterStory:
         self.split_until = 0.0
         await self._found()
         await self._until_served()
+        if self.proxied:
+            self._start_proxy()
         for _ in range(self.steps):
             self._weather()
             if rng.random() < 0.3:
@@ -125,6 +142,67 @@ class ClusterStory:
 
     async def _found(self) -> None:
         await asyncio.gather(*(self._start(name, Disk()) for name in self.sites))
+
+    # -- the proxy -------------------------------------------------------------------------------------------------
+
+    def _start_proxy(self) -> None:
+        if self.proxies:
+            self.proxies[-1].kill()
+        way = MemoryDirectory(
+            self.chance.choice([*self.replicas.values()]),
+            sleep=asyncio.sleep,
+            rng=random.Random(self.chance.random()),
+            faults=Faults(latency_s=0.02),
+        )
+        self.ways["proxy"] = way
+        self.world.note("start the proxy")
+        self.proxies.append(Proxy(self.world, way, self.nodes, self.members))
+
+    async def _comes(self, after_s: float = 0.0) -> None:
+        """A client comes through the proxy, or is there already, and runs a command."""
+        await asyncio.sleep(after_s)
+        proxy, session = self.proxies[-1], self._kept()
+        if session is None:
+            try:
+                session = await proxy.login(SID)
+            except Unavailable as exc:
+                self.world.note("the proxy refuses a client:", exc)
+                return
+        self.owners()
+        self.player.split = self.in_doubt
+        try:
+            await self.player.act(session, self.rng, gentle=True)  # type: ignore[arg-type]
+        finally:
+            if self.chance.random() < 0.5 and session.lives():
+                self.stays.append((proxy, session))
+            else:
+                proxy.leave(session)
+
+    def _kept(self) -> Session | None:
+        """A session that a client has kept open, and uses now. Clients notice that a
+        session is over when they use it."""
+        while self.stays and not self.stays[0][1].suspended:
+            proxy, session = self.stays.pop(0)
+            if session.lives():
+                return session
+            proxy.leave(session)
+        return None
+
+    async def _proxy_restarts(self, node: Node) -> None:
+        self.proxies[-1].kill()
+        await asyncio.sleep(self.chance.choice([0, 0.5, 5]))
+        self._start_proxy()
+
+    async def _finds(self, owner: Node) -> None:
+        """In the end the proxy finds the only owner, and nothing of it is left."""
+        proxy = self.proxies[-1]
+        session = await proxy.login(SID)
+        for proxy_of, one in [(proxy, session), *self.stays]:
+            if one.lives():
+                require(one.name == owner.name, "a client is left at", one.name, "and the owner is", owner.name)
+            proxy_of.leave(one)
+        require(proxy.at_rest(), "the proxy still waits or watches")
+        proxy.kill()
 
     # -- backends --------------------------------------------------------------------------------------------------
 
@@ -264,7 +342,14 @@ class ClusterStory:
         rng = self.rng
         owners = self.owners()
         self.player.split = self.in_doubt
-        work = [self.player.act(node, rng, gentle=True) for node in owners for _ in range(rng.choice([1, 1, 2]))]
+        work = [
+            self._comes() if self.proxies and self.chance.random() < 0.5 else self.player.act(node, rng, gentle=True)
+            for node in owners
+            for _ in range(rng.choice([1, 1, 2]))
+        ]
+        if self.proxies and not owners:
+            # The proxy lets its clients wait.
+            work.append(self._comes())
         for result in await asyncio.gather(*work, return_exceptions=True):
             if isinstance(result, BaseException) and not isinstance(result, Crash):
                 raise result
@@ -299,6 +384,8 @@ class ClusterStory:
         name = rng.choice(owners or up) if rng.random() < 0.7 else rng.choice(up)
         self.world.note("accident", kind.__name__, name)
         busy = [asyncio.ensure_future(self._commands())] if rng.random() < 0.5 else []
+        if self.proxies and self.chance.random() < 0.7:
+            busy.append(asyncio.ensure_future(self._comes(self.chance.choice([0.2, 1.5, 4]))))
         await asyncio.sleep(rng.choice([0, 0.01, 0.1, 1.0]))
         await kind(self.nodes[name])
         self.old_rows.append(dict(self.replica.rows()))
@@ -307,7 +394,7 @@ class ClusterStory:
             await self._answered()
 
     def _more_accidents(self) -> list[Callable[[Node], Awaitable[None]]]:
-        return []
+        return [self._proxy_restarts] if self.proxies else []
 
     async def _stops(self, node: Node) -> None:
         await self._leave(node)
@@ -433,6 +520,8 @@ class ClusterStory:
         owner = await self._until_served()
         assert len(self.owners()) == 1, f"more than one owner in the end: {self.owners()}"
         self.player.split = False
+        if self.proxies:
+            await self._finds(owner)
         await self.player.look(owner, "at the end")
         for name, node in self.nodes.items():
             if node.up:
@@ -489,7 +578,7 @@ class SitesStory(ClusterStory):
         super()._put(kind, key, record)
 
     def _more_accidents(self) -> list[Callable[[Node], Awaitable[None]]]:
-        return [self._link_is_cut, self._link_is_cut, self._site_is_given_up]
+        return [*super()._more_accidents(), self._link_is_cut, self._link_is_cut, self._site_is_given_up]
 
     async def _link_is_cut(self, node: Node) -> None:
         self.link.cut = True

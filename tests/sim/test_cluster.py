@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from .cluster import play
+from .cluster import ClusterStory, play
+from .loop import simulate
 
 SEEDS = 200
 AT_ONCE = 10
@@ -17,8 +18,22 @@ def test_lives(start: int) -> None:
         play(seed)
 
 
+def test_clients_come_through_a_proxy() -> None:
+    """They are served, are refused after a wait, and lose sessions when the user moves.
+    The proxy restarts."""
+    stories = [ClusterStory(seed) for seed in (49, 148, 192, 193)]
+    for story in stories:
+        simulate(story.run)
+    lives = [proxy for story in stories for proxy in story.proxies]
+    assert len(lives) > len(stories)
+    assert sum(proxy.served for proxy in lives) > 5 * len(stories)
+    assert sum(proxy.refused for proxy in lives)
+    assert sum(proxy.cut for proxy in lives)
+
+
 def test_same_seed_same_life() -> None:
-    assert play(7).trace == play(7).trace
+    for seed in (7, 8):
+        assert play(seed).trace == play(seed).trace
 
 
 def test_an_old_assignment_that_comes_back_after_a_start_is_not_taken_for_a_release() -> None:

@@ -7,15 +7,13 @@ import asyncio
 
 import pytest
 
-from obox.auth import Authenticator, PasswdFile, Referred
-from obox.cluster import Assigned, MemoryDirectory, There, View
-from obox.proxy import Forwarder, ViewRouter
+from obox.cluster import MemoryDirectory
 from obox.types import StorageId
 
 from .cluster import DEAD_AFTER_S, ClusterStory
 from .loop import simulate
 from .player import SID
-from .world import Node
+from .proxies import Proxy
 
 POLLS_S = 5.0
 """A judgement, a greeting, a takeover and two passes over the directory."""
@@ -33,12 +31,7 @@ class Proxied(ClusterStory):
 
     async def _finish(self) -> None:
         way = MemoryDirectory(self.replica, sleep=asyncio.sleep)
-        view = View(way, clock=self.world.clock, now=self.world.now, sleep=asyncio.sleep)
-        router = ViewRouter(view, way)
-        users = PasswdFile("/nowhere", "")  # type: ignore[arg-type]
-        forwarder = Forwarder(router, [b"x" * 32], Authenticator(users), member="p")
-        view.listen(forwarder.changed)
-        polls = asyncio.ensure_future(view.run())
+        proxy = Proxy(self.world, way, self.nodes, self.members)
         await asyncio.sleep(30.0)  # all groups have an owner
         victim = self.nodes["a"]
         began = self.world.clock()
@@ -47,7 +40,7 @@ class Proxied(ClusterStory):
         else:
             victim.kill()
             self.player.lost(victim)
-        clients = [asyncio.ensure_future(self._login(forwarder, sid, began)) for sid in USERS]
+        clients = [asyncio.ensure_future(self._login(proxy, sid, began)) for sid in USERS]
         if self.kind == "restarted":
             await asyncio.sleep(4.0)
             await self._start("a", victim.disk.snapshot())
@@ -56,32 +49,17 @@ class Proxied(ClusterStory):
             assert "a" in served
         else:
             assert "a" not in served
-        assert forwarder.waiting.count == 0
-        assert not forwarder.moves
-        polls.cancel()
+        assert proxy.at_rest()
+        proxy.kill()
         if self.kind == "suspended":
             victim.thaw()
 
-    async def _login(self, forwarder: Forwarder, sid: StorageId, began: float) -> str:
+    async def _login(self, proxy: Proxy, sid: StorageId, began: float) -> str:
         """The backend that a client of a user gets, as it is logged in there."""
-
-        async def at(there: There) -> str:
-            node: Node = self.nodes[there.backend]
-            if node.host.frozen:
-                await asyncio.sleep(3600.0)  # it has taken the connection
-            if not node.up:
-                raise ConnectionRefusedError
-            member = self.members[there.backend]
-            route = await node.host.spawn(member.route(sid))
-            if isinstance(route, There):
-                found: Assigned = route.assigned
-                raise Referred(found.backend, found.number, found.token)
-            return there.backend
-
-        served = await forwarder.at_owner(sid, "imap", at)
-        assert served is not None
+        session = await proxy.login(sid)
+        proxy.leave(session)
         self.waited.append(self.world.clock() - began)
-        return served
+        return str(session.name)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import time
 from collections import Counter
 from pathlib import Path

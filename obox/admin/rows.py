@@ -339,7 +339,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "group": "the group that moves",
         "backend": "the backend that has it",
         "to": "the backend that gets it",
-        "why": "the numbers of groups, the load of the machines, and the shares that lead to it",
+        "why": "the numbers of users and groups, the load of the machines, and the shares that lead to it",
     },
     "clusterBackendList": _BACKEND,
     "clusterBackendAdd": _BACKEND,

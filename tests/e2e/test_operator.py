@@ -31,9 +31,9 @@ from obox.admin import TABLE, Needs
 SCALE = int(os.environ.get("OBOX_TEST_CROWD", "1"))
 USERS = 1000 * SCALE
 MAILS = 6
-SESSIONS = 50
-DELIVERIES_PER_S = 100.0
-SENDERS = 20
+SESSIONS = 25
+DELIVERIES_PER_S = 40.0
+SENDERS = 10
 MAX_SPACE = (4 << 20) * SCALE
 MAX_SIZE = (4 << 20) * SCALE
 KEY = "operator's key"

@@ -117,6 +117,11 @@ async def test_urls_that_name_nothing(running: Running, client: Client, name: by
     assert running.imap.context.intake.memory.used == 0
 
 
+async def test_a_missing_target_is_told_before_urls(client: Client) -> None:
+    got = await client.cmd(b"APPEND Missing CATENATE (%b)" % url(b"/INBOX/;UID=99"))
+    assert got[-1].startswith(b"NO [TRYCREATE] ")
+
+
 async def test_the_size_of_the_mail_is_limited(running: Running, client: Client) -> None:
     lines = await client.cmd(b"APPEND Sent CATENATE (%b)" % b" ".join([url(b"/caf%C3%A9/;UID=1")] * 2))
     assert lines[-1].startswith(b"NO [TOOBIG] ")

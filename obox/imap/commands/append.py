@@ -36,6 +36,11 @@ async def store(session: Session, command: ast.Append, **freed: int) -> Appended
         await loaded("obox.imap.commands.catenate")
         from obox.imap.commands.catenate import assembled
 
+        try:
+            # First, because a client that gets TRYCREATE sends the URLs again.
+            await session.need_user().status(command.mailbox)
+        except NotFound as error:
+            return of_error(error, target=True)
         made = await assembled(session, command)
         if isinstance(made, Reply):
             return made

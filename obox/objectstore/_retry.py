@@ -358,7 +358,7 @@ class _Attempt(Generic[T]):
 
     def _stop(self) -> None:
         """End the first attempt: its time is over, or another has an answer."""
-        if self._guard is not None:
+        if self._guard is not None and not self._guard.expired():
             self._guard.reschedule(asyncio.get_running_loop().time())
 
     def _check_silence(self) -> None:

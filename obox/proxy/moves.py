@@ -103,7 +103,12 @@ class Moves:
         """End the block with TimeoutError when one of the users gets another
         backend."""
         async with asyncio.timeout(None) as scope:
-            watch = self.watch(there, users, lambda: scope.reschedule(-math.inf))
+
+            def moved() -> None:
+                if not scope.expired():
+                    scope.reschedule(-math.inf)
+
+            watch = self.watch(there, users, moved)
             try:
                 yield watch
             finally:

@@ -21,6 +21,12 @@ def test_lives(start: int) -> None:
         play(seed)
 
 
+def test_an_answer_comes_as_its_time_is_over() -> None:
+    """In this life a second attempt has an answer in the turn in which the first is
+    ended."""
+    play(2300103)
+
+
 def test_same_seed_same_life() -> None:
     for seed in (5, 11, 29):
         assert play(seed).trace == play(seed).trace

@@ -19,6 +19,7 @@ import base64
 import http.client
 import socket
 import ssl
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -147,7 +148,7 @@ class _Failure(msgspec.Struct, rename="camel"):
     message: str = ""
 
 
-class _Source:
+class _Source(ABC):
     """The other backend. Use it as a context. A subclass says how a question gets
     there."""
 
@@ -158,8 +159,8 @@ class _Source:
     async def __aenter__(self) -> _Source:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        pass
+    @abstractmethod
+    async def __aexit__(self, *_: object) -> None: ...
 
     async def identity(self) -> _Identity:
         """Raises NoHost, Unavailable, NoPerm, Invalid."""
@@ -177,21 +178,17 @@ class _Source:
         return await self._json(Question("drop", sid), _Dropped)
 
     async def _json(self, question: Question, kind: type[T]) -> T:
-        data = bytearray()
         async with aclosing(self._ask(question)) as pieces:
-            async for piece in pieces:
-                data += piece
-                if len(data) > ANSWER_BYTES_MAX:
-                    break
+            data = await _beginning(pieces)
         try:
-            return msgspec.json.decode(bytes(data), type=kind)
+            return msgspec.json.decode(data, type=kind)
         except (msgspec.DecodeError, RecursionError) as error:
             raise Unavailable(f"{self._name}: no admin API answers there") from error
 
+    @abstractmethod
     def _ask(self, question: Question) -> AsyncGenerator[bytes]:
         """Return the body of the answer. Raises NoHost, Unavailable, NoPerm, and what
         the source says; Temporary if the answer had already begun."""
-        raise NotImplementedError
 
     def _failure(self, status: int, text: bytes) -> OboxError:
         """Return the error for a failure that the source answered."""
@@ -203,6 +200,16 @@ class _Source:
         kind = next((kind for kind in kinds if of(kind("")) == failure.exit_code), Temporary)
         shown = "".join(char if char.isprintable() else "?" for char in failure.message[:TOLD_CHARS_MAX])
         return kind(f"{self._name}: {shown}")
+
+
+async def _beginning(pieces: AsyncIterator[bytes]) -> bytes:
+    """Read a short answer: at most ANSWER_BYTES_MAX, whatever the source sends."""
+    data = bytearray()
+    async for piece in pieces:
+        data += piece
+        if len(data) >= ANSWER_BYTES_MAX:
+            break
+    return bytes(data[:ANSWER_BYTES_MAX])
 
 
 def _source(admin: Admin, params: MetacachePullParams) -> _Source:
@@ -236,6 +243,9 @@ class _Member(_Source):
         super().__init__(there.backend)
         self._sources, self._there = sources, there
 
+    async def __aexit__(self, *_: object) -> None:
+        """A question has its own connection, which ends with it."""
+
     async def _ask(self, question: Question) -> AsyncGenerator[bytes]:
         began = False
         try:
@@ -243,7 +253,7 @@ class _Member(_Source):
                 if status == 403:
                     raise NoPerm(f"{self._name}: it refuses the link; its log says why")
                 if status != 200:
-                    raise self._failure(status, b"".join([piece async for piece in pieces])[:ANSWER_BYTES_MAX])
+                    raise self._failure(status, await _beginning(pieces))
                 began = True
                 async for piece in pieces:
                     yield piece

@@ -22,6 +22,7 @@ from ports import free_port
 from test_verbs import ANNA, BEN, Client
 
 from obox.admin import pull
+from obox.cluster import Assigned, There
 from obox.store.operate import pull as pulling
 
 Start = Callable[..., Any]
@@ -277,6 +278,32 @@ async def test_the_sources_message_is_short_and_printable(start: Start) -> None:
             assert len(message) < 400
         finally:
             server.close()
+
+
+class Endless:
+    """A member of the cluster that fails with a message without an end."""
+
+    def __init__(self) -> None:
+        self.sent_bytes = 0
+
+    def find(self, name: str, host: str, port: int | None) -> There:
+        return There(name, host, {}, Assigned(name, 0, 0))
+
+    @asynccontextmanager
+    async def ask(self, there: There, question: bytes) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
+        async def stream() -> AsyncIterator[bytes]:
+            while self.sent_bytes < 100 * pull.ANSWER_BYTES_MAX:
+                self.sent_bytes += 4096
+                yield b"x" * 4096
+
+        yield 500, stream()
+
+
+async def test_a_members_message_is_read_to_a_limit(start: Start) -> None:
+    async with start("first", '[cluster]\nbackend = "first"\n') as one:
+        one.backend.admin.sources = endless = Endless()
+        assert await one.fails("metacachePull", user=BEN, sourceBackendHost="second") == (69, "second: HTTP 500")
+        assert endless.sent_bytes == pull.ANSWER_BYTES_MAX
 
 
 async def test_a_certificate_nobody_vouches_for(start: Start, tmp_path: Path) -> None:

@@ -322,12 +322,13 @@ def _part_slices(mail: bytes, part: Part) -> Iterator[str]:
 
 def texts_of(mail: bytes, root: Part) -> Iterator[Iterator[str]]:
     """The text of all `leaves`, each in slices."""
-    for part in leaves(root):
+    for part in text_leaves(root):
         yield _part_slices(mail, part)
 
 
 def leaves(root: Part) -> Iterator[Part]:
-    """The text/* leaves in the order of the mail, including embedded messages."""
+    """Yield the parts without parts in the order of the mail, also those of embedded
+    messages."""
     rest = [root]
     while rest:
         part = rest.pop()
@@ -335,8 +336,13 @@ def leaves(root: Part) -> Iterator[Part]:
             rest.append(part.message)
         elif part.children:
             rest.extend(reversed(part.children))
-        elif part.type == b"text":
+        else:
             yield part
+
+
+def text_leaves(root: Part) -> Iterator[Part]:
+    """Yield the text/* leaves."""
+    return (part for part in leaves(root) if part.type == b"text")
 
 
 def text_of(mail: bytes, root: Part) -> Iterator[str]:

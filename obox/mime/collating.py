@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ._scan import Part
-from ._text import _body_slices, _codec_of, _decoded_slices, _part_slices, leaves, runs, to_text
+from ._text import _body_slices, _codec_of, _decoded_slices, _part_slices, runs, text_leaves, to_text
 
 BETWEEN: Final = "\0"
 """What separates a text from its octets: no string that is searched has it."""
@@ -54,7 +54,7 @@ def searched_header(value: bytes) -> str:
 
 def searched_texts(mail: bytes, root: Part) -> Iterator[Iterator[str]]:
     """`texts_of`, with the octets behind each text whose conversion fails."""
-    for part in leaves(root):
+    for part in text_leaves(root):
         yield _searched_slices(mail, part)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ._scan import Part, parse
+from ._text import leaves
 
 _FIELD: Final = re.compile(
     rb"^content-transfer-encoding[ \t]*+:[^\n]*+\n(?:[ \t]++[^\s][^\n]*+\n)*+", re.IGNORECASE | re.MULTILINE
@@ -31,14 +32,8 @@ def without_nul(mail: bytes) -> bytes | None:
         return mail
     out: list[bytes] = []
     at = 0
-    rest = [parse(mail)]
-    while rest:
-        part = rest.pop()
-        if part.message is not None:
-            rest.append(part.message)
-        elif part.children:
-            rest.extend(reversed(part.children))
-        elif mail.find(b"\0", part.body_start, part.body_end) >= 0:
+    for part in leaves(parse(mail)):
+        if mail.find(b"\0", part.body_start, part.body_end) >= 0:
             header = _header(mail, part)
             if header is None:
                 return None

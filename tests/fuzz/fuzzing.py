@@ -118,7 +118,7 @@ async def at_rest(store: MailStore) -> None:
                     # A connection that was cut has not ended yet.
                     await asyncio.sleep(0.01)
     store.env.recent.clear()
-    search.MEMO.__init__()  # type: ignore[misc]
+    search.MEMO.__init__()  # type: ignore[misc]  # as if nobody had searched before
 
 
 class Held:

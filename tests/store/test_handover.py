@@ -216,11 +216,11 @@ async def test_a_released_user_has_everything_in_bundles(machine: Machine, other
             await with_flag(one.life, name)
         store = one.life.store
 
-        async def hand() -> bool:
+        async def hand() -> frozenset[str]:
             rows.give("second", "anna")
-            return True
+            return frozenset(["anna"])
 
-        assert await handover.release(store, ["anna"], one.kick, hand)
+        assert await handover.release(store, ["anna"], one.kick, hand) == {"anna"}
         assert list(store.users) == ["ben"]
         assert {sid for sid, _ in store.journal.uncovered()} == {"ben"}
         with pytest.raises(Elsewhere):
@@ -324,8 +324,8 @@ async def test_a_user_who_comes_back_is_compared_by_lists_alone(machine: Machine
 
 
 async def test_a_release_that_nobody_takes_changes_nothing(machine: Machine, rows: Rows) -> None:
-    async def nobody() -> bool:
-        return False
+    async def nobody() -> frozenset[str]:
+        return frozenset()
 
     async with member(machine, rows) as one:
         await one.gain("anna")
@@ -334,11 +334,35 @@ async def test_a_release_that_nobody_takes_changes_nothing(machine: Machine, row
         assert await flags(one.life, "anna") == {1: ["\\Seen"]}
 
 
+async def test_units_that_may_have_been_given_are_not_served(machine: Machine, rows: Rows) -> None:
+    """The other units of the batch stay."""
+
+    async def some() -> frozenset[str]:
+        return frozenset(["anna"])
+
+    async def nobody_knows() -> frozenset[str]:
+        raise asyncio.CancelledError
+
+    async with member(machine, rows) as one:
+        await one.gain("anna", "ben", "carl")
+        for name in ("anna", "ben", "carl"):
+            await with_flag(one.life, name)
+        store = one.life.store
+        assert await handover.release(store, ["anna", "ben"], one.kick, some) == {"anna"}
+        with pytest.raises(Elsewhere):
+            await one.life.user("anna")
+        assert await flags(one.life, "ben") == {1: ["\\Seen"]}
+        with pytest.raises(asyncio.CancelledError):
+            await handover.release(store, ["carl"], one.kick, nobody_knows)
+        with pytest.raises(Elsewhere):
+            await one.life.user("carl")
+
+
 async def test_sessions_that_do_not_end_stop_a_release(machine: Machine, rows: Rows) -> None:
     async def stubborn(users: Collection[StorageId]) -> None:
         pass
 
-    async def hand() -> bool:
+    async def hand() -> frozenset[str]:
         raise AssertionError("the row is written only when everything is in bundles")
 
     async with member(machine, rows) as one:

@@ -5,7 +5,8 @@ The crowd checks each answer. An answer other than OK or 250 is a complaint. A s
 refusal is allowed: a metacache that is full of users in use refuses further users with
 a temporary error. These clients come again, and must be served then. If the machine was
 so busy that the crowd itself stood still, the server may also say that the bucket did
-not answer in time. The crowd remembers the mails that were acknowledged, so that a test can look for them afterwards.
+not answer in time. The crowd remembers the mails that were acknowledged, so that a test
+can look for them afterwards.
 """
 
 from __future__ import annotations

@@ -50,5 +50,5 @@ def test_a_release_that_was_not_answered_may_have_arrived() -> None:
 
 def test_an_owner_compares_what_a_frozen_backend_uploaded_before_it_knew() -> None:
     """The frozen backend uploaded an expunge after it had resumed, and before it gave
-    the user up. It has told the owner."""
+    the user up. A row of the directory has let the owner know."""
     play(2500052)

@@ -191,6 +191,9 @@ class _Run:
         else:
             self.found[row] = answer
 
+    def _decide_large(self, row: int, mail: bytes, left: list[int]) -> None:
+        self.decide(row, MailSource(mail, self.needles), left)
+
     async def by_memo(self, rows: list[int]) -> list[int]:
         left: list[int] = []
         source = _Remembering(self.memo, self.guid)
@@ -228,11 +231,11 @@ class _Run:
         async for uid, mail in self.mailbox.mails(list(row_of), autofix=self.autofix):
             if not isinstance(mail, bytes):
                 continue
-            source = MailSource(mail, self.needles)
             if len(mail) > INLINE_BYTES:
-                await asyncio.to_thread(self.decide, row_of[uid], source, left)
+                await asyncio.to_thread(self._decide_large, row_of[uid], mail, left)
                 self.turn.begin()
                 continue
+            source = MailSource(mail, self.needles)
             remembering = _Remembering(self.memo, self.guid)
             remembering.uid = uid
             remembering.inner = source

@@ -228,6 +228,21 @@ async def test_a_split_boundary(tmp_path: Path) -> None:
         assert numbers(await client.ok("SEARCH BODY second")) == [1]
 
 
+@pytest.mark.parametrize("size", [10, 600_000])
+async def test_a_name_in_sections_is_found(tmp_path: Path, size: int) -> None:
+    """Also where the whole mail is ASCII. RFC 2231 §3, §4."""
+    part = b"Content-Type: application/x; name*0=inv; name*1=oice\r\nContent-Disposition: attachment; %b\r\n\r\n"
+    mail = (
+        b"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n"
+        b"--b\r\n" + part % b"filename*=utf-8''%e2%82%ac" + b"x\r\n" * (size // 3) + b"--b--\r\n"
+    )
+    async with serving_real(tmp_path) as running:
+        client = await fill(running, mail)
+        assert numbers(await client.ok("SEARCH BODY invoice")) == [1]
+        assert numbers(await client.ok("SEARCH CHARSET UTF-8 TEXT {3+}\r\n\u20ac".encode())) == [1]
+        assert numbers(await client.ok("SEARCH BODY invoices")) == []
+
+
 async def test_ready_fields_of_many_hostile_mails_come_by_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

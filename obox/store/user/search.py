@@ -88,9 +88,10 @@ _ADDRESS_FIELDS: Final = frozenset(("from", "to", "cc", "bcc", "sender", "reply-
 _ODD_ADDRESS: Final = re.compile(rb'[(\\]|"\s*@|\s[@.]|[@.]\s')
 """An address whose characters are not those of its plain form."""
 _EPOCH: Final = dt.date(1970, 1, 1).toordinal()
-_ASCII_OTHERWISE: Final = (b"base64", b"quoted-printable", b"\x1b", b"\x00", b"utf-7", b"hz-gb")
+_ASCII_OTHERWISE: Final = (b"base64", b"quoted-printable", b"\x1b", b"\x00", b"utf-7", b"hz-gb", b"name*")
 """Signs that a mail may encode ASCII letters in other bytes: encodings, charsets with
-shifts. Encoded words (`=?`) are such a sign too."""
+shifts, names of attachments in sections (RFC 2231). Encoded words (`=?`) are such a
+sign too."""
 _MARK_BYTES_MAX: Final = max(map(len, _ASCII_OTHERWISE))
 _QUESTION_MARKS: Final = 32
 """Question marks that are looked at one by one: the search for a byte is 50 times as

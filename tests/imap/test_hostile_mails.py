@@ -22,6 +22,7 @@ from obox.store.user import search
 from obox.store.user.mailbox import Mailbox
 from obox.types import StorageId
 
+THREADS = ("THREAD REFERENCES", "THREAD ORDEREDSUBJECT")
 MARKS = ("\u0301" * 16_384 + "\u0316" * 16_384).encode()
 DATES = {
     b"Fri, 31 Dec 9999 23:59:60 +0000": dt.date(9999, 12, 31),
@@ -285,7 +286,7 @@ async def test_sort_and_thread_of_headers_that_take_long(tmp_path: Path) -> None
     async with serving_real(tmp_path) as running:
         client = await fill(running, *([names + b"\r\nx"] * 3), *dates)
         with turns(mine=False) as found:
-            for command in ("SORT (DATE)", "SORT (DISPLAYFROM TO SUBJECT)", "THREAD REFERENCES", "THREAD ORDEREDSUBJECT"):
+            for command in ("SORT (DATE)", "SORT (DISPLAYFROM TO SUBJECT)", *THREADS):
                 await client.ok(f"{command} UTF-8 ALL")
             found.check()
 

@@ -365,7 +365,7 @@ class Backend:
         if config.lmtp is not None:
             self.lmtp = self._lmtp()
             self.listeners.bind("lmtp", config.lmtp.listen, lmtp_factory(self.lmtp))
-        server = wiring.Running(self.imap, self.listeners, self.lifecycle)
+        server = wiring.Running([self.imap], self.listeners, self.lifecycle)
         self.admin = wiring.of_parts(self.parts, server)
         self.socketmap = self._socketmap()
         https = self._http(self.admin)

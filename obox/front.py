@@ -264,7 +264,7 @@ class Front:
         process."""
         self.admin = wiring.of_config(self.config, self.users)
         self.admin.authenticator = lambda: self.authenticator
-        self.admin.server = wiring.Running(self.imap, self.listeners, self.lifecycle)
+        self.admin.server = wiring.Running([self.imap], self.listeners, self.lifecycle)
         self.admin.find_cluster = wiring.find_cluster(self.config, directory=self.directory)
         relay = Relay(self.admin, self.forwarder, self.view, self._owner, serves=False)
         api = routes(self.admin, key="", version=__version__, run=relay.run)

@@ -260,6 +260,8 @@ class Player:
         await self.ask(
             node, f"delete {name}", lambda store: self._as_user(store, lambda user: user.delete(name)), changes
         )
+        # The backend may have been frozen when the command came.
+        self.model.removable |= {mail.token for mail in box.mails.values()}
 
     async def rename(self, node: Node, old: str, new: str, guid: str) -> None:
         changes: list[tuple[Register, Any]] = [(self.model.box(guid, old).name, new)]

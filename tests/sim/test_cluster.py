@@ -41,3 +41,14 @@ def test_an_old_assignment_that_comes_back_after_a_start_is_not_taken_for_a_rele
     arrived only after its start. The backend must read the journal of its own last boot
     all the same."""
     play(918)
+
+
+def test_a_release_that_was_not_answered_may_have_arrived() -> None:
+    """The old owner did not serve on, while the new owner read only bundles."""
+    play(2500174)
+
+
+def test_an_owner_compares_what_a_frozen_backend_uploaded_before_it_knew() -> None:
+    """The frozen backend uploaded an expunge after it had resumed, and before it gave
+    the user up. It has told the owner."""
+    play(2500052)

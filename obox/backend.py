@@ -100,7 +100,7 @@ class LinkCounters:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         # Alerts see the first event only if a 0 was shown before it.
-        for listener in ("imap", "lmtp", "admin"):
+        for listener in ("imap", "pop3", "lmtp", "admin"):
             for result in ("ok", "unavailable", "referred", "refused", "accepted", "forged"):
                 metrics.forwards.labels(listener, result)
 
@@ -187,7 +187,7 @@ class Backend:
         from .pop3 import Pop3Server  # many backends have no [pop3]
 
         certificates, config = self.certificates, self.parts.config
-        return Pop3Server(
+        pop3 = Pop3Server(
             self.parts.store,
             self.parts.authenticator,
             rooms.pop3_settings(config),
@@ -196,6 +196,8 @@ class Backend:
             counters=Pop3Counters(self.metrics),
             ids=self.imap.hub.ids if self.imap is not None else None,
         )
+        pop3.forwards(self.forwarder)
+        return pop3
 
     def _forwarder(self) -> Forwarder | None:
         if self.router is None:
@@ -442,7 +444,7 @@ class Backend:
         """Return the ports that members and front ends connect to."""
         from .membership import ports_of
 
-        return ports_of(("imap", "lmtp", "http"), self.listeners.addresses)
+        return ports_of(("imap", "pop3", "lmtp", "http"), self.listeners.addresses)
 
     async def _kick(self, users: Collection[StorageId]) -> None:
         """End the sessions of users who move to another backend."""

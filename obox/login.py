@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from obox.accounts import Account
 from obox.auth import NO_OWNER, AuthFailed, Forward, LinkOwner, LinkRefused, Referred
-from obox.errors import Elsewhere, NoPerm, OboxError, Unavailable
+from obox.errors import Elsewhere, Limit, NoPerm, OboxError, Unavailable
 from obox.store.api import Store, User
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 USER_CHARS_MAX = 200
 """Characters of a refused name that are logged."""
+
+
+class TooSoon(Limit):
+    """A login comes too soon after the last of the user. RFC 2449 §8.1.1."""
 
 
 class Authenticator(Protocol):

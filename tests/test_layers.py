@@ -69,7 +69,16 @@ ARROWS: dict[str, set[str]] = {
         "metacache",
     },
     "obox.events": LEAVES,
-    "obox.proxy": {*LEAVES, "obox.auth", "obox.cluster", "obox.imap", "obox.lmtp", "obox.net", "obox.spool"},
+    "obox.proxy": {
+        *LEAVES,
+        "obox.auth",
+        "obox.cluster",
+        "obox.imap",
+        "obox.lmtp",
+        "obox.login",
+        "obox.net",
+        "obox.spool",
+    },
     "obox.cluster": LEAVES,
     "admintool": {"obox", "obox.config", "obox.auth", "obox.admin", "obox.wiring", *LEAVES},
 }

@@ -10,7 +10,6 @@ from typing import Final
 
 from obox.auth import (
     LINK,
-    AuthFailed,
     Challenge,
     Credentials,
     Forward,
@@ -109,7 +108,7 @@ async def _advance(session: Session, work: Step) -> Reply | None:
         raise Bad(str(error)) from error
     except LinkRefused as refused:
         _login(session).forged(str(refused))
-        raise AuthFailed from None
+        return err("Authentication failed", LINK)
     if isinstance(step, Challenge):
         session.sasl = sasl
         session.write(b"+ " + step.wire + b"\r\n")

@@ -10,9 +10,8 @@ from typing import Any, Final, Protocol
 
 from obox.accounts import Account
 from obox.errors import InUse
-from obox.login import Authenticator, Forwarding
+from obox.login import Authenticator, Forwarding, TooSoon
 from obox.net import Hub, Upgrade
-from obox.pop3.replies import TooSoon
 from obox.pop3.settings import Pop3Settings
 from obox.store.api import User
 from obox.types import StorageId

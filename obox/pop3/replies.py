@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from obox import errors
 from obox.auth import AuthFailed, Disabled
+from obox.login import TooSoon
 
 TEXT_BYTES_MAX: Final = 480
 """Longest text. An answer then has at most the 512 octets of RFC 2449 §4."""
@@ -32,10 +33,6 @@ class Reply(NamedTuple):
 
 class Bad(errors.Invalid):
     """A command that is unknown or wrong. Too many in a row end the session."""
-
-
-class TooSoon(errors.Limit):
-    """A login comes too soon after the last. RFC 2449 §8.1.1."""
 
 
 def err(text: str, code: str = "") -> Reply:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from obox.accounts import Account
-from obox.auth import LinkOwner, SaslServer
+from obox.auth import LINK, LinkOwner, SaslServer
 from obox.errors import OboxError
 from obox.mailbox.names import INBOX
 from obox.net import is_loopback
@@ -24,6 +24,9 @@ from obox.types import StorageId
 if TYPE_CHECKING:
     from obox.net.splice import Leg
 
+BAD_LOGIN: Final = ("AUTH", LINK)
+"""Response codes of a login that counts as failed. The second is for a member of the
+cluster alone, which thus knows that its own proof is meant, and not the user's."""
 LEFT: Final = "logout"
 """Why a connection ends after QUIT, for the log."""
 
@@ -126,7 +129,7 @@ class Session:
         self.write(reply.wire())
         self.context.counters.command(name, "OK" if reply.ok else "ERR")
         self._bad_in_row = self._bad_in_row + 1 if bad else 0
-        self._bad_logins += reply.code == "AUTH"
+        self._bad_logins += reply.code in BAD_LOGIN
         if self._bad_logins >= self.settings.bad_logins_max:
             self.end("Too many failed logins")
         elif self._bad_in_row >= self.settings.bad_commands_max:

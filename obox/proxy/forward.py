@@ -42,8 +42,8 @@ from obox.net.dialogue import Dialogue
 from obox.net.splice import Leg
 from obox.types import StorageId
 
-from . import imap
 from .dial import dial, place_of
+from .imap import Answer
 from .moves import Moves
 from .waiting import Wait, Waiting
 
@@ -167,11 +167,16 @@ class Forwarder:
     async def connect(self, account: Account, *, listener: str, remote: str, tls: bool) -> Leg | None:
         """See `obox.login.Forwarding`."""
 
+        if listener == "pop3":
+            from .pop3 import login  # most clusters have no [pop3]
+        else:
+            from .imap import login
+
         async def at(there: There) -> Leg:
             forward = self.forward_of(there, account, listener=listener, remote=remote, tls=tls)
             dialogue = await dial(place_of(there, listener))
             try:
-                answer = await imap.login(dialogue, lambda binding: self.sender(forward, binding))
+                answer = await login(dialogue, lambda binding: self.sender(forward, binding))
                 return self._leg(dialogue, answer, there, account, remote)
             except BaseException:
                 dialogue.abort()
@@ -277,7 +282,7 @@ class Forwarder:
         if changes.groups or changes.pins or changes.members:
             self.moves.look()
 
-    def _leg(self, dialogue: Dialogue, answer: imap.Answer, there: There, account: Account, remote: str) -> Leg:
+    def _leg(self, dialogue: Dialogue, answer: Answer, there: There, account: Account, remote: str) -> Leg:
         transport, ahead = dialogue.take()
         watch = self.moves.watch(there, (account.storage_id,), transport.abort, finishes=True)
         self.counters.splices(+1)

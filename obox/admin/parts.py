@@ -61,6 +61,10 @@ class Session(Protocol):
     def mail(self) -> str:
         """The storage id of the user, whom several names may have."""
 
+    @property
+    def service(self) -> str:
+        """The protocol."""
+
 
 class Server(Protocol):
     """The running process, as far as verbs control it."""

@@ -182,7 +182,7 @@ class Supervisor(Front):
         return None, lambda: (self.config.cluster.address or "127.0.0.1", self._ports())
 
     def _ports(self) -> dict[str, int]:
-        return ports_of(("imap", "lmtp"), self.listeners.addresses)
+        return ports_of(("imap", "pop3", "lmtp"), self.listeners.addresses)
 
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -28,20 +28,17 @@ from .dead import DeadWatch, Observation
 from .directory import Kind
 from .plan import Picture, Plan, Release, plan
 from .raising import Raising
-from .records import Assigned, Beat, BootRow, Merge, Orders, State, group_key, place_of, user_of
+from .records import Assigned, Beat, BootRow, Merge, Orders, State, group_key, user_of
 from .route import Here, There
 from .units import Units
 from .view import View
 from .world import Counts, Myself, Store, World
+from .writer import Writer
 
 log = structlog.get_logger()
 
 POLL_S: Final = 1.0
 """The interval of passes over the directory."""
-
-READ_BACK_S: Final = 0.05
-"""The time between the write of a row and the pass that reads it. Writes that backends
-make at the same time differ by less than that."""
 
 ARRIVE_S: Final = 10.0
 """A login waits so long for its unit to be gained."""
@@ -68,10 +65,6 @@ it releases. Backends that stop at the same time know of each other by then."""
 
 LEAVE_POLL_S: Final = 0.05
 
-WRITES_AT_ONCE: Final = 256
-"""So many rows are written at the same time. A directory refuses some thousands, and a
-dead backend may have had more pinned users."""
-
 RELEASE_AGAIN_S: Final = 0.2
 """The pause before the next attempt to release groups."""
 
@@ -93,6 +86,7 @@ class BackendMember:
         self._world = world
         self._units = Units(view, store.split)
         self._raising = Raising(view, store)
+        self._rows = Writer(view, self._units, self.number, world)
         self._counter = 0
         self._told: tuple[Mapping[str, tuple[int, int]], int] = {}, digest({})
         """The units of the last beat, and their digest, which is slow for many."""
@@ -484,7 +478,7 @@ class BackendMember:
         before, self._fence = self._fence, self._fence | todo.fence
         gain = dict(todo.gain)
         if claim := sorted(filter(self._may_claim, todo.claim)):
-            kept = await self._write(self.me, {unit: todo.claim[unit] for unit in claim}, released=False)
+            kept = await self._rows.write(self.me, {unit: todo.claim[unit] for unit in claim}, released=False)
             self._fence -= todo.raced(kept) - before
             gain |= kept
         if gain or self._fence:
@@ -495,39 +489,6 @@ class BackendMember:
             await self._end_move(unit)
         if todo.release is not None:
             await self._release(todo.release)
-
-    async def _write(self, to: str, units: Mapping[str, str], *, released: bool) -> dict[str, Assigned]:
-        """Assign units to a backend. units: with their homes. Returns the rows that the
-        directory still shows a little later.
-
-        Raises Unavailable; then some rows may have been written. What is released may
-        have reached the other backend, so the view then has the rows that were tried.
-        """
-        number, token = self.number() + 1, int.from_bytes(self._world.random_bytes(8), "big")
-        rows = {
-            unit: Assigned(to, number, token, released=released, removed=self._follows(unit, to), home=home)
-            for unit, home in units.items()
-        }
-        gate, failures = asyncio.Semaphore(WRITES_AT_ONCE), list[Unavailable]()
-
-        async def put(unit: str, row: Assigned) -> None:
-            async with gate:
-                if not failures:
-                    try:
-                        await self.view.put(*place_of(unit), row, insist=released)
-                    except Unavailable as exc:
-                        failures.append(exc)
-
-        await asyncio.gather(*(put(unit, row) for unit, row in rows.items()))
-        if failures:
-            raise failures[0]
-        await self._world.sleep(READ_BACK_S)
-        if not await self.view.poll():
-            raise Unavailable("the directory does not answer")
-        lost = self._units.behind()
-        kept = {unit: row for unit, row in rows.items() if self._units.row(unit) == row and unit not in lost}
-        log.info("groups assigned", to=to, groups=len(kept), wanted=len(units), assignment=number)
-        return kept
 
     async def _gain(self, units: Mapping[str, Assigned]) -> None:
         fence, fresh = sorted(self._fence), units.keys() - self._store.held().keys()
@@ -546,15 +507,9 @@ class BackendMember:
         for unit in units:
             await self._end_move(unit)
 
-    def _follows(self, unit: str, to: str) -> bool:
-        """Return whether the pin of a user stays removed, unless a move asks for it."""
-        row, move = self._units.row(unit), self.view.moves.get(unit)
-        asked = move is not None and not move.done and move.to == to
-        return row is not None and row.removed and not asked
-
     async def _pin(self, unit: str) -> None:
         """Pin a user of a group of this backend. A move follows."""
-        kept = await self._write(self.me, {unit: ""}, released=False)
+        kept = await self._rows.write(self.me, {unit: ""}, released=False)
         if unit in kept:
             self._store.renumber(unit, kept[unit])
 
@@ -567,7 +522,7 @@ class BackendMember:
     async def _release(self, release: Release) -> None:
         async def hand() -> frozenset[str]:
             try:
-                await self._write(release.to, dict.fromkeys(release.units, release.home), released=True)
+                await self._rows.write(release.to, dict.fromkeys(release.units, release.home), released=True)
             except Unavailable as exc:
                 # A row that was tried may have arrived. So its unit is not served here
                 # any more, and the row is written until the directory shows it.

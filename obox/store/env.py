@@ -31,7 +31,7 @@ from ..types import Oid, Owner
 from .once import EveryMinute
 from .owned import Owned
 from .recent import Recent
-from .stamp import Assignment
+from .stamp import Assignment, Stamp
 
 log = structlog.get_logger()
 
@@ -171,6 +171,11 @@ class Env:
         forced = settings.forced_refresh_interval_s
         since = max(once if once <= now else 0.0, now - forced if forced > 0 else 0.0)
         return Assignment(self.owned.generation_of(sid), since)
+
+    def is_stale(self, sid: str, stamp: Stamp) -> bool:
+        """Return whether another backend may have written a box since it was compared.
+        That happens if this backend hears of the other while it loads the box."""
+        return self.owned.owns(sid) and not self.assignment(sid).covers(stamp)
 
     def must_rescan(self, listed: float) -> bool:
         """Return whether a mailbox whose mails were LISTed at `listed` (unix seconds)

@@ -35,8 +35,9 @@ from obox.cluster import (
     make_settings,
     user_key,
 )
-from obox.cluster.member import HOME_BEATS, POLL_S, QUICK_S, WRITES_AT_ONCE
+from obox.cluster.member import HOME_BEATS, POLL_S, QUICK_S
 from obox.cluster.view import SETTINGS_POLLS
+from obox.cluster.writer import WRITES_AT_ONCE
 from obox.forms import FORMS, Form
 from obox.types import StorageId
 
@@ -109,7 +110,7 @@ class _Always(random.Random):
         self._arrives = arrives
 
     def random(self) -> float:
-        return 0.0 if self._arrives else 0.9
+        return 0.9 if self._arrives else 0.0
 
 
 class Fleet:
@@ -212,7 +213,7 @@ async def test_a_release_whose_row_was_not_answered_is_not_served_and_written_ag
 ) -> None:
     """The backend cannot know whether such a write arrives, and the other backend reads
     only bundles of what was released."""
-    monkeypatch.setattr("obox.cluster.member.WRITES_AT_ONCE", 1)
+    monkeypatch.setattr("obox.cluster.writer.WRITES_AT_ONCE", 1)
     member, store = fleet.members["a"], fleet.stores["a"]
     way = member.view._directory
     assert isinstance(way, MemoryDirectory)
@@ -463,16 +464,16 @@ async def test_rows_of_very_many_units_are_written_a_part_at_a_time(
     waiting = most = 0
     plain = one.view.put
 
-    async def put(kind: Kind, key: str, record: msgspec.Struct) -> None:
+    async def put(kind: Kind, key: str, record: msgspec.Struct, *, insist: bool = False) -> None:
         nonlocal waiting, most
         waiting += 1
         most = max(most, waiting)
         await asyncio.sleep(0)
-        await plain(kind, key, record)
+        await plain(kind, key, record, insist=insist)
         waiting -= 1
 
     monkeypatch.setattr(one.view, "put", put)
-    rows = await one._write("one", {user_key(f"u{n}"): "" for n in range(3 * WRITES_AT_ONCE)}, released=False)
+    rows = await one._rows.write("one", {user_key(f"u{n}"): "" for n in range(3 * WRITES_AT_ONCE)}, released=False)
     assert len(rows) == 3 * WRITES_AT_ONCE
     assert 1 < most <= WRITES_AT_ONCE
 

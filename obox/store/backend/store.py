@@ -527,7 +527,7 @@ class MailStore:
             await join_journaled(user, more)
         self.takeover.pending.pop(sid, None)
         self.users[sid] = user
-        if user.is_stale(user.rootbox):
+        if self.env.is_stale(sid, user.rootbox.stamp):
             self.spawn(user.recheck(every=True))
         return user
 

@@ -273,11 +273,6 @@ class Boxes:
                 log.error("index written by another backend does not decode", user=self.name, error=str(exc))
                 await self.env.sleep(60.0)
 
-    def is_stale(self, of: RootBox | Mailbox) -> bool:
-        """Return whether another backend may have written a box since it was compared.
-        That happens if this backend learns of the other one while the box is loaded."""
-        return self.env.owned.owns(self.storage_id) and not of.assignment.covers(of.stamp)
-
     async def _join_bundles(self, infos: list[ObjectInfo]) -> bool:
         """Join bundles of the list that others wrote. Returns True if there were
         some."""
@@ -328,7 +323,7 @@ class Boxes:
         if held is not None:
             # The local copy that was saved does not have them.
             box.apply(held, Change.IMPORTANT, journal=False)
-        if self.is_stale(box):
+        if self.env.is_stale(self.storage_id, box.stamp):
             self.spawn(self.recheck())
         return box
 

@@ -107,7 +107,7 @@ class Senders:
             world.note("mail", token, "ends with", type(error).__name__, error)
         took = world.clock() - began
         require(took < ANSWERED_S, "the sender of", token, "waited", round(took, 1), "s")
-        world.note("mail", token, told)
+        world.note("mail", token, {user: reply[:9] for user, reply in told.items()})
         for user, reply in told.items():
             require(self._handed[user, token] <= 1, token, "for", user, "went to a store twice")
             self.results[reply[:3]] += 1

@@ -22,6 +22,7 @@ from fscache import Stats
 from . import __version__, parts, rooms, wiring
 from .admin import Admin
 from .admin.http import routes
+from .admin.run import guarded
 from .config import Config, Listen, by_client, load
 from .imap.server import ImapServer, starttls
 from .lmtp import LmtpServer
@@ -34,6 +35,7 @@ from .server import (
     HttpServer,
     Lifecycle,
     LoopLag,
+    MemoryReturn,
     Metrics,
     Notifier,
     Reloaded,
@@ -256,7 +258,7 @@ class Backend:
         config = self.parts.config
         key = self._api_key
         relay = self._relay(admin)
-        own = routes(admin, key=key, version=__version__, **({"run": relay.run} if relay is not None else {}))
+        own = routes(admin, key=key, version=__version__, run=relay.run if relay is not None else guarded)
         api = [*own, *self._nginx(), *self._calls(admin, relay)]
         draining = lambda: self.lifecycle.draining  # noqa: E731
         out = {"admin": HttpServer(application(routes=api))}
@@ -270,21 +272,24 @@ class Backend:
 
     def _relay(self, admin: Admin) -> Relay | None:
         """Return the admin API of the cluster. A worker has none: its supervisor asks
-        all workers."""
+        all workers. Members are sources of `metacache pull`, workers as well."""
         joining, config = self.parts.joining, self.parts.config
-        if self.forwarder is None or joining is None or config.cluster.address.startswith("unix:"):
+        if self.forwarder is None or joining is None:
             return None
         from .proxy.pulls import Sources
-        from .relay import Relay
 
         member = joining.membership.member
         admin.sources = Sources(self.forwarder, member.view)
+        if config.cluster.address.startswith("unix:"):
+            return None
+        from .relay import Relay
+
         return Relay(admin, self.forwarder, member.view, member.owner, serves=True)
 
     def _calls(self, admin: Admin, relay: Relay | None) -> list[Any]:
         """Return the routes where other members call the admin API and pull local
         copies."""
-        if relay is None or self.forwarder is None:
+        if admin.sources is None or self.forwarder is None:
             return []
         from .admin import source
         from .proxy import calls
@@ -292,10 +297,8 @@ class Backend:
         async def pull(body: bytes, forward: Forward) -> Response:
             return await source.answer(admin, body, forward.member)
 
-        return [
-            calls.route(self.forwarder, relay.serve),
-            calls.answering(self.forwarder, calls.PULL_PATH, pull),
-        ]
+        pulls = calls.answering(self.forwarder, calls.PULL_PATH, pull)
+        return [pulls] if relay is None else [calls.route(self.forwarder, relay.serve), pulls]
 
     def _socketmap(self) -> SocketmapServer | None:
         """Return the server that answers Postfix."""
@@ -366,6 +369,7 @@ class Backend:
                 self._starting,
                 *members,
                 tasks.create_task(LoopLag(observe=self.metrics.loop_lag.observe, log=log).run()),
+                tasks.create_task(MemoryReturn().run()),
                 tasks.create_task(self._race()),
                 tasks.create_task(self.parts.cleaner.run()),
                 tasks.create_task(self.certificate_watch.run()),

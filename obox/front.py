@@ -55,6 +55,7 @@ from .server import (
     HttpServer,
     Lifecycle,
     LoopLag,
+    MemoryReturn,
     Metrics,
     Notifier,
     Reloaded,
@@ -167,6 +168,7 @@ class Front:
                 tasks.create_task(self.view.run()),
                 tasks.create_task(self._beat(directory)),
                 tasks.create_task(LoopLag(observe=self.metrics.loop_lag.observe, log=log).run()),
+                tasks.create_task(MemoryReturn().run()),
                 tasks.create_task(self.certificate_watch.run()),
             ]
             tasks.create_task(self.users.refresh())

@@ -25,6 +25,7 @@ __all__ = [
     "of_config",
     "of_parts",
     "offline",
+    "own_http",
     "quiet_logging",
     "socket_path",
 ]
@@ -105,7 +106,7 @@ def of_config(config: Config, users: PasswdFile | None = None) -> Admin:
         users=found,
         authenticator=lambda: Authenticator(found),
         parse_search=parse_search,
-        own_http=_own_http(config),
+        own_http=own_http(config),
         find_cluster=find_cluster(config),
     )
 
@@ -183,7 +184,8 @@ def _kick(config: Config) -> Kick | None:
     return kick
 
 
-def _own_http(config: Config) -> OwnHttp:
+def own_http(config: Config) -> OwnHttp:
+    """Return how the [http] of this configuration is reached."""
     if config.http is None:
         return OwnHttp()
     entry = next((one for one in config.http.listen if one.port), None)

@@ -207,13 +207,15 @@ async def _row(user: User, found: Found, uid: int, fields: list[str], contents: 
 
     A large mail is decoded in a thread.
     """
-    from .. import mime
-
     ready, source = contents
+    # Before the position, which may change meanwhile.
+    if len(source) > INLINE_BYTES:
+        header = await asyncio.to_thread(_header, source)
+    else:
+        header = _header(source) if source else (ready.header or b"") if ready is not None else b""
     at = found.box.state.position(uid)
     if at is None:
         return None
-    header = source[: mime.header_end(source)] if source else (ready.header or b"") if ready is not None else b""
     mail = _Mail(user.name, found, uid, at, ready, header, source)
     row = {field: None if _of_contents(field) else _SHOWN[field](mail) for field in fields}
     decoded = [field for field in fields if _of_contents(field)]
@@ -223,6 +225,12 @@ async def _row(user: User, found: Found, uid: int, fields: list[str], contents: 
     # Also hundreds of small mails must let others run.
     await asyncio.sleep(0)
     return {**row, **_decoded(mail, decoded)}
+
+
+def _header(source: bytes) -> bytes:
+    from .. import mime
+
+    return source[: mime.header_end(source)]
 
 
 def _of_contents(field: str) -> bool:

@@ -78,6 +78,12 @@ class SearchQuery:
 
     # -- the grammar: or = and *("OR" and); and = not *not; not = ["NOT" / "!"] key --------------------------------
 
+    def _deeper(self) -> None:
+        """Begin a level, which the caller ends. Raises Invalid."""
+        self._depth += 1
+        if self._depth > DEPTH_MAX:
+            raise Invalid(f"a query with more than {DEPTH_MAX} levels")
+
     def _peek(self) -> str:
         return self._words[self._at].upper() if self._at < len(self._words) else ""
 
@@ -88,9 +94,7 @@ class SearchQuery:
         return self._words[self._at - 1]
 
     def _or(self) -> _Tree:
-        if self._depth >= DEPTH_MAX:
-            raise Invalid(f"a query with more than {DEPTH_MAX} levels")
-        self._depth += 1
+        self._deeper()
         found = [self._and()]
         while self._peek() == "OR":
             self._at += 1
@@ -106,9 +110,7 @@ class SearchQuery:
 
     def _not(self) -> _Tree:
         if self._peek() in ("NOT", "!"):
-            self._depth += 1
-            if self._depth > DEPTH_MAX:
-                raise Invalid(f"a query with more than {DEPTH_MAX} levels")
+            self._deeper()
             self._at += 1
             found = _Node("NOT", [self._not()])
             self._depth -= 1
@@ -124,7 +126,10 @@ class SearchQuery:
                 raise Invalid('search query: ")" is missing')
             return found
         if key == "OR":  # as IMAP writes it
-            return _Node("OR", [self._not(), self._not()])
+            self._deeper()
+            either = [self._not(), self._not()]
+            self._depth -= 1
+            return _Node("OR", either)
         if key in ("MAILBOX", "MAILBOX-GUID"):
             mask = self._take("the mailbox")
             self._masks.append(mask)

@@ -595,8 +595,8 @@ class BackendMember:
                 log.warning("groups cannot be given up yet", groups=len(units), error=str(exc))
                 return  # the next plan has it again
             merge = Merge(self.me, self._world.now(), users)
-            # The owner is told also if nothing was left to be uploaded. This backend
-            # may have written a bundle after the owner compared.
+            # The row is written also if nothing was left to be uploaded. This backend
+            # may have written a bundle after the owner had compared.
             for unit in units:
                 while True:
                     try:

@@ -191,8 +191,8 @@ class View:
 
     @property
     def merges(self) -> dict[str, Merge]:
-        """Return the merges by unit. A merge names a backend that may have changed users
-        whom another backend serves."""
+        """Return the merges by unit. A merge names a backend that may have changed
+        users whom another backend serves."""
         return self._records(Kind.MERGES, Merge)
 
     def age(self) -> float | None:

@@ -73,6 +73,9 @@ class Channel(Protocol):
     def full(self) -> bool: ...
 
     @property
+    def due(self) -> bool: ...
+
+    @property
     def is_local(self) -> bool: ...
 
     @property

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import re
 from datetime import date
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ._fields import header_values, strip_comments
+
+DATE_BYTES_MAX: Final = 2_000
+"""So many bytes of a Date field are read. A line of a header has 998 at most."""
 
 _EPOCH = date(1970, 1, 1).toordinal()
 _MONTHS = {
@@ -55,6 +58,7 @@ class SentDate(NamedTuple):
 
 def parse_date(value: bytes) -> SentDate | None:
     """A date-time of RFC 5322, or None."""
+    value = value[:DATE_BYTES_MAX]
     found = _DATE.match(value)
     if found is None and b"(" in value:
         found = _DATE.match(strip_comments(value))

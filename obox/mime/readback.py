@@ -1,14 +1,17 @@
 """The values of an ENVELOPE, read from its wire form. SORT and THREAD need them.
 
 The index keeps the ENVELOPE of each mail ready for clients. Reading it takes a few
-microseconds, much less than parsing the header again. The time is linear. If the bytes
-are no ENVELOPE, all values are empty.
+microseconds, much less than parsing the header again. The time is linear. Only the
+beginning of a long value is kept. If the bytes are no ENVELOPE, all values are empty.
 """
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+VALUE_BYTES_MAX: Final = 2_000
+"""So many bytes of a value are kept. A line of a header has 998 at most."""
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _NSTRING = rb"(?:NIL|" + _STRING + rb")"
@@ -61,7 +64,7 @@ def read_envelope(wire: bytes) -> Envelope:
 def _value(text: bytes) -> bytes | None:
     if text == b"NIL":
         return None
-    inner = text[1:-1]
+    inner = text[1:-1][:VALUE_BYTES_MAX]
     return _ESCAPE.sub(rb"\1", inner) if b"\\" in inner else inner
 
 
@@ -91,9 +94,9 @@ def _with_literals(wire: bytes) -> Envelope:
         else:
             value: bytes | None = None
             if size is not None:
-                value, at = wire[at : at + int(size)], at + int(size)
+                value, at = wire[at : at + min(int(size), VALUE_BYTES_MAX)], at + int(size)
             elif quoted is not None:
-                value = _ESCAPE.sub(rb"\1", quoted)
+                value = _ESCAPE.sub(rb"\1", quoted[:VALUE_BYTES_MAX])
             if depth == 1:
                 fields.append(value)
             elif len(some) < 4:
@@ -108,4 +111,4 @@ def _with_literals(wire: bytes) -> Envelope:
 
 
 def _quoted(value: bytes | None) -> bytes:
-    return b"NIL" if value is None else b'"' + re.sub(rb'(["\\])', rb"\\\1", value) + b'"'
+    return b"NIL" if value is None else b'"' + value.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'

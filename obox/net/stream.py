@@ -184,10 +184,14 @@ class Stream(asyncio.Protocol, ABC):
             await self._drain()
         await self.yield_if_due()
 
+    @property
+    def due(self) -> bool:
+        """Whether this task has had its time, so that it should let other tasks run."""
+        return self._clock() - self._last_yield > YIELD_S
+
     async def yield_if_due(self) -> None:
         """Let other tasks run if this task has had its time."""
-        now = self._clock()
-        if now - self._last_yield > YIELD_S:
+        if self.due:
             await self.pause()
 
     async def pause(self) -> None:

@@ -7,6 +7,7 @@ connects them.
 from obox.server.http import HttpServer, application
 from obox.server.lifecycle import Lifecycle, LoopLag, Reloaded, raise_open_files_limit
 from obox.server.log import once_a_minute, set_level, set_up_logging
+from obox.server.memory import MemoryReturn
 from obox.server.metrics import Metrics
 from obox.server.notify import Notifier
 from obox.server.watch import FileWatch
@@ -16,6 +17,7 @@ __all__ = [
     "HttpServer",
     "Lifecycle",
     "LoopLag",
+    "MemoryReturn",
     "Metrics",
     "Notifier",
     "Reloaded",

@@ -55,6 +55,16 @@ async def test_deeply_nested_json(service: Service, form: str, levels: int) -> N
     assert (await service.client.post(API, content=f'[["who", {body}, "t"]]'.encode())).status_code in (200, 400)
 
 
+@pytest.mark.usefixtures("usual_depth")
+@pytest.mark.parametrize("words", [["OR"], ["NOT"], ["OR", "NOT"], ["("]])
+async def test_a_deeply_nested_query(service: Service, words: list[str]) -> None:
+    query = words * (1_500 // len(words)) + ["ALL"] * 1_501
+    body = json.dumps([["search", {"user": "anna@example.org", "query": query}, "t"]])
+    got = await service.client.post(API, content=body.encode())
+    assert got.status_code == 200
+    assert "levels" in got.text
+
+
 @pytest.mark.parametrize(
     "body",
     [

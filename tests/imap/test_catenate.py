@@ -13,12 +13,13 @@ from obox.imap.settings import ImapSettings
 
 HEAD = b"Subject: first\r\nFrom: a@b\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n"
 MAIL = HEAD + b"--b\r\nX: 1\r\n\r\none\r\n--b\r\nX: 2\r\n\r\n" + b"two " * 10 + b"\r\n--b--\r\n"
+SETTINGS = ImapSettings(mail_bytes_max=3_000_000, multiappend_bytes_max=5_000_000)
 LARGE = b"\r\n" + bytes(range(1, 255)) * 8_000
 
 
 @pytest.fixture(params=STORES)
 async def running(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Running]:
-    async with STORES[request.param](tmp_path, ImapSettings(mail_bytes_max=3_000_000)) as running:
+    async with STORES[request.param](tmp_path, SETTINGS) as running:
         yield running
 
 
@@ -127,6 +128,17 @@ async def test_the_size_of_the_mail_is_limited(running: Running, client: Client)
     assert lines[-1].startswith(b"NO [TOOBIG] ")
     lines = await client.cmd(b"APPEND Sent CATENATE (%b)" % text(b""))
     assert lines[-1].startswith(b"NO ")
+
+
+async def test_the_size_of_all_mails_is_limited(running: Running, client: Client) -> None:
+    """As it is for mails that a client sends. Mails that were sent count, too."""
+    whole = b"CATENATE (%b)" % url(b"/caf%C3%A9/;UID=1")
+    assert (await client.cmd(b"APPEND Sent " + b" ".join([whole] * 2)))[-1].startswith(b"OK ")
+    sent = b"{%d+}\r\n%b" % (len(LARGE), LARGE)
+    for three in ([whole] * 3, [sent, sent, whole], [whole, sent, whole]):
+        assert (await client.cmd(b"APPEND Sent " + b" ".join(three)))[-1].startswith(b"NO [TOOBIG] ")
+    assert (await client.ok("STATUS Sent (MESSAGES)"))[0] == b"* STATUS Sent (MESSAGES 2)"
+    assert running.imap.context.intake.disk.used == 0
 
 
 async def test_what_is_too_big_is_not_gathered(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from harness import Client, serving
 
+from obox.errors import Unavailable
+from obox.imap.commands import search, sort
 from obox.imap.events import BadCommand, Resets, TooBig
 from obox.imap.parser import Limits, Parser
 from obox.store import NewMail
@@ -77,6 +79,24 @@ async def test_what_a_failed_search_leaves_of_the_saved_one(client: Client, comm
     assert (await client.cmd(command))[-1].startswith(b"BAD " if _is_bad(command) else b"NO ")
     lines = await client.ok("FETCH $ UID")
     assert len(lines) - 1 == left
+
+
+@pytest.mark.parametrize("command", ["SEARCH RETURN (SAVE)", "UID SORT RETURN (COUNT SAVE) (DATE) UTF-8"])
+async def test_a_bucket_that_does_not_answer_leaves_nothing_saved(
+    client: Client, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def matching(*_: object) -> None:
+        raise Unavailable("the bucket does not answer")
+
+    await client.ok("SEARCH RETURN (SAVE) ALL")
+    with monkeypatch.context() as patch:
+        for module in (search, sort):
+            patch.setattr(module, "matching", matching)
+        # SEARCH without SAVE changes nothing.
+        assert (await client.cmd("SEARCH ALL"))[-1].startswith(b"NO [UNAVAILABLE] ")
+        assert len(await client.ok("FETCH $ UID")) - 1 == 2
+        assert (await client.cmd(f"{command} ALL"))[-1].startswith(b"NO [UNAVAILABLE] ")
+    assert len(await client.ok("FETCH $ UID")) - 1 == 0
 
 
 def _is_bad(command: str) -> bool:

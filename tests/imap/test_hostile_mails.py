@@ -14,12 +14,15 @@ import pytest
 from harness import Client, Running, serving_real
 from turns import turns
 
-from obox.imap.commands import fetch
+from obox.imap.commands import fetch, thread
+from obox.mime import HEADER_BYTES_MAX
 from obox.store import NewMail
 from obox.store.api import Fields
+from obox.store.user import search
 from obox.store.user.mailbox import Mailbox
 from obox.types import StorageId
 
+THREADS = ("THREAD REFERENCES", "THREAD ORDEREDSUBJECT")
 MARKS = ("\u0301" * 16_384 + "\u0316" * 16_384).encode()
 DATES = {
     b"Fri, 31 Dec 9999 23:59:60 +0000": dt.date(9999, 12, 31),
@@ -226,6 +229,21 @@ async def test_a_split_boundary(tmp_path: Path) -> None:
         assert numbers(await client.ok("SEARCH BODY second")) == [1]
 
 
+@pytest.mark.parametrize("size", [10, 600_000])
+async def test_a_name_in_sections_is_found(tmp_path: Path, size: int) -> None:
+    """Also where the whole mail is ASCII. RFC 2231 §3, §4."""
+    part = b"Content-Type: application/x; name*0=inv; name*1=oice\r\nContent-Disposition: attachment; %b\r\n\r\n"
+    mail = (
+        b"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n"
+        b"--b\r\n" + part % b"filename*=utf-8''%e2%82%ac" + b"x\r\n" * (size // 3) + b"--b--\r\n"
+    )
+    async with serving_real(tmp_path) as running:
+        client = await fill(running, mail)
+        assert numbers(await client.ok("SEARCH BODY invoice")) == [1]
+        assert numbers(await client.ok("SEARCH CHARSET UTF-8 TEXT {3+}\r\n\u20ac".encode())) == [1]
+        assert numbers(await client.ok("SEARCH BODY invoices")) == []
+
+
 async def test_ready_fields_of_many_hostile_mails_come_by_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,3 +277,33 @@ async def test_ready_fields_of_many_hostile_mails_come_by_bytes(
             assert sum(held) > 20 << 20
             assert max(held) <= 6 << 20
         assert b"\\Seen" in (await client.ok("FETCH 30 FLAGS"))[0]
+
+
+async def test_sort_and_thread_of_headers_that_take_long(tmp_path: Path) -> None:
+    """A name of 60,000 quoted pairs, and many mails whose dates are comments."""
+    names = b"".join(b'%b: "%b" <a@x.org>\r\n' % (field, b'\\"' * 30_000) for field in (b"From", b"To"))
+    dates = [b"Date: " + b"()" * 3_500 + b"\r\nSubject: " + b"re:" * 300 + b"\r\n\r\n%d" % at for at in range(100)]
+    async with serving_real(tmp_path) as running:
+        client = await fill(running, *([names + b"\r\nx"] * 3), *dates)
+        with turns(mine=False) as found:
+            for command in ("SORT (DATE)", "SORT (DISPLAYFROM TO SUBJECT)", *THREADS):
+                await client.ok(f"{command} UTF-8 ALL")
+            found.check()
+
+
+async def test_the_end_of_a_long_header_is_not_looked_for_on_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SEARCH looks in a thread, and THREAD reads no more than has fields."""
+    sizes: list[int] = []
+    monkeypatch.setattr(thread, "header_end", lambda data: sizes.append(len(data)) or len(data))
+    threads: set[int] = set()
+    plain = search.header_end
+    monkeypatch.setattr(search, "header_end", lambda data: threads.add(threading.get_ident()) or plain(data))
+    async with serving_real(tmp_path) as running:
+        client = await fill(running, b"X: y\r\n" * 100_000 + b"\r\nbody")
+        await client.ok("THREAD REFERENCES UTF-8 ALL")
+        assert sizes == [HEADER_BYTES_MAX + 1]
+        assert numbers(await client.ok("SEARCH HEADER X y TEXT body")) == [1]
+    assert threads
+    assert threading.get_ident() not in threads

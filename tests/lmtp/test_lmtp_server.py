@@ -7,6 +7,7 @@ import gc
 import smtplib
 import socket
 import ssl
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -379,6 +380,27 @@ async def test_large_mails_go_through_a_file(tmp_path: Path) -> None:
         client.write(b"MAIL FROM:<>\r\nRCPT TO:<u@d>\r\nBDAT 3 LAST\r\nx\r\n")
         assert (await client.replies(3))[2].startswith("250")
         assert world.store.mails["u@d"][2].endswith(b"\r\nx\r\n")
+
+
+async def test_a_large_mail_is_not_copied_on_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def join(parts: tuple[bytes, bytes]) -> bytes:
+        threads.append(threading.get_ident())
+        return b"".join(parts)
+
+    monkeypatch.setattr("obox.lmtp.session._join", join)
+    async with serving(tmp_path) as world:
+        client = await world.connect()
+        bodies = [MAIL + b"x" * 70 + b"\r\n", MAIL + (b"x" * 70 + b"\r\n") * 20_000]
+        for body in bodies:
+            client.write(b"MAIL FROM:<>\r\nRCPT TO:<u@d>\r\nBDAT %d LAST\r\n" % len(body) + body)
+            assert (await client.replies(3))[2].startswith("250")
+        for mail, body in zip(world.store.mails["u@d"], bodies, strict=True):
+            assert mail.startswith(b"Return-Path:")
+            assert mail.endswith(b"\r\n" + body)
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
 
 
 async def test_a_full_disk_is_temporary(tmp_path: Path) -> None:

@@ -71,10 +71,13 @@ async def assembled(session: Session, command: ast.Append) -> ast.Append | Reply
     if incoming is None:
         incoming = session.context.intake.incoming(session.user_name)
     messages = []
+    limits = session.settings
+    together = 0
     async with AsyncExitStack() as stack:
         urls = _Urls(session, stack)
         for message in command.messages:
             if not message.pieces:
+                together += len(message.data)
                 messages.append(message)
                 continue
             try:
@@ -84,8 +87,12 @@ async def assembled(session: Session, command: ast.Append) -> ast.Append | Reply
                     pieces.append(await urls.find(one.url) if isinstance(one, ast.Url) else one)
                     size += len(pieces[-1])
                     # Now, because pieces of headers are in memory.
-                    if size > session.settings.mail_bytes_max:
+                    if size > limits.mail_bytes_max:
                         return no("The mail would be too big", "TOOBIG")
+                    # As the parser counts literals: all mails are stored, or none.
+                    if together + size > limits.multiappend_bytes_max:
+                        return no("The mails would be too big together", "TOOBIG")
+                together += size
                 if not size:
                     return no("An empty mail cannot be stored")
                 messages.append(replace(message, data=await _joined(incoming, pieces, size), pieces=()))

@@ -22,7 +22,7 @@ from obox.imap.session import Session
 from obox.mailbox import UidArray
 from obox.mailbox.sorting import Numbers, Texts
 from obox.mailbox.threads import References, by_subject
-from obox.mime import header_end, header_values
+from obox.mime import HEADER_BYTES_MAX, header_end, header_values
 from obox.mime.readback import Envelope, read_envelope
 from obox.store.api import Fields
 
@@ -83,7 +83,9 @@ async def _header(session: Session, uid: int, fields: Fields) -> bytes:
             mail = await mailbox.mail(uid, autofix=session.settings.autofix_storage)
         except (Expunged, Corrupt, NotFound):
             return b""
-        header = mail[: header_end(mail)]
+        # One byte more, because the last line of a longer header is not read.
+        begin = mail[: HEADER_BYTES_MAX + 1]
+        header = begin[: header_end(begin)]
     return header
 
 

@@ -88,8 +88,8 @@ class Boxes:
         """Mailboxes whose changes of an earlier boot are in the journal of this
         boot."""
         self._infos: dict[str, list[ObjectInfo]] | None = None
-        """Bundles by box from a LIST at `_infos_at`, for the first load of each box. The
-        LIST was made under the assignment `_infos_under`."""
+        """Bundles by box from a LIST at `_infos_at`, for the first load of each box.
+        The LIST was made under the assignment `_infos_under`."""
         self._infos_at = 0.0
         self._infos_under = self.rootbox.assignment
         self._held: dict[Guid, Delta] = {}

@@ -88,9 +88,10 @@ _ADDRESS_FIELDS: Final = frozenset(("from", "to", "cc", "bcc", "sender", "reply-
 _ODD_ADDRESS: Final = re.compile(rb'[(\\]|"\s*@|\s[@.]|[@.]\s')
 """An address whose characters are not those of its plain form."""
 _EPOCH: Final = dt.date(1970, 1, 1).toordinal()
-_ASCII_OTHERWISE: Final = (b"base64", b"quoted-printable", b"\x1b", b"\x00", b"utf-7", b"hz-gb")
+_ASCII_OTHERWISE: Final = (b"base64", b"quoted-printable", b"\x1b", b"\x00", b"utf-7", b"hz-gb", b"name*")
 """Signs that a mail may encode ASCII letters in other bytes: encodings, charsets with
-shifts. Encoded words (`=?`) are such a sign too."""
+shifts, names of attachments in sections (RFC 2231). Encoded words (`=?`) are such a
+sign too."""
 _MARK_BYTES_MAX: Final = max(map(len, _ASCII_OTHERWISE))
 _QUESTION_MARKS: Final = 32
 """Question marks that are looked at one by one: the search for a byte is 50 times as
@@ -191,6 +192,9 @@ class _Run:
         else:
             self.found[row] = answer
 
+    def _decide_large(self, row: int, mail: bytes, left: list[int]) -> None:
+        self.decide(row, MailSource(mail, self.needles), left)
+
     async def by_memo(self, rows: list[int]) -> list[int]:
         left: list[int] = []
         source = _Remembering(self.memo, self.guid)
@@ -228,11 +232,11 @@ class _Run:
         async for uid, mail in self.mailbox.mails(list(row_of), autofix=self.autofix):
             if not isinstance(mail, bytes):
                 continue
-            source = MailSource(mail, self.needles)
             if len(mail) > INLINE_BYTES:
-                await asyncio.to_thread(self.decide, row_of[uid], source, left)
+                await asyncio.to_thread(self._decide_large, row_of[uid], mail, left)
                 self.turn.begin()
                 continue
+            source = MailSource(mail, self.needles)
             remembering = _Remembering(self.memo, self.guid)
             remembering.uid = uid
             remembering.inner = source

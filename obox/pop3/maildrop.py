@@ -122,8 +122,8 @@ class Maildrop:
         return self.uids[np.array(sorted(self.read), dtype=np.intp)]
 
     async def read_ahead(self, place: int) -> None:
-        """Bring mails into the caches that the client will retrieve next: it has
-        retrieved the mail before this one. They are read in parallel."""
+        """Bring mails into the caches that the client will probably retrieve next,
+        because it retrieves them in order. They are read in parallel."""
         in_order, self._next = place == self._next, place + 1
         if not in_order or place < self._ahead:
             return

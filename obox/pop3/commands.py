@@ -68,6 +68,7 @@ async def uidl(session: Session, rest: bytes) -> Reply | None:
 async def retr(session: Session, rest: bytes) -> Reply | None:
     maildrop = _maildrop(session)
     place = maildrop.at(rest)
+    await maildrop.read_ahead(place)
     await _send(session, "RETR", place, Output())
     session.retrieved += 1
     maildrop.read.add(place)

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from obox.errors import OboxError
 from obox.mailbox import SEEN, UidArray
 from obox.mailbox.view import View
 from obox.mime import header_values
@@ -25,6 +26,10 @@ from obox.store.fields import Fields
 
 SLICE: Final = 1024
 """Mails of LIST and UIDL for which lines are made at a time: about a millisecond."""
+AHEAD_MAILS: Final = 16
+"""Mails that are read together once a client retrieves one after the other."""
+AHEAD_BYTES: Final = 1 << 20
+"""Octets of such mails. A mail that is larger is not read ahead."""
 FIELDS_BYTES: Final = 1 << 20
 """Cached fields that are read at a time for X-UIDL."""
 UIDL_BYTES_MAX: Final = 70
@@ -41,7 +46,9 @@ class Maildrop:
     read."""
 
     __slots__ = (
+        "_ahead",
         "_columns",
+        "_next",
         "_read_before",
         "_view",
         "count",
@@ -70,6 +77,9 @@ class Maildrop:
         self.left, self.left_bytes = self.count, int(self._columns["size"].sum(dtype=np.uint64))
         self._read_before = self.last = int(np.flatnonzero(seen)[-1]) + 1 if settings.enable_last and seen.any() else 0
         self.read: set[int] = set()
+        self._next = self._ahead = -1
+        """The mail behind the last that was retrieved, and the first that was not read
+        ahead."""
 
     def close(self) -> None:
         """Forget expunged mails."""
@@ -110,6 +120,23 @@ class Maildrop:
     def read_uids(self) -> UidArray:
         """Return the UIDs of mails that RETR has read."""
         return self.uids[np.array(sorted(self.read), dtype=np.intp)]
+
+    async def read_ahead(self, place: int) -> None:
+        """Bring mails into the caches that the client will probably retrieve next,
+        because it retrieves them in order. They are read in parallel."""
+        in_order, self._next = place == self._next, place + 1
+        if not in_order or place < self._ahead:
+            return
+        part = slice(place, place + AHEAD_MAILS)
+        fit = np.cumsum(self._columns["size"][part], dtype=np.uint64) <= AHEAD_BYTES
+        count = int(np.count_nonzero(fit))
+        self._ahead = place + count
+        if count > 1:
+            try:
+                async for _ in self.mailbox.mails(self.uids[place : place + count].tolist()):
+                    pass
+            except OboxError:
+                return  # the read that follows answers with the reason
 
     # -- lists -----------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from obox.mailbox import Delta, Rows
 from obox.pop3 import Pop3Settings
 from obox.pop3.lines import LINE_BYTES_MAX
 from obox.store.memory import MemoryMailbox
+from obox.store.user.mailbox import Mailbox
 
 MIB = 1 << 20
 MANY = 100_000
@@ -176,6 +177,42 @@ async def test_quit_deletes_many_mails_by_one_call(monkeypatch: pytest.MonkeyPat
         assert answer.endswith(b"+OK Logging out, 2000 mails deleted\r\n")
         assert calls == [2_000]
         assert await running.flags() == {}
+
+
+async def test_mails_that_are_retrieved_in_order_are_read_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several are read together, each once. A client that asks for single mails makes
+    no more requests than these mails need."""
+    together = []
+    plain = Mailbox.mails
+
+    def mails(self: Mailbox, uids: list[int], *, autofix: bool | None = None) -> object:
+        together.append(len(uids))
+        return plain(self, uids, autofix=autofix)
+
+    monkeypatch.setattr(Mailbox, "mails", mails)
+    async with serving_real(tmp_path) as running:
+        small = [b"A: b\r\n\r\n%d\r\n" % number for number in range(40)]
+        await running.deliver([*small, b"x" * (2 * MIB), *small])
+        env = running.store.env
+        for numbers, most, batches in (((1, 5, 3, 40), 4, []), (range(1, 82), 81, [16, 16, 7, 16, 16, 8])):
+            env.recent.clear()
+            for key in [info.key for info in await env.bucket.list("", kind="mail")]:
+                await env.fscache.drop(key)
+            together.clear()
+            before = gets(env.bucket)
+            client = await running.client(login="anna")
+            for number in numbers:
+                assert await client.many(f"RETR {number}")
+            assert together == batches
+            assert gets(env.bucket) - before <= most + 2, "a large mail is read in parts"
+            await client.ok("QUIT")
+
+
+def gets(bucket: object) -> int:
+    counters = bucket.stats.snapshot().items()  # type: ignore[attr-defined]
+    return sum(one.requests for (op, kind), one in counters if (op, kind) == ("get", "mail"))
 
 
 # -- real clients ------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import pytest
 from imap.harness import Client
 from members import ADDRESS, SECRET, Cluster, Member, Rows, cluster, until
 from patience import PATIENT_S
+from pop3_members import Pop3
 from structlog.testing import capture_logs
 
 from obox.auth import PasswdFile
@@ -49,6 +50,7 @@ from obox.proxy import ViewRouter
 from obox.proxy import waiting as waiting_module
 from obox.store.user.user import User
 from obox.types import StorageId
+from tests.pop3.pop3_harness import Client as Pop3Client
 
 BEN = StorageId("ben")
 
@@ -125,6 +127,26 @@ async def backend(tmp_path: Path) -> AsyncIterator[tuple[Cluster, Member, Memory
         directory = directory_of_a_test()
         await written(made.rows, directory)
         yield made, member, directory
+
+
+async def test_a_proxy_serves_pop3(backend: tuple[Cluster, Member, MemoryDirectory], tmp_path: Path) -> None:
+    made, b2, directory = backend
+    pop3 = Pop3(b2)
+    await pop3.listen()
+    made.stack.push_async_callback(pop3.stop)
+    address, ports = made.rows.places["b2"]
+    await put(directory, Kind.MEMBERS, "b2", MemberRow("backend", "default", address, ports), 2)
+    async with running(config_file(tmp_path, '[pop3]\nlisten = ["127.0.0.1:0"]\n'), directory) as front:
+        assert front.unused() == []
+        await until(lambda: front.view.settings is not None)
+        ben = Pop3Client(*await asyncio.open_connection(ADDRESS, port_of(front, "pop3")))
+        await ben.line()
+        await ben.ok("USER ben")
+        assert await ben.ok("PASS secret") == b"+OK 0 mails of 0 octets"
+        assert [(who.user, who.service) for who in front.admin.server.sessions()] == [("ben", "pop3")]
+        assert [who.user for who in pop3.server.who()] == ["ben"]
+        await ben.ok("QUIT")
+        await ben.close()
 
 
 async def test_a_proxy_serves_logins_mails_probes_and_metrics(

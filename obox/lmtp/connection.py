@@ -33,7 +33,7 @@ from obox.lmtp.events import (
     TlsAsked,
 )
 from obox.lmtp.machine import COMMANDS_TURN, Machine
-from obox.lmtp.replies import Reply
+from obox.lmtp.replies import SAVED, Reply
 from obox.lmtp.session import Session
 from obox.net import Connection as Engine
 from obox.net import Flow, NoRoom, Who, Why, client_tls, speak_for, starttls
@@ -120,7 +120,10 @@ class Connection(Engine):
             elif kind is MailReceived:
                 self._reply()
                 self.send()  # replies that are ready do not wait for this mail
-                machine.answer_mail(await session.deliver(cast(MailReceived, event)))
+                replies = await session.deliver(cast(MailReceived, event))
+                if replies[0].code == SAVED.code:
+                    self.rested()  # others ran while the bucket stored the mail
+                machine.answer_mail(replies)
                 await session.drop()
                 if self.stop_asked:
                     break

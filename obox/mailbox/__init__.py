@@ -6,7 +6,7 @@ that two backends wrote therefore merge to the same state from either side, in a
 order, any number of times (docs/format.md, "Delta").
 """
 
-from ._delta import CLAIM_PURGED, KEYWORD_BYTES_MAX, Changed, Delta, Encoded, Gone, Rows, joined
+from ._delta import CLAIM_PURGED, KEYWORD_BYTES_MAX, Changed, Delta, Encoded, Gone, Rows, joined, largest
 from ._holders import Holders
 from ._needles import Finder, Needle, collated, collated_octets, normalise
 from ._records import Table, by_home, home_of
@@ -41,6 +41,7 @@ __all__ = [
     "distinct",
     "home_of",
     "joined",
+    "largest",
     "normalise",
     "pack_ranges",
     "uid_array",

@@ -209,6 +209,8 @@ class Columns:
         brought more.
         """
         names = self.flags.spelled(flags)
+        if not names:
+            return names
         asked = {name.lower() for name in names if name not in SYSTEM_FLAGS}
         if not self.flags.has_room(len(asked), len(self._stamps)):
             stamped = {name.lower() for name, stamps in self._stamps.items() if stamps[: self._n].any()}

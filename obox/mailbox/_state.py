@@ -26,6 +26,7 @@ from ._delta import (
     Delta,
     Gone,
     Rows,
+    largest,
 )
 from ._flags import NARROW
 from ._holders import Holders
@@ -233,7 +234,7 @@ class State(Columns):
 
     def _join_rows(self, rows: Rows) -> tuple[UidArray, UidArray]:
         """Add records that are neither here nor gone; join the stamps of the others."""
-        self.highestmodseq = max(self.highestmodseq, int(rows.modseq.max()))
+        self.highestmodseq = max(self.highestmodseq, largest(rows.modseq))
         self.uidnext = max(self.uidnext, int(rows.uid[-1]) + 1)
         highest = max(int(column[-1]) if len(column) else 0 for column in (self.uids, self.gone_uid))
         if int(rows.uid[0]) <= highest:
@@ -291,8 +292,12 @@ class State(Columns):
         for name, column in self._stamps.items():
             column[n : n + count] = stamps.get(name, 0)
         self._n += count
-        self.bytes += int(rows.size.sum(dtype=np.uint64))
-        self.unseen += int(np.count_nonzero(bits & np.uint64(SEEN) == 0))
+        if count == 1:  # a delivery: numpy takes 3 µs for each sum
+            self.bytes += int(rows.size[0])
+            self.unseen += not int(bits[0]) & SEEN
+        else:
+            self.bytes += int(rows.size.sum(dtype=np.uint64))
+            self.unseen += int(np.count_nonzero(bits & np.uint64(SEEN) == 0))
         if not at_end:
             order = np.argsort(self.uids, kind="stable")
             for name, array in self._columns.items():

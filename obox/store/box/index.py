@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from metacache import Change
 
 from ...errors import MailboxFull, NotFound
-from ...mailbox import Changed, Delta, Encoded, Gone, Holders, Root, Rows, State, UidArray, by_home, uid_array
+from ...mailbox import Changed, Delta, Encoded, Gone, Holders, Root, Rows, State, UidArray, by_home, largest, uid_array
 from ...types import Guid, StorageId
 from ..env import Env
 from ..log.journal import Journal
@@ -141,10 +141,12 @@ def give_modseq(delta: Delta, modseq: int) -> None:
     """
     rows = delta.rows
     if rows is not None:
-        modseq = max(modseq, int(rows.savedate.max()))
-        rows.modseq = np.full(len(rows), modseq, dtype=np.uint64)
-        on = rows.savedate.astype(np.uint64) * np.uint64(2) + np.uint64(1)
-        rows.stamps = {flag: np.where(stamps & np.uint64(1), on, np.uint64(0)) for flag, stamps in rows.stamps.items()}
+        modseq = max(modseq, largest(rows.savedate))
+        rows.modseq = np.array([modseq], dtype=np.uint64) if len(rows) == 1 else np.full(len(rows), modseq, np.uint64)
+        if rows.stamps:
+            on = rows.savedate.astype(np.uint64) * np.uint64(2) + np.uint64(1)
+            stamped = rows.stamps.items()
+            rows.stamps = {flag: np.where(stamps & np.uint64(1), on, np.uint64(0)) for flag, stamps in stamped}
     delta.highestmodseq = modseq
 
 

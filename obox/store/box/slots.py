@@ -155,11 +155,12 @@ class Slots:
 
         Raises Unavailable.
         """
-        try:
-            async with asyncio.timeout(WAIT_S):
-                await self._opened()
-        except TimeoutError:
-            raise Unavailable("the storage does not answer; try again later") from None
+        if not self._open.is_set():
+            try:
+                async with asyncio.timeout(WAIT_S):
+                    await self._opened()
+            except TimeoutError:
+                raise Unavailable("the storage does not answer; try again later") from None
         loop = asyncio.get_running_loop()
         self._next = max(self._next, uidnext)
         if self._turns:

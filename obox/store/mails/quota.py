@@ -86,3 +86,4 @@ class Room:
             waiting[-1].add_done_callback(lambda _: self.end())
         else:
             self.used(self._bytes, self._messages)
+            self.slots = ()  # they refer to this object, and it would be a cycle

@@ -144,8 +144,8 @@ class User(Boxes):
                 box = await self.box(Guid(entry.guid))
                 box.require_live()
                 box.require_room(len(mails))
-                # The keywords of all mails are checked together.
-                box.state.spell(flag for mail in mails for flag in mail.flags)
+                if len(mails) > 1:  # the keywords of all mails are checked together
+                    box.state.spell(flag for mail in mails for flag in mail.flags)
                 drafts = [
                     Draft(mail.source, tuple(box.state.spell(mail.flags)), mail.internaldate, mail.zone)
                     for mail in mails

@@ -1,0 +1,85 @@
+"""What a delivery costs the store, in counts that do not depend on the machine.
+
+A delivery that leaves a reference cycle behind, or makes more calls and tasks than it
+must, is slower on every machine (docs/decisions/0018).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from machines import Machine
+
+import obox
+from obox.store import NewMail, User
+
+ROOMS: Final = tuple(str(Path(obox.__file__).parents[1] / room) for room in ("obox", "metacache", "fscache"))
+
+MAILS: Final = 100
+
+CALLS_MAX: Final = 295
+"""Calls of functions of this project that a delivery makes in the store."""
+
+MAIL: Final = (
+    b"From: Ann <ann@example.org>\r\nTo: Bob <bob@example.org>\r\nSubject: hello\r\n"
+    b"Date: Mon, 30 Nov 2026 12:00:00 +0000\r\nMessage-ID: <1@example.org>\r\n\r\ntext\r\n"
+)
+
+
+async def deliver(user: User) -> None:
+    for _ in range(MAILS):
+        await user.append("INBOX", [NewMail(MAIL)])
+
+
+async def test_a_delivery_leaves_no_cycle_to_the_garbage_collector(machine: Machine) -> None:
+    async with machine.run() as life:
+        user = await life.user()
+        await deliver(user)
+        gc.collect()
+        gc.disable()
+        try:
+            await deliver(user)
+            assert gc.collect() < MAILS
+        finally:
+            gc.enable()
+
+
+async def test_a_delivery_makes_few_tasks(machine: Machine) -> None:
+    tasks = 0
+
+    def made(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **more: Any) -> asyncio.Task[Any]:
+        nonlocal tasks
+        tasks += 1
+        return asyncio.Task(work, loop=loop, **more)
+
+    async with machine.run() as life:
+        user = await life.user()
+        await deliver(user)
+        asyncio.get_running_loop().set_task_factory(made)  # type: ignore[arg-type]
+        await deliver(user)
+        asyncio.get_running_loop().set_task_factory(None)
+    assert tasks < MAILS * 1.2, "one task resolves the UID, whatever becomes of the client"
+
+
+async def test_a_delivery_makes_few_calls(machine: Machine) -> None:
+    calls = 0
+
+    def count(frame: FrameType, event: str, _arg: object) -> None:
+        nonlocal calls
+        calls += event == "call" and frame.f_code.co_filename.startswith(ROOMS)
+
+    async with machine.run() as life:
+        user = await life.user()
+        await deliver(user)
+        sys.setprofile(count)
+        try:
+            await deliver(user)
+        finally:
+            sys.setprofile(None)
+    assert calls / MAILS < CALLS_MAX

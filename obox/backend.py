@@ -22,6 +22,7 @@ from fscache import Stats
 from . import __version__, parts, rooms, wiring
 from .admin import Admin
 from .admin.http import routes
+from .admin.run import guarded
 from .config import Config, Listen, by_client, load
 from .imap.server import ImapServer, starttls
 from .lmtp import LmtpServer
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from .auth import Forward
     from .cluster import Router
     from .membership import Joining
+    from .pop3 import Pop3Server
     from .proxy import Forwarder
     from .proxy.socketmap import SocketmapServer
     from .relay import Relay
@@ -78,13 +80,29 @@ class ImapCounters:
         self._metrics.imap_commands.labels(name, condition).inc()
 
 
+class Pop3Counters:
+    """POP3's counters as metrics."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def session(self, change: int) -> None:
+        self._metrics.pop3_sessions.inc(change)
+
+    def login(self, result: str) -> None:
+        self._metrics.logins.labels(result).inc()
+
+    def command(self, name: str, result: str) -> None:
+        self._metrics.pop3_commands.labels(name, result).inc()
+
+
 class LinkCounters:
     """Numbers of forwards and splices as metrics."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         # Alerts see the first event only if a 0 was shown before it.
-        for listener in ("imap", "lmtp", "admin"):
+        for listener in ("imap", "pop3", "lmtp", "admin"):
             for result in ("ok", "unavailable", "referred", "refused", "accepted", "forged"):
                 metrics.forwards.labels(listener, result)
 
@@ -139,6 +157,7 @@ class Backend:
         self.forwarder: Forwarder | None = None
         self.imap: ImapServer | None = None
         self.lmtp: LmtpServer | None = None
+        self.pop3: Pop3Server | None = None
         self._starting: asyncio.Task[None] | None = None
         self.ready = asyncio.Event()
         """Whether the bucket has answered and the store has started."""
@@ -165,6 +184,22 @@ class Backend:
         )
         imap.forwards(self.forwarder)
         return imap
+
+    def _pop3(self) -> Pop3Server:
+        from .pop3 import Pop3Server  # many backends have no [pop3]
+
+        certificates, config = self.certificates, self.parts.config
+        pop3 = Pop3Server(
+            self.parts.store,
+            self.parts.authenticator,
+            rooms.pop3_settings(config),
+            settings_of=by_client(config, rooms.pop3_settings),
+            upgrade=starttls(lambda: certificates.context) if certificates else None,
+            counters=Pop3Counters(self.metrics),
+            ids=self.imap.hub.ids if self.imap is not None else None,
+        )
+        pop3.forwards(self.forwarder)
+        return pop3
 
     def _forwarder(self) -> Forwarder | None:
         if self.router is None:
@@ -223,7 +258,7 @@ class Backend:
         config = self.parts.config
         key = self._api_key
         relay = self._relay(admin)
-        own = routes(admin, key=key, version=__version__, **({"run": relay.run} if relay is not None else {}))
+        own = routes(admin, key=key, version=__version__, run=relay.run if relay is not None else guarded)
         api = [*own, *self._nginx(), *self._calls(admin, relay)]
         draining = lambda: self.lifecycle.draining  # noqa: E731
         out = {"admin": HttpServer(application(routes=api))}
@@ -237,21 +272,24 @@ class Backend:
 
     def _relay(self, admin: Admin) -> Relay | None:
         """Return the admin API of the cluster. A worker has none: its supervisor asks
-        all workers."""
+        all workers. Members are sources of `metacache pull`, workers as well."""
         joining, config = self.parts.joining, self.parts.config
-        if self.forwarder is None or joining is None or config.cluster.address.startswith("unix:"):
+        if self.forwarder is None or joining is None:
             return None
         from .proxy.pulls import Sources
-        from .relay import Relay
 
         member = joining.membership.member
         admin.sources = Sources(self.forwarder, member.view)
+        if config.cluster.address.startswith("unix:"):
+            return None
+        from .relay import Relay
+
         return Relay(admin, self.forwarder, member.view, member.owner, serves=True)
 
     def _calls(self, admin: Admin, relay: Relay | None) -> list[Any]:
         """Return the routes where other members call the admin API and pull local
         copies."""
-        if relay is None or self.forwarder is None:
+        if admin.sources is None or self.forwarder is None:
             return []
         from .admin import source
         from .proxy import calls
@@ -259,10 +297,8 @@ class Backend:
         async def pull(body: bytes, forward: Forward) -> Response:
             return await source.answer(admin, body, forward.member)
 
-        return [
-            calls.route(self.forwarder, relay.serve),
-            calls.answering(self.forwarder, calls.PULL_PATH, pull),
-        ]
+        pulls = calls.answering(self.forwarder, calls.PULL_PATH, pull)
+        return [pulls] if relay is None else [calls.route(self.forwarder, relay.serve), pulls]
 
     def _socketmap(self) -> SocketmapServer | None:
         """Return the server that answers Postfix."""
@@ -367,15 +403,16 @@ class Backend:
         if config.lmtp is not None:
             self.lmtp = self._lmtp()
             self.listeners.bind("lmtp", config.lmtp.listen, lmtp_factory(self.lmtp))
-        server = wiring.Running(self.imap, self.listeners, self.lifecycle)
+        if config.pop3 is not None:
+            self.pop3 = self._pop3()
+            self.listeners.bind("pop3", config.pop3.listen, pop3_factory(self.pop3))
+        server = wiring.Running([self.imap, self.pop3], self.listeners, self.lifecycle)
         self.admin = wiring.of_parts(self.parts, server)
         self.socketmap = self._socketmap()
         https = self._http(self.admin)
         self._bind_http(https)
-        if config.imap is None and config.lmtp is None:
-            log.warning(
-                "no mail is served, neither [imap] nor [lmtp] is configured", next_step="add one of the sections"
-            )
+        if not any((config.imap, config.lmtp, config.pop3)):
+            log.warning("no mail is served, [imap], [lmtp] and [pop3] are not configured", next_step="add one of them")
         self._on_stop(https)
         self.lifecycle.on_reload("configuration", self._prepare_reload)
 
@@ -389,6 +426,7 @@ class Backend:
             read=self._read,
             admin=self.admin,
             imap=self.imap,
+            pop3=self.pop3,
             forwarder=self.forwarder,
             lmtp=self.lmtp,
             certificates=self.certificates,
@@ -410,12 +448,13 @@ class Backend:
         """Return the ports that members and front ends connect to."""
         from .membership import ports_of
 
-        return ports_of(("imap", "lmtp", "http"), self.listeners.addresses)
+        return ports_of(("imap", "pop3", "lmtp", "http"), self.listeners.addresses)
 
     async def _kick(self, users: Collection[StorageId]) -> None:
         """End the sessions of users who move to another backend."""
-        if self.imap is not None:
-            self.imap.kick_mail(users, "Your mail moves to another server, please log in again")
+        for server in (self.imap, self.pop3):
+            if server is not None:
+                server.kick_mail(users, "Your mail moves to another server, please log in again")
 
     async def _start(self) -> None:
         await self.parts.start()
@@ -451,6 +490,8 @@ class Backend:
             async with asyncio.TaskGroup() as tasks:
                 if self.imap is not None:
                     tasks.create_task(self.imap.stop(grace_s=grace_s))
+                if self.pop3 is not None:
+                    tasks.create_task(self.pop3.stop(grace_s=grace_s))
                 if self.lmtp is not None:
                     tasks.create_task(self.lmtp.close(grace_s))
                 if self.socketmap is not None:
@@ -518,6 +559,10 @@ def over_tls(via: Via | None) -> bool:
 
 def imap_factory(imap: ImapServer) -> Callable[[Any, Via | None], asyncio.Protocol]:
     return lambda entry, via: imap.connection_factory(tls=entry.tls or over_tls(via), remote=client(via))
+
+
+def pop3_factory(pop3: Pop3Server) -> Callable[[Any, Via | None], asyncio.Protocol]:
+    return lambda entry, via: pop3.connection_factory(tls=entry.tls or over_tls(via), remote=client(via))
 
 
 def lmtp_factory(lmtp: LmtpServer) -> Callable[[Any, Via | None], asyncio.Protocol]:

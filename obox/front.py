@@ -18,14 +18,14 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import structlog
 
 from . import __version__, rooms, wiring
 from .admin.http import routes
 from .auth import Authenticator, PasswdFile, Penalties
-from .backend import ImapCounters, LinkCounters, client, imap_factory, lmtp_factory
+from .backend import ImapCounters, LinkCounters, Pop3Counters, client, imap_factory, lmtp_factory, pop3_factory
 from .changes import changes
 from .cluster import (
     Beat,
@@ -64,6 +64,9 @@ from .server import (
     set_level,
 )
 
+if TYPE_CHECKING:
+    from .pop3 import Pop3Server
+
 log = structlog.get_logger()
 
 BEAT_S: Final = 1.0
@@ -71,7 +74,21 @@ BEAT_S: Final = 1.0
 KEPT: Final = "directory"
 """This file below state_dir has the last good answer of the directory."""
 USED: Final = frozenset(
-    {"auth", "cluster", "http", "imap", "lmtp", "log", "metrics", "quota", "server", "socketmap", "state_dir", "tls"}
+    {
+        "auth",
+        "cluster",
+        "http",
+        "imap",
+        "lmtp",
+        "log",
+        "metrics",
+        "pop3",
+        "quota",
+        "server",
+        "socketmap",
+        "state_dir",
+        "tls",
+    }
 )
 """The sections that a proxy uses."""
 
@@ -107,6 +124,7 @@ class Front:
             self.users, cache_ttl_s=config.auth.cache_ttl, penalties=Penalties(rooms.login_delays(config))
         )
         self.imap: ImapServer | None = None
+        self.pop3: Pop3Server | None = None
         self.lmtp: LmtpServer | None = None
         self.socketmap: SocketmapServer | None = None
         self.http: dict[str, HttpServer] = {}
@@ -227,12 +245,14 @@ class Front:
             )
             self.imap.forwards(self.forwarder)
             self.listeners.bind("imap", config.imap.listen, imap_factory(self.imap))
+        if config.pop3 is not None:
+            self._bind_pop3(config)
         if config.lmtp is not None:
             self.lmtp = LmtpServer(Nowhere(), self._lmtp_settings(config), observe=self.metrics.delivered)
             self.lmtp.forwards(LmtpForwarder(self.forwarder, lambda: self.users))
             self.listeners.bind("lmtp", config.lmtp.listen, lmtp_factory(self.lmtp))
-        if self.imap is None and self.lmtp is None:
-            log.warning("no mail is served, neither [imap] nor [lmtp] is configured", next_step="give one a `listen`")
+        if not any((self.imap, self.pop3, self.lmtp)):
+            log.warning("no mail is served, [imap], [lmtp] and [pop3] are not configured", next_step="add one of them")
         if config.socketmap is not None:
             self._bind_socketmap(config)
         self.metrics.source("directory", self._age, "Of the cluster's directory.")
@@ -241,6 +261,23 @@ class Front:
         self._bind_http()
         self._on_stop()
         self.lifecycle.on_reload("configuration", self._prepare)
+
+    def _bind_pop3(self, config: Config) -> None:
+        from .pop3 import Pop3Server  # many proxies have no [pop3]
+
+        assert config.pop3 is not None
+        certificates = self.certificates
+        self.pop3 = Pop3Server(
+            None,
+            self.authenticator,
+            rooms.pop3_settings(config),
+            settings_of=by_client(config, rooms.pop3_settings),
+            upgrade=starttls(lambda: certificates.context) if certificates else None,
+            counters=Pop3Counters(self.metrics),
+            ids=self.imap.hub.ids if self.imap is not None else None,
+        )
+        self.pop3.forwards(self.forwarder)
+        self.listeners.bind("pop3", config.pop3.listen, pop3_factory(self.pop3))
 
     def _bind_socketmap(self, config: Config) -> None:
         """Bind the listener for Postfix."""
@@ -266,7 +303,7 @@ class Front:
         process."""
         self.admin = wiring.of_config(self.config, self.users)
         self.admin.authenticator = lambda: self.authenticator
-        self.admin.server = wiring.Running(self.imap, self.listeners, self.lifecycle)
+        self.admin.server = wiring.Running([self.imap, self.pop3], self.listeners, self.lifecycle)
         self.admin.find_cluster = wiring.find_cluster(self.config, directory=self.directory)
         relay = Relay(self.admin, self.forwarder, self.view, self._owner, serves=False)
         api = routes(self.admin, key="", version=__version__, run=relay.run)
@@ -303,6 +340,8 @@ class Front:
             async with asyncio.TaskGroup() as tasks:
                 if self.imap is not None:
                     tasks.create_task(self.imap.stop(grace_s=grace_s))
+                if self.pop3 is not None:
+                    tasks.create_task(self.pop3.stop(grace_s=grace_s))
                 if self.lmtp is not None:
                     tasks.create_task(self.lmtp.close(grace_s))
                 if self.socketmap is not None:
@@ -331,14 +370,14 @@ class Front:
                         "proxy",
                         cluster.site,
                         cluster.address or name,
-                        ports_of(("imap", "lmtp", "http"), self.listeners.addresses),
+                        ports_of(("imap", "pop3", "lmtp", "http"), self.listeners.addresses),
                         reads(OF_PROXIES),
                         __version__,
                     )
                     await directory.put(Kind.MEMBERS, name, encode(ours), next_timestamp(time.time, row))
                     registered = True
                 counter += 1
-                sessions = len(self.imap.hub.registry) if self.imap is not None else 0
+                sessions = sum(len(one.hub.registry) for one in (self.imap, self.pop3) if one is not None)
                 beat = Beat(counter, site=cluster.site, started=self._started, load={"sessions": float(sessions)})
                 stamp = next_timestamp(time.time, await directory.get(Kind.BEATS, name))
                 await directory.put(Kind.BEATS, name, encode(beat), stamp)
@@ -365,6 +404,7 @@ class Front:
             except TlsError as error:
                 raise ConfigError(str(error)) from error
         imap = (rooms.imap_settings(config), by_client(config, rooms.imap_settings)) if self.imap is not None else None
+        pop3 = (rooms.pop3_settings(config), by_client(config, rooms.pop3_settings)) if self.pop3 is not None else None
         lmtp = self._lmtp_settings(config) if self.lmtp is not None else None
 
         def use() -> Reloaded:
@@ -377,6 +417,8 @@ class Front:
                 self.certificate_watch.follow([*config.tls.cert, *config.tls.key])
             if self.imap is not None and imap is not None:
                 self.imap.use(*imap)
+            if self.pop3 is not None and pop3 is not None:
+                self.pop3.use(*pop3)
             if self.lmtp is not None and lmtp is not None:
                 self.lmtp.use(Nowhere(), lmtp)
             self.lifecycle.drain_timeout_s = config.server.shutdown_timeout

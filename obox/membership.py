@@ -139,7 +139,7 @@ class Membership:
         orderly = orderly and all(tag.number > self._store.takeover.assigned for tag in tags.values())
         await handover.gain(self._store, tags, fence, orderly=orderly)
 
-    async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[bool]]) -> bool:
+    async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[frozenset[str]]]) -> frozenset[str]:
         await self._started()
         return await handover.release(self._store, frozenset(units), self.kick, hand)
 

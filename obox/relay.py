@@ -13,6 +13,7 @@ Diagnostics: if a backend does not answer, the verb ends with exit code 75 and n
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -60,6 +61,10 @@ CHECK: Final = "clusterCheck"
 KICK: Final = "clusterUserKick"
 SERVES: Final = "clusterServes"
 """A call that is no verb: `CHECK` asks a backend with it which units it serves."""
+BALANCE: Final = "clusterBalance"
+SESSIONS: Final = "clusterSessions"
+"""Such a call too: `BALANCE` asks a backend with it how many sessions each mail has. An
+earlier version refuses it, and its sessions do not count."""
 REFERRED: Final = b'{"referred":'
 """Begins a line of an answer about a user whom the backend refers."""
 DISAGREE: Final = "the backends do not agree who serves the user; try again"
@@ -129,6 +134,8 @@ class Relay:
         if verb is None or backend == self._me or not (backend or self._spreads(place)):
             if name == CHECK and self._forwarder.secrets:
                 admin = replace(admin, claims=self._claims)
+            elif name == BALANCE:
+                admin = replace(admin, connections=self._connections)
             async for event in guarded(admin, name, raw, outcome):
                 yield event
             return
@@ -210,6 +217,20 @@ class Relay:
             if isinstance(event, dict):
                 found[call.to][event["unit"]] = Assigned(call.to, event["number"], event["token"])
         return {call.to: found[call.to] for call in every if not call.code}
+
+    async def _connections(self) -> Mapping[str, int]:
+        """Return how many sessions each mail has, by its storage id, at this backend
+        and at each other backend that answers."""
+        found = Counter(_mails(self._admin))
+        every = [_call(name, {}) for name in self._others()] if self._forwarder.secrets else []
+
+        def ask(call: Call) -> AsyncIterator[Event]:
+            return self._ask(self._there(call.to), call, Asked(SESSIONS, {}))
+
+        async for _, event in events_of(every, ask):
+            if isinstance(event, dict):
+                found[event["mail"]] += event["sessions"]
+        return found
 
     # -- verbs for users -------------------------------------------------------------------------------------------
 
@@ -415,9 +436,9 @@ class Relay:
                         yield msgspec.json.encode(told) + b"\n"
                 if asked.command not in NAMED:
                     params |= {"user": names[0]} if asked.single and names else {"users": names}
-            elif asked.command == SERVES:
+            elif asked.command in (SERVES, SESSIONS):
                 names = []
-                async for row in self._units():
+                async for row in self._units() if asked.command == SERVES else self._sessions():
                     yield msgspec.json.encode({"row": row}) + b"\n"
             else:
                 names = [""]
@@ -440,6 +461,11 @@ class Relay:
         async with self._admin.cluster() as cluster:
             for unit, assigned in (cluster.serves() if cluster.serves is not None else {}).items():
                 yield {"unit": unit, "number": assigned.number, "token": assigned.token}
+
+    async def _sessions(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the number of sessions of each mail at this backend."""
+        for mail, count in _mails(self._admin).items():
+            yield {"mail": mail, "sessions": count}
 
     async def _ours(self, asked: Asked) -> AsyncIterator[str | Failure | Claim]:
         """Yield the name of each user whom this backend serves, the failures, and each
@@ -511,6 +537,13 @@ def _answers(member: Member, orders: Orders | None, beat: Beat | None) -> bool:
 
 def _without_forwarded(admin: Admin) -> Admin:
     return admin if admin.server is None else replace(admin, server=_OwnSessions(admin.server))
+
+
+def _mails(admin: Admin) -> Counter[str]:
+    """Return how many sessions each mail has here. A forwarded session counts at its
+    owner."""
+    server = _without_forwarded(admin).server
+    return Counter(one.mail for one in server.sessions() if one.mail) if server is not None else Counter()
 
 
 def _outcome(every: Sequence[Call], *, partial: bool) -> tuple[int, str]:

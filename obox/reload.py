@@ -30,6 +30,7 @@ from .parts import Parts, warn_of_small_disks
 from .server import FileWatch, Lifecycle, Reloaded, set_level
 
 if TYPE_CHECKING:
+    from .pop3 import Pop3Server
     from .proxy import Forwarder
 
 Use = Callable[[], None]
@@ -39,15 +40,16 @@ Use = Callable[[], None]
 class Reload:
     """Everything that a reload changes. `prepare` is for `Lifecycle.on_reload`.
 
-    read: reads and checks the configuration as a start does. imap, lmtp,
-    certificates: None if the
-    configuration has none. forwarder: None if no directory says who serves whom.
+    read: reads and checks the configuration as a start does. imap, pop3, lmtp,
+    certificates: None if the configuration has none. forwarder: None if no directory
+    says who serves whom.
     """
 
     parts: Parts
     read: Callable[[], Config]
     admin: Admin
     imap: ImapServer | None
+    pop3: Pop3Server | None
     forwarder: Forwarder | None
     lmtp: LmtpServer | None
     certificates: Certificates | None
@@ -135,11 +137,14 @@ class Reload:
         return use
 
     def _protocols(self, config: Config, users: PasswdFile) -> Use:
-        imap, lmtp, certificates = self.imap, self.lmtp, self.certificates
+        imap, pop3, lmtp, certificates = self.imap, self.pop3, self.lmtp, self.certificates
         uses: list[Use] = []
         if imap is not None:
             everybody, by_address = rooms.imap_settings(config), by_client(config, rooms.imap_settings)
             uses.append(lambda: imap.use(everybody, by_address))
+        if pop3 is not None:
+            for_all, for_address = rooms.pop3_settings(config), by_client(config, rooms.pop3_settings)
+            uses.append(lambda: pop3.use(for_all, for_address))
         if lmtp is not None:
             settings = rooms.lmtp_settings(config, (lambda: certificates.context) if certificates else None)
             deliverer = StoreDeliverer(self.parts.store, users, mail_bytes_max=settings.mail_bytes_max)

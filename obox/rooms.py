@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from ssl import SSLContext
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import structlog
 
@@ -25,6 +25,9 @@ from .objectstore import Codec, load_keys
 from .objectstore import Settings as BucketSettings
 from .store import StoreSettings
 
+if TYPE_CHECKING:
+    from .pop3 import Pop3Settings
+
 log = structlog.get_logger()
 
 __all__ = [
@@ -34,6 +37,7 @@ __all__ = [
     "link_secrets",
     "lmtp_settings",
     "login_delays",
+    "pop3_settings",
     "refuse_absent",
     "store_settings",
     "weights",
@@ -42,9 +46,8 @@ __all__ = [
 
 def refuse_absent(config: Config) -> None:
     """Raises ConfigError for a protocol that this version does not speak."""
-    for name in ("pop3", "managesieve"):
-        if getattr(config, name) is not None:
-            raise ConfigError(f"{name}.listen: this version has no {name}; allowed: no [{name}] section")
+    if config.managesieve is not None:
+        raise ConfigError("managesieve.listen: this version has no managesieve; allowed: no [managesieve] section")
 
 
 def bucket_settings(config: Config) -> BucketSettings:
@@ -153,6 +156,30 @@ def imap_settings(config: Config) -> ImapSettings:
         fetch_failure=cast(FetchFailure, imap.fetch_failure),
         lost_as_empty=storage.fetch_lost_mails_as_empty,
         autofix_storage=storage.autofix_storage,
+    )
+
+
+def pop3_settings(config: Config) -> Pop3Settings:
+    """Return the POP3 settings of the clients that this configuration is for."""
+    from .pop3.settings import Pop3Settings  # most backends have no [pop3]
+
+    pop3 = config.pop3
+    assert pop3 is not None
+    return Pop3Settings(
+        version=__version__,
+        user_sessions_max=pop3.max_user_sessions,
+        address_sessions_max=pop3.max_address_sessions,
+        login_timeout_s=pop3.login_timeout,
+        idle_timeout_s=pop3.idle_timeout,
+        plaintext_login=not config.auth.disable_plaintext_auth,
+        mark_seen=pop3.mark_seen,
+        enable_last=pop3.enable_last,
+        deleted_flag=pop3.deleted_flag,
+        reuse_xuidl=pop3.reuse_xuidl,
+        uidl_format=pop3.uidl_format,
+        lock_session=pop3.lock_session,
+        login_delay_s=pop3.login_delay,
+        expire=pop3.expire.upper(),
     )
 
 

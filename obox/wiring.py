@@ -8,7 +8,7 @@ backend and the tool never write the same local state.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,15 +25,16 @@ __all__ = [
     "of_config",
     "of_parts",
     "offline",
+    "own_http",
     "quiet_logging",
     "socket_path",
 ]
 
 if TYPE_CHECKING:
+    from . import net
     from .accounts import Account
     from .admin.peers import Kick
     from .cluster import Assigned, Directory, Member
-    from .imap.server import ImapServer
     from .membership import Joining
     from .net import Listeners
     from .parts import Parts
@@ -63,19 +64,20 @@ def socket_path(state_dir: Path) -> Path:
 class Running:
     """The running process as verbs control it (`admin.Server`)."""
 
-    def __init__(self, imap: ImapServer | None, listeners: Listeners, lifecycle: Lifecycle) -> None:
-        """imap: None if the configuration has no [imap]."""
-        self._imap = imap
+    def __init__(self, servers: Iterable[net.Server | None], listeners: Listeners, lifecycle: Lifecycle) -> None:
+        """servers: of the protocols with a login; None for a protocol that is off. No
+        two of their connections have the same number."""
+        self._servers = [server for server in servers if server is not None]
         self._listeners = listeners
         self._lifecycle = lifecycle
 
     def sessions(self) -> Sequence[Session]:
-        return self._imap.who() if self._imap is not None else ()
+        return [one for server in self._servers for one in server.who()]
 
     def kick(self, sessions: Sequence[Session], reason: str) -> None:
-        if self._imap is not None:
-            ids = {one.id for one in sessions}
-            for member in self._imap.context.registry:
+        ids = {one.id for one in sessions}
+        for server in self._servers:
+            for member in server.hub.registry:
                 if member.who().id in ids:
                     member.stop(reason)
 
@@ -104,7 +106,7 @@ def of_config(config: Config, users: PasswdFile | None = None) -> Admin:
         users=found,
         authenticator=lambda: Authenticator(found),
         parse_search=parse_search,
-        own_http=_own_http(config),
+        own_http=own_http(config),
         find_cluster=find_cluster(config),
     )
 
@@ -182,7 +184,8 @@ def _kick(config: Config) -> Kick | None:
     return kick
 
 
-def _own_http(config: Config) -> OwnHttp:
+def own_http(config: Config) -> OwnHttp:
+    """Return how the [http] of this configuration is reached."""
     if config.http is None:
         return OwnHttp()
     entry = next((one for one in config.http.listen if one.port), None)

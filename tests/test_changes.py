@@ -42,7 +42,7 @@ def test_what_can_be_used_is_and_the_rest_stays(file: Path) -> None:
     assert changes(config, used).applied == ("imap.idle_timeout",)
 
 
-@pytest.mark.parametrize("name", ["imap", "lmtp", "http", "metrics", "socketmap"])
+@pytest.mark.parametrize("name", ["imap", "lmtp", "pop3", "http", "metrics", "socketmap"])
 def test_a_protocol_that_appears_or_goes_waits_with_all_of_it(file: Path, name: str) -> None:
     without = read(file, "")
     there = read(file, f"[{name}]\n" + ("max_recipients = 7" if name == "lmtp" else ""))

@@ -21,7 +21,7 @@ LEAVES = {
     "obox.unixsocket",
 }
 # What a protocol may import.
-VIEW = {"obox", "obox.auth", "obox.net", "obox.spool", "obox.store", "obox.mailbox", "obox.mime", *LEAVES}
+VIEW = {"obox", "obox.auth", "obox.login", "obox.net", "obox.spool", "obox.store", "obox.mailbox", "obox.mime", *LEAVES}
 # room -> rooms that it may import beside itself. The longest matching prefix counts.
 ARROWS: dict[str, set[str]] = {
     # The room `__init__` has the version.
@@ -49,6 +49,7 @@ ARROWS: dict[str, set[str]] = {
     "fscache.disk": set(),
     "obox.store": {*LEAVES, "obox.mailbox", "obox.mime", "obox.objectstore", "metacache", "fscache"},
     "obox.auth": LEAVES,
+    "obox.login": {*LEAVES, "obox.auth", "obox.net", "obox.store"},
     "obox.imap": VIEW,
     "obox.imap.parser": {*LEAVES, "obox.imap"},
     "obox.lmtp": VIEW,
@@ -68,7 +69,16 @@ ARROWS: dict[str, set[str]] = {
         "metacache",
     },
     "obox.events": LEAVES,
-    "obox.proxy": {*LEAVES, "obox.auth", "obox.cluster", "obox.imap", "obox.lmtp", "obox.net", "obox.spool"},
+    "obox.proxy": {
+        *LEAVES,
+        "obox.auth",
+        "obox.cluster",
+        "obox.imap",
+        "obox.lmtp",
+        "obox.login",
+        "obox.net",
+        "obox.spool",
+    },
     "obox.cluster": LEAVES,
     "admintool": {"obox", "obox.config", "obox.auth", "obox.admin", "obox.wiring", *LEAVES},
 }

@@ -29,10 +29,10 @@ OWN = ("obox", "metacache", "fscache")
 
 UNUSED = (
     "aioboto3", "aiobotocore", "aiohttp", "attr", "boto3", "botocore", "cassandra", "cryptography.x509", "hypothesis",
-    "pygments", "pytest", "rich", "watchdog",
+    "obox.pop3", "pygments", "pytest", "rich", "watchdog",
 )  # fmt: skip
-"""Libraries that a backend does not need if its bucket is a directory and it has no
-certificates."""
+"""Libraries and rooms that a backend does not need if its bucket is a directory, and
+it has no certificates and no [pop3]."""
 
 START = """
 import asyncio, json, sys

@@ -8,7 +8,7 @@ passes in an `Admin`. Asking for `TABLE` loads the verbs; a start of a backend d
 from typing import TYPE_CHECKING
 
 from .params import Nothing, Params, Selection
-from .parts import Admin, Server, Session
+from .parts import Admin, OwnHttp, Server, Session
 from .table import Event, Failure, Needs, Progress, Row, Verb
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = [
     "Failure",
     "Needs",
     "Nothing",
+    "OwnHttp",
     "Params",
     "Progress",
     "Row",

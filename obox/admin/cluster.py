@@ -399,7 +399,8 @@ async def cluster_balance(admin: Admin, params: BalanceParams) -> AsyncIterator[
     has them. If a machine of the site uses half of its CPU or more, and others use 20
     percent points less, its share becomes smaller, by a quarter at most. A machine that
     uses 95 percent of its memory gets nothing. A backend gives its groups up a few at a
-    time; sessions of their users end, and the clients connect again. Backends that are
+    time; sessions of their users end, and the clients connect again. So groups whose
+    users have few sessions move before others that do as well. Backends that are
     evacuated, standby, offline or silent get and give nothing. Moves that are pending
     count as done. If the users cannot be listed, all groups count alike.
     """
@@ -407,7 +408,7 @@ async def cluster_balance(admin: Admin, params: BalanceParams) -> AsyncIterator[
 
     async with admin.cluster() as cluster:
         tables = await read(cluster)
-        for shift in _shifts(cluster, tables, await _people(admin, tables)):
+        for shift in _shifts(cluster, tables, await _people(admin, tables), await _sessions(admin, tables)):
             if not params.dry_run:
                 await write(cluster, Kind.MOVES, shift.unit, Move(shift.to, time.time(), by="balance"))
             yield {"group": shift.unit, "backend": shift.source, "to": shift.to, "why": shift.why}
@@ -443,7 +444,22 @@ async def _people(admin: Admin, tables: Tables) -> People | None:
     return People(groups, pinned)
 
 
-def _shifts(cluster: ClusterParts, tables: Tables, people: People | None) -> list[Shift]:
+async def _sessions(admin: Admin, tables: Tables) -> Mapping[str, int] | None:
+    """Return how many sessions the users of each group have, of those backends that
+    answer. None: there is no way to ask."""
+    if admin.connections is None or tables.settings is None:
+        return None
+    groups: Counter[str] = Counter()
+    for sid, count in (await admin.connections()).items():
+        pin = tables.pins.get(sid)
+        if pin is None or pin.removed:
+            groups[tables.group_of(sid)] += count
+    return groups
+
+
+def _shifts(
+    cluster: ClusterParts, tables: Tables, people: People | None, sessions: Mapping[str, int] | None
+) -> list[Shift]:
     """Return the moves within each site, because groups stay at their site."""
     from ..cluster.balance import Load, balance
 
@@ -456,7 +472,7 @@ def _shifts(cluster: ClusterParts, tables: Tables, people: People | None) -> lis
     shifts: list[Shift] = []
     for site in sorted({tables.site_of(name) for name in weights}):
         here = {name: weight for name, weight in weights.items() if tables.site_of(name) == site}
-        shifts += balance({name: owned[name] for name in here}, here, loads, people)
+        shifts += balance({name: owned[name] for name in here}, here, loads, people, sessions)
     return shifts
 
 

@@ -54,8 +54,11 @@ class Runner(Protocol):
     ) -> AsyncIterator[Event]: ...
 
 
-def routes(admin: Admin, *, key: str, version: str, run: Runner = guarded) -> Sequence[BaseRoute]:
-    """Return the API's routes. key: "" if there is no key. run: runs the verbs."""
+def routes(
+    admin: Admin, *, key: str, version: str, run: Runner = guarded, asked: source.Answerer | None = None
+) -> Sequence[BaseRoute]:
+    """Return the API's routes. key: "" if there is no key. run: runs the verbs. asked:
+    answers the destinations of `metacache pull`; None: this process does."""
 
     def refusal(request: Request) -> Response | None:
         if request.state.local:
@@ -84,7 +87,7 @@ def routes(admin: Admin, *, key: str, version: str, run: Runner = guarded) -> Se
         )
 
     return [
-        *source.routes(admin, PATH, refusal),
+        *source.routes(admin, PATH, refusal, asked),
         Route(PATH, post, methods=["POST"]),
         Route(PATH, listing, methods=["GET"]),
         Route(f"{PATH}/openapi.json", openapi, methods=["GET"]),

@@ -61,6 +61,10 @@ class Session(Protocol):
     def mail(self) -> str:
         """The storage id of the user, whom several names may have."""
 
+    @property
+    def service(self) -> str:
+        """The protocol."""
+
 
 class Server(Protocol):
     """The running process, as far as verbs control it."""
@@ -139,7 +143,8 @@ it."""
 class Admin:
     """The parts. store: None if there is only a configuration. server: None if no
     backend runs. claims: asks other backends which units they serve; None if there is
-    no way to ask. sources: None outside of a cluster.
+    no way to ask. connections: asks all backends how many sessions each mail has, by
+    storage id; None as well. sources: None outside of a cluster.
     """
 
     users: PasswdFile
@@ -153,6 +158,7 @@ class Admin:
     own_http: OwnHttp = OwnHttp()
     find_cluster: FindCluster | None = None
     claims: Callable[[], Awaitable[Mapping[str, Mapping[str, Assigned]]]] | None = None
+    connections: Callable[[], Awaitable[Mapping[str, int]]] | None = None
     sources: Sources | None = None
     known_names: tuple[float, dict[StorageId, str]] = (float("-inf"), {})
 

@@ -80,7 +80,7 @@ async def _reachable(admin: Admin, params: MetacachePullParams) -> None:
         found = await source.identity()
     if found.bucket != admin.store.bucket_id().hex():
         raise Invalid("the source has another bucket, or another prefix of it")
-    if found.boot == admin.store.journal.boot:
+    if admin.store.journal.boot in (found.boot, *found.boots):
         raise Invalid("the source is this backend itself")
 
 
@@ -134,6 +134,8 @@ async def metacache_pull(admin: Admin, account: Account, params: MetacachePullPa
 class _Identity(msgspec.Struct):
     bucket: str
     boot: str
+    boots: list[str] = []
+    """Those of all workers, if the source has workers."""
 
 
 class _Dropped(msgspec.Struct):

@@ -333,7 +333,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "group": "the group, or u: and the storage id of a user who is or was pinned",
         "backend": "the backend that wrote to its users while another had it",
         "at": "when it uploaded what it had, unix time",
-        "users": "how many users that concerned",
+        "users": "of how many users it had changes that were not in the bucket yet; 0: of none",
     },
     "clusterBalance": {
         "group": "the group that moves",

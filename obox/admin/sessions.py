@@ -57,8 +57,8 @@ def _inside(session: Session, network: ipaddress.IPv4Network | ipaddress.IPv6Net
 async def who(admin: Admin, params: WhoParams) -> AsyncIterator[Event]:
     """Show who is logged in.
 
-    There is a row for each user, with the number of connections and the addresses of
-    the clients. Connections that have not logged in are shown only with
+    There is a row for each user and protocol, with the number of connections and the
+    addresses of the clients. Connections that have not logged in are shown only with
     separateConnections, with an empty username.
     """
     chosen = _chosen(admin, params.mask, params.ip)
@@ -66,7 +66,7 @@ async def who(admin: Admin, params: WhoParams) -> AsyncIterator[Event]:
         for one in chosen:
             yield {
                 "username": one.user,
-                "service": "imap",
+                "service": one.service,
                 "id": one.id,
                 "ip": one.remote,
                 "tls": one.tls,
@@ -76,13 +76,13 @@ async def who(admin: Admin, params: WhoParams) -> AsyncIterator[Event]:
                 "since": int(one.since),
             }
         return
-    users: dict[str, list[Session]] = {}
+    users: dict[tuple[str, str], list[Session]] = {}
     for one in chosen:
         if one.user:
-            users.setdefault(one.user, []).append(one)
-    for user, sessions in sorted(users.items()):
+            users.setdefault((one.user, one.service), []).append(one)
+    for (user, service), sessions in sorted(users.items()):
         ips = sorted({one.remote for one in sessions if one.remote})
-        yield {"username": user, "connections": len(sessions), "service": "imap", "ips": " ".join(ips)}
+        yield {"username": user, "connections": len(sessions), "service": service, "ips": " ".join(ips)}
 
 
 class KickParams(Params, kw_only=True):

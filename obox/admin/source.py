@@ -3,7 +3,8 @@ They need the same key as the verbs. Members of a cluster send the same as a `Qu
 over the trusted link, and need none.
 
     GET /doveadm/v1/metacache
-        returns {"bucket": hex, "backend": name, "boot": name}
+        returns {"bucket": hex, "backend": name, "boot": name}; with workers also
+        "boots": those of all workers, since the answer is of one of them
     POST /doveadm/v1/metacache/<sid>?latestOnly=true&clean=true
         returns the user's local copies as a stream (docs/format.md, "Pull")
         latestOnly: refuse if the bucket has bundles that are newer than the copies here
@@ -14,12 +15,15 @@ over the trusted link, and need none.
 
 A failure before the first byte is answered with 409 and {"exitCode": n, "message":
 text}. A later failure is reported in the stream.
+
+The supervisor of workers has no copies. It passes a question on (`obox.workers.verbs`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from functools import partial
+from typing import Literal, Protocol
 from urllib.parse import quote
 
 import msgspec
@@ -52,19 +56,29 @@ class Question(msgspec.Struct, frozen=True):
         return ("DELETE", path) if self.what == "drop" else ("GET", "")
 
 
-def routes(admin: Admin, path: str, refusal: Callable[[Request], Response | None]) -> Sequence[BaseRoute]:
-    """refusal: returns the response to a request without permission, or None."""
+class Answerer(Protocol):
+    """Answers a question. Raises OboxError."""
+
+    async def __call__(self, question: Question) -> Response: ...
+
+
+def routes(
+    admin: Admin, path: str, refusal: Callable[[Request], Response | None], asked: Answerer | None = None
+) -> Sequence[BaseRoute]:
+    """refusal: returns the response to a request without permission, or None. asked:
+    answers in place of this process."""
+    answers = partial(_answered, asked or partial(_here, admin))
 
     async def identity(request: Request) -> Response:
-        return refusal(request) or await _answer(admin, Question("identity"))
+        return refusal(request) or await answers(Question("identity"))
 
     async def send(request: Request) -> Response:
         latest_only, clean = (request.query_params.get(name) == "true" for name in ("latestOnly", "clean"))
         question = Question("copies", request.path_params["sid"], latest_only, clean)
-        return refusal(request) or await _answer(admin, question)
+        return refusal(request) or await answers(question)
 
     async def drop(request: Request) -> Response:
-        return refusal(request) or await _answer(admin, Question("drop", request.path_params["sid"]))
+        return refusal(request) or await answers(Question("drop", request.path_params["sid"]))
 
     return [
         Route(f"{path}/metacache", identity, methods=["GET"]),
@@ -80,18 +94,23 @@ async def answer(admin: Admin, body: bytes, member: str) -> Response:
     except (msgspec.DecodeError, RecursionError) as error:
         return Response(f"not a question of a pull: {error}\n", 400)
     log.info("admin command of a member", member=member, command=f"metacache pull: {question.what}")
-    return await _answer(admin, question)
+    return await _answered(partial(_here, admin), question)
 
 
-async def _answer(admin: Admin, question: Question) -> Response:
+async def _here(admin: Admin, question: Question) -> Response:
+    """Raises OboxError."""
     from . import copies  # with the verbs, not at the start
 
+    if question.what == "identity":
+        return await copies.identity(admin)
+    if question.what == "drop":
+        return await copies.drop(admin, question.storage_id)
+    return await copies.send(admin, question.storage_id, latest_only=question.latest_only, clean=question.clean)
+
+
+async def _answered(asked: Answerer, question: Question) -> Response:
     try:
-        if question.what == "identity":
-            return await copies.identity(admin)
-        if question.what == "drop":
-            return await copies.drop(admin, question.storage_id)
-        return await copies.send(admin, question.storage_id, latest_only=question.latest_only, clean=question.clean)
+        return await asked(question)
     except OboxError as error:
         code = exits.of(error)
         log.info("command of another backend refused", command=question.what, exit_code=code, error=exits.said(error))

@@ -4,7 +4,7 @@ The share of a backend follows from its load factor, and users are shared out. A
 counts for its users and for one more, because new users hash into all groups alike. If
 machines are busy and differ much, groups move from the busiest machine to the idlest.
 The CPU changes a share by at most SHIFT_MAX, because the operator has set the load
-factors.
+factors. Of groups that do as well, the one whose users have the fewest sessions moves.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class People(NamedTuple):
 
 
 class _Site:
-    """Who has what, while moves are found. people: None: every group counts as one."""
+    """Who has what, while moves are found. people: None: every group counts as one.
+    sessions: None: they are not known."""
 
     def __init__(
         self,
@@ -61,7 +62,9 @@ class _Site:
         weights: Mapping[str, float],
         loads: Mapping[str, Load],
         people: People | None,
+        sessions: Mapping[str, int] | None,
     ) -> None:
+        self._sessions = sessions
         self.has = {name: sorted(owned.get(name, ())) for name in weights}
         self._people, self._loads = people, loads
         self.count = {name: float(sum(map(self.size, units)) + self._pinned(name)) for name, units in self.has.items()}
@@ -72,6 +75,9 @@ class _Site:
     def size(self, unit: str) -> int:
         return 1 if self._people is None else 1 + self._people.groups.get(unit, 0)
 
+    def sessions(self, unit: str) -> int | None:
+        return None if self._sessions is None else self._sessions.get(unit, 0)
+
     def _pinned(self, name: str) -> int:
         return 0 if self._people is None else self._people.pinned.get(name, 0)
 
@@ -81,8 +87,8 @@ class _Site:
 
     def best(self, source: str, to: str, ranked: Callable[[str], Sequence[str]]) -> str | None:
         """Return the group whose move brings two backends closest to their shares;
-        None: no move brings them closer. ranked: the rendezvous order of a group, which
-        decides between groups that do as well."""
+        None: no move brings them closer. ranked: the rendezvous order of a group. Of
+        groups that do as well, sessions decide, and then this order."""
         apart = self.surplus(source) - self.surplus(to)
         if apart <= self._grain:
             # Sessions would end for less than a group of average size.
@@ -90,7 +96,14 @@ class _Site:
         fit = [unit for unit in self.has[source] if self.size(unit) < apart]
         # More than half of the difference is more than what is needed.
         return min(
-            fit, key=lambda unit: (max(0.0, self.size(unit) - apart / 2), ranked(unit).index(to), unit), default=None
+            fit,
+            key=lambda unit: (
+                max(0.0, self.size(unit) - apart / 2),
+                self.sessions(unit) or 0,
+                ranked(unit).index(to),
+                unit,
+            ),
+            default=None,
         )
 
     def move(self, unit: str, source: str, to: str) -> None:
@@ -117,26 +130,31 @@ def balance(
     weights: Mapping[str, float],
     loads: Mapping[str, Load] | None = None,
     people: People | None = None,
+    sessions: Mapping[str, int] | None = None,
 ) -> list[Shift]:
     """Return moves after which no two backends are further apart than a group of
     average size, or no group fits.
 
     owned: units by backend, where a unit that is moving counts at its destination;
     weights: load factors of the backends that may have units; loads: the loads of their
-    machines, as far as they are known; people: None if users are not known. Backends
-    without a weight keep what they have. The units that move to a backend are those
-    that prefer it by rendezvous order, if they fit.
+    machines, as far as they are known; people: None if users are not known; sessions:
+    of the users of each unit, None if they are not known. Backends without a weight
+    keep what they have. The units that move to a backend are those with few sessions,
+    and of these the units that prefer it by rendezvous order, if they fit.
     """
     loads = loads or {}
     takers = {name: weight for name, weight in weights.items() if weight > 0 and not _is_full(loads.get(name))}
-    site, ranked = _Site(owned, weights, loads, people), cache(lambda unit: rank(unit, takers))
+    site, ranked = _Site(owned, weights, loads, people, sessions), cache(lambda unit: rank(unit, takers))
     shifts: dict[str, Shift] = {}
     while (found := _next(site, takers, ranked)) is not None:
         unit, source, to = found
         earlier = shifts.pop(unit, None)
         begin = source if earlier is None else earlier.source
         if begin != to:
-            shifts[unit] = Shift(unit, begin, to, "; ".join(map(site.state, (begin, to))))
+            reasons = [site.state(begin), site.state(to)]
+            if (ending := site.sessions(unit)) is not None:
+                reasons.append(f"{ending} {'session' if ending == 1 else 'sessions'} of the group's users end")
+            shifts[unit] = Shift(unit, begin, to, "; ".join(reasons))
         site.move(unit, source, to)
     return list(shifts.values())
 

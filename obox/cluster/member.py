@@ -498,19 +498,29 @@ class BackendMember:
 
     async def _write(self, to: str, units: Mapping[str, str], *, released: bool) -> dict[str, Assigned]:
         """Assign units to a backend. units: with their homes. Returns the rows that the
-        directory still shows a little later. Raises Unavailable."""
+        directory still shows a little later.
+
+        Raises Unavailable; then some rows may have been written. What is released may
+        have reached the other backend, so the view then has the rows that were tried.
+        """
         number, token = self.number() + 1, int.from_bytes(self._world.random_bytes(8), "big")
         rows = {
             unit: Assigned(to, number, token, released=released, removed=self._follows(unit, to), home=home)
             for unit, home in units.items()
         }
-        gate = asyncio.Semaphore(WRITES_AT_ONCE)
+        gate, failures = asyncio.Semaphore(WRITES_AT_ONCE), list[Unavailable]()
 
         async def put(unit: str, row: Assigned) -> None:
             async with gate:
-                await self.view.put(*place_of(unit), row)
+                if not failures:
+                    try:
+                        await self.view.put(*place_of(unit), row, insist=released)
+                    except Unavailable as exc:
+                        failures.append(exc)
 
         await asyncio.gather(*(put(unit, row) for unit, row in rows.items()))
+        if failures:
+            raise failures[0]
         await self._world.sleep(READ_BACK_S)
         if not await self.view.poll():
             raise Unavailable("the directory does not answer")
@@ -555,14 +565,21 @@ class BackendMember:
             await self.view.put(Kind.MOVES, unit, replace(move, done=True))
 
     async def _release(self, release: Release) -> None:
-        async def hand() -> bool:
-            kept = await self._write(release.to, dict.fromkeys(release.units, release.home), released=True)
-            return len(kept) == len(release.units)
+        async def hand() -> frozenset[str]:
+            try:
+                await self._write(release.to, dict.fromkeys(release.units, release.home), released=True)
+            except Unavailable as exc:
+                # A row that was tried may have arrived. So its unit is not served here
+                # any more, and the row is written until the directory shows it.
+                log.warning("groups may have been released", groups=len(release.units), to=release.to, error=str(exc))
+            rows = {unit: self._units.row(unit) for unit in release.units}
+            return frozenset(unit for unit, row in rows.items() if row is not None and row.backend != self.me)
 
         try:
-            if await self._store.release(release.units, hand):
-                self.counts.releases += len(release.units)
-                log.info("groups released", groups=len(release.units), to=release.to)
+            given = await self._store.release(release.units, hand)
+            if given:
+                self.counts.releases += len(given)
+                log.info("groups released", groups=len(given), to=release.to)
                 self._hasten.set()  # the next batch follows at once
         except OboxError as exc:
             log.warning("groups cannot be released yet", groups=len(release.units), to=release.to, error=str(exc))
@@ -578,13 +595,15 @@ class BackendMember:
                 log.warning("groups cannot be given up yet", groups=len(units), error=str(exc))
                 return  # the next plan has it again
             merge = Merge(self.me, self._world.now(), users)
-            while users:
-                try:
-                    for unit in units:
+            # The row is written also if nothing was left to be uploaded. This backend
+            # may have written a bundle after the owner had compared.
+            for unit in units:
+                while True:
+                    try:
                         await self.view.put(Kind.MERGES, unit, merge)
-                    break
-                except Unavailable:
-                    await self._world.sleep(POLL_S)
+                        break
+                    except Unavailable:
+                        await self._world.sleep(POLL_S)
 
         task = asyncio.ensure_future(lose())
         self._losing.add(task)

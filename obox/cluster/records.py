@@ -145,10 +145,11 @@ class Move(msgspec.Struct, frozen=True):
 
 
 class Merge(msgspec.Struct, frozen=True):
-    """A note that a backend has uploaded changes of users whom another backend serves.
-    The owner then compares its copies with the bucket.
+    """A note that a backend has lost units whose users it may have changed lately. What
+    it had of them is uploaded. The owner then compares its copies with the bucket.
 
-    by: the backend that has uploaded; at: unix seconds; users: their number.
+    by: that backend; at: unix seconds; users: of how many users it had changes that no
+    bundle had.
     """
 
     by: str

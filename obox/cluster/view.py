@@ -107,6 +107,8 @@ class View:
         self._known: dict[Kind, dict[str, _Known]] = {kind: {} for kind in (*_KEPT, Kind.BEATS)}
         self._read: dict[Kind, dict[str, Row]] = {}
         self._behind: dict[tuple[Kind, str], int] = {}
+        self._insisted: set[tuple[Kind, str]] = set()
+        """Rows of `put` with `insist` that the directory has not shown yet."""
         self._bad: set[tuple[Kind, str, int]] = set()
         self._listeners: list[Callable[[Changes], None]] = []
         self._good_at: float | None = None
@@ -189,8 +191,8 @@ class View:
 
     @property
     def merges(self) -> dict[str, Merge]:
-        """Return the merges by unit. A merge names a backend that has uploaded changes
-        of users whom another backend serves."""
+        """Return the merges by unit. A merge names a backend that may have changed
+        users whom another backend serves."""
         return self._records(Kind.MERGES, Merge)
 
     def age(self) -> float | None:
@@ -287,24 +289,34 @@ class View:
         before = await self._directory.get(Kind.BOOTS, key)
         await self._directory.put(Kind.BOOTS, key, encode(row), next_timestamp(self._now, before))
 
-    async def put(self, kind: Kind, key: str, record: msgspec.Struct) -> None:
+    async def put(self, kind: Kind, key: str, record: msgspec.Struct, *, insist: bool = False) -> None:
         """Write a row that is newer than any that was seen under its key, and note it.
 
-        Raises Unavailable: the row may have been written, or may still be.
+        insist: note the row also if the directory does not answer, and write it again
+        at once while the directory shows an older row. Raises Unavailable: the row may
+        have been written, or may still be.
         """
         known, shown = self._known[kind].get(key), self._read.get(kind, {}).get(key)
         seen = max((row.timestamp for row in (known and known.row, shown) if row is not None), default=0)
         row = Row(encode(record), max(int(self._now() * 1_000_000), seen + 1))
-        await self._directory.put(kind, key, row.value, row.timestamp)
+        if insist:
+            self._insisted.add((kind, key))
+        try:
+            await self._directory.put(kind, key, row.value, row.timestamp)
+        except BaseException:
+            if insist:
+                self.note(kind, key, row)
+            raise
         self.note(kind, key, row)
 
     async def write_back(self, name: str) -> int:
-        """Write back rows that are behind. The rows of member `name` are written at
-        once, others after BEHIND_POLLS. Returns their number. Raises Unavailable."""
+        """Write back rows that are behind. The rows of member `name`, and those that
+        this member insists on, are written at once, others after BEHIND_POLLS. Returns
+        their number. Raises Unavailable."""
         due = [
             (kind, key)
             for (kind, key), polls in self._behind.items()
-            if polls >= BEHIND_POLLS or self._belongs(kind, key) == name
+            if polls >= BEHIND_POLLS or (kind, key) in self._insisted or self._belongs(kind, key) == name
         ][:WRITE_BACK_ROWS]
         for kind, key in due:
             row, shown = self._known[kind][key].row, self._read[kind].get(key)
@@ -379,6 +391,8 @@ class View:
         for number, key in enumerate(list(known), 1):
             if rows.get(key) != known[key].row:
                 behind.add(key)
+            elif self._insisted:
+                self._insisted.discard((kind, key))
             if number % _ROWS_A_TURN == 0:
                 await self._sleep(0)
         for key in [key for of, key in self._behind if of is kind and key not in behind]:

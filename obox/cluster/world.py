@@ -41,8 +41,9 @@ class Store(Protocol):
     async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
         """Serve units. Raises Unavailable, Corrupt."""
 
-    async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[bool]]) -> bool:
-        """Give units up; `hand` writes the rows. Raises Unavailable, InUse."""
+    async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[frozenset[str]]]) -> frozenset[str]:
+        """Give units up. `hand` writes the rows, and returns the units that are given.
+        Returns the same units. Raises Unavailable, InUse."""
 
     async def lose(self, units: Sequence[str]) -> int:
         """Stop serving units that another backend has, and upload what is left. Returns

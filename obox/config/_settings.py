@@ -329,6 +329,47 @@ class Pop3:
     """POP3; off without this section."""
 
     listen: tuple[Listen, ...] = _set(kinds.LISTEN, "127.0.0.1:1110", "addresses to listen on", restart=True)
+    max_user_sessions: int = _set(
+        kinds.integer(0, 100_000), "10", "sessions of one user; a client opens one; 0: no limit", remote=True
+    )
+    max_address_sessions: int = _set(
+        kinds.integer(0, 1_000_000),
+        "500",
+        "sessions of one client address, except this machine's; an office is one address; 0: no limit",
+        remote=True,
+    )
+    login_timeout: float = _set(kinds.duration("1s", "1h"), "60s", "time to log in")
+    idle_timeout: float = _set(
+        kinds.duration("10s", "1d"), "10min", "time without a command; RFC 1939 §3 asks for 10 minutes", remote=True
+    )
+    lock_session: bool = _set(
+        kinds.FLAG, "false", "one session for each user; a second is refused with [IN-USE]", remote=True
+    )
+    login_delay: float = _set(
+        kinds.duration("0", "1d"), "0", "least time between two logins of a user; 0: none", remote=True
+    )
+    mark_seen: bool = _set(kinds.FLAG, "true", "a mail that RETR has read becomes \\Seen", remote=True)
+    enable_last: bool = _set(kinds.FLAG, "false", "offers LAST, which RFC 1725 removed", remote=True)
+    deleted_flag: str = _set(
+        kinds.string("empty, or a keyword of 1 to 60 letters, digits and $ - _ .", r"[A-Za-z0-9$_.-]{0,60}"),
+        "",
+        "DELE sets this keyword, and POP3 does not show such mails any more; empty: they are expunged",
+        remote=True,
+    )
+    uidl_format: str = _set(
+        kinds.string(
+            "text with %u or %g, also %v, and a width as in %08Xu; the unique ids have at most 70 characters",
+            check=kinds.read_uidl_format,
+        ),
+        "%08Xu%08Xv",
+        "unique id of a mail: %u is its UID, %v the UIDVALIDITY, %g its EMAILID",
+    )
+    reuse_xuidl: bool = _set(kinds.FLAG, "false", "a mail with a field X-UIDL has that as its unique id")
+    expire: str = _set(
+        kinds.string("never, or a number of days", r"never|\d{1,5}"),
+        "never",
+        "what CAPA says about how long mails are kept (EXPIRE); obox itself deletes none",
+    )
 
 
 @dataclass(frozen=True, slots=True)

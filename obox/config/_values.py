@@ -159,6 +159,10 @@ def show_size(value: int) -> str:
     return str(value)
 
 
+UIDL_CHARS_MAX = 70
+"""The longest unique id of a mail. RFC 1939 §7."""
+
+
 class Why(ValueError):
     """Says what is wrong, if the text about what is allowed does not show it."""
 
@@ -232,6 +236,15 @@ def read_size_weights(text: str) -> tuple[tuple[int, float], tuple[int, float]]:
     if read_size(low) > read_size(high):
         raise ValueError
     return (read_size(low), float(low_boost)), (read_size(high), float(high_boost))
+
+
+def read_uidl_format(text: str) -> None:
+    """Check a pattern of unique ids in POP3. Raises ValueError."""
+    found = re.findall(r"%0?([1-9]?)[xX]?([uvg])", text)
+    rest = re.sub(r"%0?[1-9]?[xX]?[uvg]", "", text)
+    longest = len(rest) + sum({"g": 32}.get(name, 10) for _, name in found)
+    if not re.fullmatch(r"[!-$&-~]*", rest) or longest > UIDL_CHARS_MAX or not any(name in "ug" for _, name in found):
+        raise ValueError
 
 
 def read_moment(raw: object) -> float:

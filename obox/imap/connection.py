@@ -136,6 +136,7 @@ class Connection(Engine):
             session.idling,
             self.since,
             session.user.storage_id if session.user is not None else "",
+            "imap",
         )
 
     def log_bug(self, what: str) -> None:

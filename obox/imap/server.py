@@ -10,29 +10,26 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import structlog
 
 from obox import net
-from obox.accounts import Account
-from obox.errors import Unavailable
 from obox.imap.connection import Connection
-from obox.imap.context import Authenticator, Context, Counters, Forwarding, NoCounters
+from obox.imap.context import Context, Counters, NoCounters
 from obox.imap.intake import Intake
 from obox.imap.machine import Machine
 from obox.imap.settings import ImapSettings
 from obox.imap.states import COMMANDS
-from obox.net import Hub, Registry, Spawn, Upgrade, Who
-from obox.store.api import Store, User
-from obox.types import StorageId
+from obox.login import Authenticator, Forwarding, opener
+from obox.net import Hub, Registry, Server, Spawn, Upgrade
+from obox.store.api import Store
 
-STOP_REASON = "Server is shutting down, please reconnect"
 TLS_HANDSHAKE_S = 10.0
 """Time limit of the handshake after STARTTLS, from the first byte to the last."""
 
 
-class ImapServer:
+class ImapServer(Server):
     """All IMAP sessions of a process.
 
     Give `connection_factory` to the listeners, and call `stop` at the end.
@@ -60,17 +57,6 @@ class ImapServer:
         """
         settings = settings or ImapSettings()
 
-        async def open_user(account: Account) -> User:
-            if store is None:
-                raise Unavailable("No backend serves this user")
-            quota = account.quota
-            return await store.open_user(
-                account.name,
-                account.storage_id,
-                quota_bytes=quota.storage_bytes,
-                quota_messages=quota.messages,
-            )
-
         self._machine = Machine(COMMANDS)
         counters = counters or NoCounters()
         self.hub = Hub(registry=registry, spawn=spawn, count=counters.session, clock=clock, now=now)
@@ -79,7 +65,7 @@ class ImapServer:
             settings=settings,
             settings_of=settings_of or (lambda remote: settings),
             authenticator=authenticator,
-            open_user=open_user,
+            open_user=opener(store),
             counters=counters,
             upgrade=upgrade,
             log=structlog.get_logger("obox.imap"),
@@ -94,26 +80,6 @@ class ImapServer:
         """
         return Connection(self.context, self._machine, tls=tls, remote=remote)
 
-    def who(self) -> list[Who]:
-        """Return all connections, the oldest first."""
-        return self.hub.who()
-
-    def kick(self, user: str, reason: str = "Disconnected by the administrator") -> int:
-        """End a user's sessions with BYE, each after its command.
-
-        Returns how many there are.
-        """
-        return self.hub.kick(user, reason)
-
-    def kick_mail(self, owners: Collection[StorageId], reason: str) -> None:
-        """Say BYE to the sessions that have the mail of these users open, each after
-        its command."""
-        for member in self.hub.registry:
-            if isinstance(member, Connection):
-                user = member.session.user
-                if user is not None and user.storage_id in owners:
-                    member.stop(reason)
-
     def use(self, settings: ImapSettings, settings_of: Callable[[str], ImapSettings]) -> None:
         """Use other settings for connections that begin from now on."""
         self.context.settings, self.context.settings_of = settings, settings_of
@@ -126,14 +92,6 @@ class ImapServer:
         """Serve only users of this backend, and forward users of others. None: this
         backend serves all users."""
         self.context.forwarding = forwarding
-
-    async def stop(self, reason: str = STOP_REASON, grace_s: float = 25.0) -> None:
-        """End all sessions with BYE, each after its command, and cut those that are
-        left after `grace_s`.
-
-        Idempotent.
-        """
-        await self.hub.stop(reason, grace_s)
 
 
 def starttls(context: Callable[[], ssl.SSLContext]) -> Upgrade:

@@ -5,6 +5,7 @@ stream.py      Stream, its base: flow control, the timer, STARTTLS
 dialogue.py    Dialogue: a conversation with another server, line by line
 httplines.py   what a client reads of our own HTTP server
 splice.py      Splice: a client's connection that goes on at another server
+server.py      Server: lists and ends the connections of a protocol with a login
 hub.py         Hub: what the connections of a server share; the drain
 registry.py    Registry: the open connections, and the limits of their number
 listeners.py   Listeners: bind addresses and accept clients
@@ -25,6 +26,7 @@ from obox.net.listeners import Factory, ListenError, Listeners, inherited_socket
 from obox.net.pending import Entry, Pending
 from obox.net.proxy import ProxyError, Via
 from obox.net.registry import Member, NoRoom, Registry, Who, is_loopback
+from obox.net.server import Server
 from obox.net.stream import CLOSE_TIMEOUT_S, YIELD_S, Flow, Stream, Upgrade
 from obox.net.tls import Certificates, TlsError, starttls
 
@@ -44,6 +46,7 @@ __all__ = [
     "Pending",
     "ProxyError",
     "Registry",
+    "Server",
     "Spawn",
     "Stream",
     "TlsError",

@@ -6,8 +6,9 @@ Diagnostics: nothing here is fatal. This module knows no protocols.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final
 
 from obox.lanes import Lanes
@@ -32,7 +33,8 @@ class Hub:
     registry: several servers may share it, and then they share its limits. spawn:
     starts a task; if it is None, the loop does. count: called with +1 for each
     connection that begins and with -1 for each that ends. clock: monotonic seconds.
-    now: unix seconds.
+    now: unix seconds. ids: the numbers of the connections; servers that share them have
+    no two connections of the same number.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Hub:
         count: Callable[[int], None] = _uncounted,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
+        ids: Iterator[int] | None = None,
     ) -> None:
         self.registry = Registry() if registry is None else registry
         self.lanes = Lanes()
@@ -54,12 +57,11 @@ class Hub:
         """Why no new connection is served. It is empty while the server serves."""
         self.tasks: set[asyncio.Task[None]] = set()
         self._spawn = spawn or asyncio.create_task
-        self._last_id = 0
+        self.ids = itertools.count(1) if ids is None else ids
 
     def next_id(self) -> int:
         """Return the number of a new connection."""
-        self._last_id += 1
-        return self._last_id
+        return next(self.ids)
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run the work of a connection. `stop` waits for it."""

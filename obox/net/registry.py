@@ -32,7 +32,7 @@ class Who:
     """One session, as `who` lists it.
 
     since: unix seconds. mailbox: "" if no mailbox is selected. mail: the storage id of
-    the user, whom several names may have; "" before the login.
+    the user, whom several names may have; "" before the login. service: the protocol.
     """
 
     id: int
@@ -44,6 +44,7 @@ class Who:
     idle: bool
     since: float
     mail: str = ""
+    service: str = ""
 
 
 class Member(Protocol):

@@ -121,6 +121,7 @@ class Splice:
         "__weakref__",
         "_leg",
         "_remote",
+        "_service",
         "_timer",
         "_tls",
         "_user",
@@ -147,6 +148,7 @@ class Splice:
         """Why it ends, for the log."""
         self.quiet_since = connection.quiet_since
         self._user, self._remote, self._tls = user, connection.remote, client_tls(connection)
+        self._service = connection.who().service
         self._leg = leg
         self._timer: asyncio.TimerHandle | None = None
         given = hand_over(connection, self)
@@ -191,7 +193,8 @@ class Splice:
     def who(self) -> Who:
         quiet = asyncio.get_running_loop().time() - self.quiet_since >= QUIET_S
         state = f"forwarded to {self.backend}"
-        return Who(self.id, self._user, self._remote, self._tls, state, "", quiet, self.since, self._leg.mail)
+        mail, service = self._leg.mail, self._service
+        return Who(self.id, self._user, self._remote, self._tls, state, "", quiet, self.since, mail, service)
 
     def stop(self, reason: str) -> None:
         """End in order: take nothing more from the client, let the server answer."""

@@ -42,8 +42,8 @@ from obox.net.dialogue import Dialogue
 from obox.net.splice import Leg
 from obox.types import StorageId
 
-from . import imap
 from .dial import dial, place_of
+from .imap import Answer
 from .moves import Moves
 from .waiting import Wait, Waiting
 
@@ -115,7 +115,7 @@ class Forwarder:
     # -- the owner's end -------------------------------------------------------------------------------------------
 
     async def exchange(self, *, remote: str, local: bool, tls: bool) -> LinkOwner:
-        """See `obox.imap.context.Forwarding`."""
+        """See `obox.login.Forwarding`."""
         if not self.secrets:
             raise NoPerm("There is no trusted link here")
         if not tls and not local:
@@ -127,13 +127,13 @@ class Forwarder:
         )
 
     def redeem(self, user: str, token: str) -> Forward | None:
-        """See `obox.imap.context.Forwarding`."""
+        """See `obox.login.Forwarding`."""
         if not token.startswith(PREFIX):
             return None
         return self._tokens.read(self.secrets, token, user=user, now=time.time())
 
     async def vouched(self, forward: Forward) -> Account:
-        """See `obox.imap.context.Forwarding`."""
+        """See `obox.login.Forwarding`."""
         if forward.backend != self.member:
             raise LinkRefused("a token for another member")
         account = await self.authenticator.forwarded(forward.user, forward.storage_id)
@@ -141,7 +141,7 @@ class Forwarder:
         return account
 
     async def accept(self, forward: Forward) -> Account:
-        """See `obox.imap.context.Forwarding`."""
+        """See `obox.login.Forwarding`."""
         account = await self.authenticator.forwarded(forward.user, forward.storage_id)
         await self.confirm(account.storage_id, _claim(forward))
         self.counters.forward(forward.listener, "accepted")
@@ -157,7 +157,7 @@ class Forwarder:
             raise Referred(route.assigned.backend, route.assigned.number, route.assigned.token)
 
     def forged(self, why: str, *, remote: str, listener: str) -> None:
-        """See `obox.imap.context.Forwarding`."""
+        """See `obox.login.Forwarding`."""
         log.warning("trusted link refused", remote=remote, listener=listener, reason=why)
         self.authenticator.forged(remote)
         self.counters.forward(listener, "forged")
@@ -165,13 +165,18 @@ class Forwarder:
     # -- the sender's end ------------------------------------------------------------------------------------------
 
     async def connect(self, account: Account, *, listener: str, remote: str, tls: bool) -> Leg | None:
-        """See `obox.imap.context.Forwarding`."""
+        """See `obox.login.Forwarding`."""
+
+        if listener == "pop3":
+            from .pop3 import login  # most clusters have no [pop3]
+        else:
+            from .imap import login
 
         async def at(there: There) -> Leg:
             forward = self.forward_of(there, account, listener=listener, remote=remote, tls=tls)
             dialogue = await dial(place_of(there, listener))
             try:
-                answer = await imap.login(dialogue, lambda binding: self.sender(forward, binding))
+                answer = await login(dialogue, lambda binding: self.sender(forward, binding))
                 return self._leg(dialogue, answer, there, account, remote)
             except BaseException:
                 dialogue.abort()
@@ -277,7 +282,7 @@ class Forwarder:
         if changes.groups or changes.pins or changes.members:
             self.moves.look()
 
-    def _leg(self, dialogue: Dialogue, answer: imap.Answer, there: There, account: Account, remote: str) -> Leg:
+    def _leg(self, dialogue: Dialogue, answer: Answer, there: There, account: Account, remote: str) -> Leg:
         transport, ahead = dialogue.take()
         watch = self.moves.watch(there, (account.storage_id,), transport.abort, finishes=True)
         self.counters.splices(+1)

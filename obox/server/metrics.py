@@ -98,6 +98,8 @@ class Metrics:
         Gauge("obox_build_info", "The version that runs.", ["version"], registry=registry).labels(version).set(1)
         self.imap_sessions = Gauge("obox_imap_sessions", "Open IMAP connections.", registry=registry)
         self.imap_idling = Gauge("obox_imap_idling", "IMAP sessions in IDLE.", registry=registry)
+        self.pop3_sessions = Gauge("obox_pop3_sessions", "Open POP3 connections.", registry=registry)
+        self.pop3_commands = _counter(registry, "obox_pop3_commands", "POP3 commands answered.", ["command", "result"])
         self.imap_commands = _counter(registry, "obox_imap_commands", "IMAP commands answered.", ["command", "result"])
         self.lmtp_sessions = Gauge("obox_lmtp_sessions", "Open LMTP connections.", registry=registry)
         self.lmtp_deliveries = _counter(registry, "obox_lmtp_deliveries", "Recipients answered after DATA.", ["result"])

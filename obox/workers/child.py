@@ -63,7 +63,13 @@ async def run(start: Start) -> int:
 
     # The supervisor stops all workers, or starts this worker again.
     backend = Backend(start.config, read=read, leaves=False)
-    return await backend.run(started=lambda _: _Obeying(backend).begin())
+
+    def started(_: Backend) -> None:
+        assert backend.admin is not None
+        backend.admin.own_http = start.own_http
+        _Obeying(backend).begin()
+
+    return await backend.run(started=started)
 
 
 class _Obeying:

@@ -60,7 +60,7 @@ def of_worker(config: Config, number: int) -> Config:
         http=Http(listen=(Listen(path=state / "http.sock"),)),
         metrics=None,
         socketmap=None,
-        pop3=None,
+        pop3=None if config.pop3 is None else replace(config.pop3, listen=(Listen(path=state / "pop3.sock"),)),
         managesieve=None,
         tls=replace(config.tls, cert=(), key=()),
         cluster=cluster,

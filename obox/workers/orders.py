@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
+from obox.admin import OwnHttp
 from obox.config import Config
 
 LENGTH: Final = Struct(">I")
@@ -31,19 +32,21 @@ REFUSED: Final = "refused"
 ANSWER_S: Final = 30.0
 """A worker checks a configuration within this time, and the supervisor decides about it
 within the same time."""
+OWN_HTTP: Final = OwnHttp()
 
 
 @dataclass(frozen=True)
 class Start:
     """What a worker gets at its start. config: its own configuration; number: 1 or
     more; workers: how many there are; overrides: settings of the supervisor's command
-    line.
+    line; own_http: the [http] of the unit, which `metacache pull` takes as an example.
     """
 
     config: Config
     number: int
     workers: int
     overrides: tuple[tuple[str, object], ...] = ()
+    own_http: OwnHttp = OWN_HTTP
 
     @property
     def name(self) -> str:

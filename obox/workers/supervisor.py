@@ -168,10 +168,7 @@ class Supervisor(Front):
 
     def routed(self, router: ViewRouter, directory: Directory) -> Router:
         limit_s = self._notifier.watchdog_interval_s
-        starts = [
-            Start(of_worker(self._read_config, number), number, self._workers, self._overrides)
-            for number in range(1, self._workers + 1)
-        ]
+        starts = [self._start_of(self._read_config, number) for number in range(1, self._workers + 1)]
         # The limit is half of the manager's, so that a worker that hangs is killed
         # before the manager ends the unit.
         self.pool = Pool(starts, self.view, self._notifier.pay, limit_s)
@@ -185,7 +182,7 @@ class Supervisor(Front):
         return None, lambda: (self.config.cluster.address or "127.0.0.1", self._ports())
 
     def _ports(self) -> dict[str, int]:
-        return ports_of(("imap", "lmtp"), self.listeners.addresses)
+        return ports_of(("imap", "pop3", "lmtp"), self.listeners.addresses)
 
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -230,7 +227,10 @@ class Supervisor(Front):
         self.admin.server = _Process(self)
         self.admin.find_cluster = wiring.find_cluster(config, directory=self.directory)
         relay = Relay(self.pool, self._inner, self.admin.server.stop_logins)
-        api = [*routes(self.admin, key=self._api_key(), version=__version__, run=relay.run), *self.nginx()]
+        api = [
+            *routes(self.admin, key=self._api_key(), version=__version__, run=relay.run, asked=relay.answer),
+            *self.nginx(),
+        ]
         draining = lambda: self.lifecycle.draining  # noqa: E731
         probes = application(draining=draining, routes=[exposition.route(), *([] if config.metrics else api)])
         self.http["admin"] = HttpServer(application(routes=api))
@@ -260,12 +260,15 @@ class Supervisor(Front):
             # A worker that is started again gets this configuration.
             self._read_config = changes(self._read_config, read).config
             for worker in self.pool.workers.values():
-                number, overrides = worker.start.number, self._overrides
-                worker.start = Start(of_worker(self._config_of_workers(), number), number, self._workers, overrides)
+                worker.start = self._start_of(self._config_of_workers(), worker.start.number)
             self.lifecycle.drain_timeout_s = self._stop_s(self.config)
             return done
 
         return use
+
+    def _start_of(self, config: Config, number: int) -> Start:
+        own = wiring.own_http(config)
+        return Start(of_worker(config, number), number, self._workers, self._overrides, own)
 
     def _config_of_workers(self) -> Config:
         config = self._read_config

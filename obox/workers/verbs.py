@@ -4,20 +4,27 @@ Theory of operation. A verb for users goes to the workers that serve them. Each 
 gets its own users. A verb for the whole server goes to all workers. The answer has the
 rows of all of them, and rows that name no user get the column `worker`. A verb for the
 bucket goes to one worker. The supervisor itself runs a verb that concerns only the
-process or the configuration.
+process or the configuration. The destination of a `metacache pull` gets the copies of
+the worker that serves the user, as this worker sends them.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 import msgspec
+import structlog
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from obox.admin import Admin, Event, Failure, Selection, Verb, exits
 from obox.admin.http import LINES, PATH
 from obox.admin.loading import loaded
 from obox.admin.run import Outcome, guarded, prepare
+from obox.admin.source import Question
 from obox.admin.spread import (
     NAMED,
     Call,
@@ -32,13 +39,17 @@ from obox.admin.spread import (
 )
 from obox.cluster import Router, There
 from obox.errors import ConfigError, OboxError, Unavailable
+from obox.types import StorageId
 
 from . import ask
 from .pool import Pool
 
+log = structlog.get_logger()
+
 
 class Relay:
-    """See the module's text; `run` is what `obox.admin.http.routes` takes."""
+    """See the module's text; `run` and `answer` are what `obox.admin.http.routes`
+    takes."""
 
     def __init__(self, pool: Pool, router: Router, stop_logins: Callable[[], None]) -> None:
         self._pool = pool
@@ -136,3 +147,78 @@ class Relay:
             yield {"step": rows[0]["step"], "count": sum(row["count"] for row in rows), "seconds": seconds}
         if not params.dry_run:
             admin.backend.stop()
+
+    # -- the source's side of a pull -------------------------------------------------------------------------------
+
+    async def answer(self, question: Question) -> Response:
+        """Answer the destination of a `metacache pull`. Raises Unavailable."""
+        if question.what == "identity":
+            return await self._identity()
+        route = await self._router.route(StorageId(question.storage_id))
+        assert isinstance(route, There)
+        stack = AsyncExitStack()
+        try:
+            found = await self._ask(stack, route.backend, question)
+        except BaseException:
+            await stack.aclose()
+            raise
+        return _Passed(found, stack, route.backend)
+
+    async def _identity(self) -> Response:
+        """Name the bucket, and the boots of all workers that run."""
+        names = [name for name, worker in self._pool.workers.items() if worker.ready.is_set()]
+        if not names:
+            raise Unavailable("no worker runs; try again")
+
+        async def one(name: str) -> tuple[int, bytes]:
+            async with AsyncExitStack() as stack:
+                found = await self._ask(stack, name, Question("identity"))
+                try:
+                    return found.status, b"".join([piece async for piece in found.body])
+                except OSError as error:
+                    raise _silent(name) from error
+
+        answers = await asyncio.gather(*map(one, names))
+        for status, body in answers:
+            if status != 200:
+                return Response(body, status, media_type="application/json")
+        rows = [msgspec.json.decode(body, type=dict[str, str]) for _, body in answers]
+        return JSONResponse({**rows[0], "boots": [row["boot"] for row in rows]})
+
+    async def _ask(self, stack: AsyncExitStack, name: str, question: Question) -> ask.Answer:
+        """Ask a worker. Raises Unavailable."""
+        worker = self._pool.workers.get(name)
+        method, path = question.request()
+        try:
+            if worker is None:
+                raise ConnectionRefusedError
+            asking = ask.answer(worker.home / "admin.sock", f"{method} {PATH}/metacache{path}")
+            return await stack.enter_async_context(asking)
+        except OSError as error:
+            raise _silent(name) from error
+
+
+class _Passed(StreamingResponse):
+    """What a worker answers. Its connection ends with the response."""
+
+    def __init__(self, found: ask.Answer, stack: AsyncExitStack, worker: str) -> None:
+        super().__init__(_pieces(found, worker), found.status, media_type=found.media_type)
+        self._stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._stack:
+            await super().__call__(scope, receive, send)
+
+
+async def _pieces(found: ask.Answer, worker: str) -> AsyncIterator[bytes]:
+    """The stream says at its end that it is complete, so a worker that ends in between
+    needs no other sign."""
+    try:
+        async for piece in found.body:
+            yield piece
+    except OSError as error:
+        log.warning("worker does not answer", worker=worker, error=str(error))
+
+
+def _silent(worker: str) -> Unavailable:
+    return Unavailable(f"the worker {worker} does not answer; try again")

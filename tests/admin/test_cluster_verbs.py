@@ -430,6 +430,19 @@ async def test_balance_counts_users(board: Board, tmp_path: Path) -> None:
     assert got[0]["why"].startswith("a has 40 users in 4 groups with 25% CPU")
     assert "b has 2 users in 4 groups with 25% CPU" in got[0]["why"]
 
+    # The sessions of a pinned user do not count for the group.
+    busy = group_key(group_of(names[2], GROUPS))
+
+    async def connections() -> dict[str, int]:
+        return {names[2]: 3, names[0]: 5}
+
+    board.admin.connections = connections
+    ends = {row["group"]: row["why"].rpartition("; ")[2] for row in await board.rows("clusterBalance", dryRun=True)}
+    assert ends
+    for group, text in ends.items():
+        assert text == f"{3 if group == busy else 0} sessions of the group's users end"
+    board.admin.connections = None
+
     # Users that cannot be listed do not count, and the log says so.
     board.admin.users = PasswdFile(tmp_path / "nothing", "")
     with capture_logs() as logs:

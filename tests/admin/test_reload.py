@@ -35,6 +35,7 @@ BASE: dict[str, dict[str, Any]] = {
     "auth": {"failure_delay": "10ms"},
     "imap": {"listen": PORT},
     "lmtp": {"listen": PORT, "max_mail_size": "20M"},
+    "pop3": {"listen": PORT},
     "http": {"listen": PORT, "api_key": KEY},
     "tls": {"cert": "one.pem", "key": "one.key"},
 }
@@ -161,6 +162,10 @@ def lmtp(name: str) -> Callable[[Backend], object]:
     return lambda backend: getattr(backend.lmtp.settings, name)
 
 
+def pop3(name: str) -> Callable[[Backend], object]:
+    return lambda backend: getattr(backend.pop3.context.settings_of(ELSEWHERE), name)
+
+
 def store(name: str) -> Callable[[Backend], object]:
     return lambda backend: getattr(backend.parts.store.env.settings, name)
 
@@ -200,7 +205,7 @@ PROBES: dict[str, tuple[object, Callable[[Backend], object]]] = {
     "metacache.size_weights": ("", lambda backend: backend.parts.cleaner.weights),
     "auth.passwd_file": ("others", found(ZOE)),
     "auth.default_domain": ("example.org", found("anna")),
-    "auth.disable_plaintext_auth": (False, imap("plaintext_login")),
+    "auth.disable_plaintext_auth": (False, both(imap("plaintext_login"), pop3("plaintext_login"))),
     "auth.failure_delay": ("1s", lambda backend: tuple(backend.parts.authenticator._penalties.delays_s[1:2])),
     "auth.max_failure_delay": ("1s", lambda backend: backend.parts.authenticator._penalties.delays_s[-1]),
     "auth.cache_ttl": ("1s", lambda backend: backend.parts.authenticator._cache_ttl_s),
@@ -219,6 +224,18 @@ PROBES: dict[str, tuple[object, Callable[[Backend], object]]] = {
     "lmtp.recipient_delimiter": ("-", lmtp("delimiters")),
     "lmtp.max_mail_size": ("1M", both(lmtp("mail_bytes_max"), lambda backend: backend.lmtp.deliverer._mail_bytes_max)),
     "lmtp.timeout": ("1min", lmtp("command_timeout_s")),
+    "pop3.max_user_sessions": (3, pop3("user_sessions_max")),
+    "pop3.max_address_sessions": (3, pop3("address_sessions_max")),
+    "pop3.login_timeout": ("10s", pop3("login_timeout_s")),
+    "pop3.idle_timeout": ("1h", pop3("idle_timeout_s")),
+    "pop3.lock_session": (True, pop3("lock_session")),
+    "pop3.login_delay": ("1min", pop3("login_delay_s")),
+    "pop3.mark_seen": (False, pop3("mark_seen")),
+    "pop3.enable_last": (True, pop3("enable_last")),
+    "pop3.deleted_flag": ("$POP3Deleted", pop3("deleted_flag")),
+    "pop3.uidl_format": ("%u", pop3("uidl_format")),
+    "pop3.reuse_xuidl": (True, pop3("reuse_xuidl")),
+    "pop3.expire": ("30", pop3("expire")),
     "tls.cert": ("two.pem", lambda backend: set(backend.certificates._set.by_name)),
     "tls.key": ("two.key", lambda backend: set(backend.certificate_watch._files)),
     "cluster.secret_file": ("secret", lambda backend: backend.forwarder.secrets),
@@ -435,7 +452,8 @@ async def test_a_mixed_change_is_used_as_far_as_it_can_be(service: Service, file
         ({"imap": {"idle_timeout": "1h", "idle_timeot": "1h"}}, "", "imap.idle_timeot"),
         ({"imap": {"idle_timeout": "x"}}, "", "imap.idle_timeout"),
         ({}, "[nonsense", "not TOML"),
-        ({"pop3": {"listen": PORT}}, "", "no pop3"),
+        ({"managesieve": {"listen": PORT}}, "", "no managesieve"),
+        ({"pop3": {"listen": PORT, "uidl_format": "%v"}}, "", "pop3.uidl_format"),
         ({"tls": {"cert": "one.pem", "key": "two.key"}}, "", "does not match"),
         ({"tls": {"cert": "nowhere.pem"}}, "", "nowhere.pem"),
         ({"storage": {"encryption_keys": {}}}, "[storage.encryption_keys]\nk1 = 'nowhere.key'", "nowhere.key"),

@@ -156,6 +156,26 @@ def test_a_large_group_is_not_moved_to_and_fro() -> None:
     assert {(shift.source, shift.to) for shift in shifts} == {("a", "b")}, "the small ones make room"
 
 
+def test_groups_with_few_sessions_move_first() -> None:
+    """A move ends sessions. Without sessions, the same groups move as before."""
+    owned = {"a": units(0, 40), "b": []}
+    sessions = {unit: number % 4 for number, unit in enumerate(units(0, 40))}
+    shifts = balance(owned, EVEN, sessions=sessions)
+    assert [sessions[shift.unit] for shift in shifts] == [0] * 10 + [1] * 10
+    assert shifts[0].why.endswith("; 0 sessions of the group's users end")
+    assert shifts[-1].why.endswith("; 1 session of the group's users end")
+    plain = balance(owned, EVEN)
+    assert [shift.unit for shift in balance(owned, EVEN, sessions={})] == [shift.unit for shift in plain]
+    assert {shift.unit for shift in plain} != {shift.unit for shift in shifts}
+
+
+def test_sessions_do_not_go_before_what_a_move_brings() -> None:
+    """The group that fits is moved, however many sessions it has."""
+    people = People({"00000": 10, "00001": 90}, {})
+    (shift,) = balance({"a": ["00000", "00001"], "b": ["00002"]}, {"a": 80.0, "b": 20.0}, None, people, {"00000": 9})
+    assert shift.unit == "00000"
+
+
 def test_the_reason_names_users_groups_and_shares() -> None:
     people = People(dict.fromkeys(units(0, 40), 10), {"b": 7})
     first = balance(HALVES_OF_80, EVEN, busy(a=0.2, b=0.1), people)[0]

@@ -68,7 +68,7 @@ class Store:
         assert not units
         self.gained.append(fence)
 
-    async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[bool]]) -> bool:
+    async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[frozenset[str]]]) -> frozenset[str]:
         raise AssertionError("nothing is released")
 
     async def lose(self, units: Sequence[str]) -> int:

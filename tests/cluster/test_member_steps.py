@@ -4,6 +4,7 @@ asked."""
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from obox.cluster import (
     Member,
     MemoryDirectory,
     MemoryReplica,
+    Merge,
     Move,
     Myself,
     Orders,
@@ -81,12 +83,11 @@ class FakeStore:
     def holds(self, unit: str) -> bool:
         return unit in self.units
 
-    async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[bool]]) -> bool:
-        if not await hand():
-            return False
-        for unit in units:
+    async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[frozenset[str]]]) -> frozenset[str]:
+        given = await hand()
+        for unit in given:
             del self.units[unit]
-        return True
+        return given
 
     async def lose(self, units: Sequence[str]) -> int:
         for unit in units:
@@ -98,6 +99,17 @@ class FakeStore:
 
     async def sweep(self, clears: Callable[[str], bool]) -> Collection[tuple[str, str]]:
         return self.unclean
+
+
+class _Always(random.Random):
+    """Chance that says whether an unanswered write arrives."""
+
+    def __init__(self, arrives: bool) -> None:
+        super().__init__(0)
+        self._arrives = arrives
+
+    def random(self) -> float:
+        return 0.0 if self._arrives else 0.9
 
 
 class Fleet:
@@ -153,6 +165,11 @@ class Fleet:
         assert row is not None
         return decode(row.value, Orders)
 
+    async def of(self, name: str) -> set[str]:
+        """Return the groups whose rows in the directory name a backend."""
+        rows = await self.directory.all(Kind.GROUPS)
+        return {key for key, row in rows.items() if decode(row.value, Assigned).backend == name}
+
     async def boots(self) -> dict[str, BootRow]:
         rows = await self.directory.all(Kind.BOOTS)
         return {key: decode(row.value, BootRow) for key, row in rows.items()}
@@ -187,6 +204,46 @@ async def test_a_backend_that_cannot_release_does_not_stand_by(fleet: Fleet) -> 
     await fleet.seconds(10)
     assert fleet.stores["a"].units == held, "nobody may take its groups"
     assert (await fleet.orders("a")).state is State.ONLINE
+
+
+@pytest.mark.parametrize("arrives", [False, True])
+async def test_a_release_whose_row_was_not_answered_is_not_served_and_written_again(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, arrives: bool
+) -> None:
+    """The backend cannot know whether such a write arrives, and the other backend reads
+    only bundles of what was released."""
+    monkeypatch.setattr("obox.cluster.member.WRITES_AT_ONCE", 1)
+    member, store = fleet.members["a"], fleet.stores["a"]
+    way = member.view._directory
+    assert isinstance(way, MemoryDirectory)
+    await fleet.put(Kind.ORDERS, "a", Orders(evacuate=True))
+    had = set(store.units)
+    way.faults.unanswered, way._rng = 1.0, _Always(arrives)
+    with capture_logs() as logs:
+        await member.step()
+    assert "groups may have been released" in {entry["event"] for entry in logs}
+    (tried,) = had - store.units.keys()
+    row = member._units.row(tried)
+    assert row is not None
+    assert row.backend == "b", "its clients are forwarded"
+    assert (tried in await fleet.of("b")) == arrives
+    way.faults.unanswered = 0.0
+    await member.step()
+    assert tried in await fleet.of("b"), "written again at once"
+    await fleet.seconds(3)
+    assert tried in fleet.stores["b"].units
+
+
+async def test_a_backend_that_lost_units_tells_the_owner_also_if_nothing_was_left(fleet: Fleet) -> None:
+    """It may have uploaded after the owner compared, and before it knew of the loss."""
+    store = fleet.stores["a"]
+    unit = min(store.units)
+    row = Assigned("b", max(number for number, _ in store.units.values()) + 50, 5)
+    await fleet.put(Kind.GROUPS, unit, row)
+    await fleet.seconds(3)
+    assert unit not in store.units
+    merges = await fleet.directory.all(Kind.MERGES)
+    assert {key: decode(found.value, Merge).by for key, found in merges.items()} == {unit: "a"}
 
 
 async def test_online_again_brings_new_groups_and_no_standby(fleet: Fleet) -> None:

@@ -3,8 +3,10 @@ steady rate, in a single event loop.
 
 The crowd checks each answer. An answer other than OK or 250 is a complaint. A single
 refusal is allowed: a metacache that is full of users in use refuses further users with
-a temporary error. These clients come again, and must be served then. The crowd
-remembers the mails that were acknowledged, so that a test can look for them afterwards.
+a temporary error. These clients come again, and must be served then. If the machine was
+so busy that the crowd itself stood still, the server may also say that the bucket did
+not answer in time. The crowd remembers the mails that were acknowledged, so that a test
+can look for them afterwards.
 """
 
 from __future__ import annotations
@@ -21,6 +23,12 @@ TRIES_MAX = 30
 AGAIN_S = 1.0
 REFUSED = re.compile(r"NO \[UNAVAILABLE\] No room for another user's index|451 4\.3\.0 ")
 """LMTP says to senders only that the storage is not available."""
+LATE = re.compile(r"NO \[UNAVAILABLE\]")
+STILL_S = 1.0
+"""The server waits 10 s for the bucket. If this process does not run for so long, the
+bucket's process may not run for 10 s."""
+LOOK_S = 0.1
+BUSY_S = 30.0
 _LITERAL = re.compile(rb"\{(\d+)\}\r\n$")
 
 
@@ -110,6 +118,7 @@ class Crowd:
     """How often there was no room for another user."""
     stopping: bool = False
     _number: int = 0
+    _busy_until: float = float("-inf")
 
     def next_number(self) -> int:
         self._number += 1
@@ -117,6 +126,19 @@ class Crowd:
 
     def complain(self, user: str, text: str) -> None:
         self.complaints.append(f"{user}: {text}")
+
+    async def watch(self) -> None:
+        """Notice that the machine is too busy for a bucket to answer in time."""
+        loop = asyncio.get_running_loop()
+        while not self.stopping:
+            began = loop.time()
+            await asyncio.sleep(LOOK_S)
+            if loop.time() - began > LOOK_S + STILL_S:
+                self._busy_until = loop.time() + BUSY_S
+
+    def _comes_again(self, answer: str) -> bool:
+        busy = asyncio.get_running_loop().time() < self._busy_until
+        return bool(REFUSED.match(answer) or (busy and LATE.match(answer)))
 
     # -- readers ---------------------------------------------------------------------------------------------------
 
@@ -145,7 +167,7 @@ class Crowd:
             for _ in range(TRIES_MAX):
                 answer, lines = await client.command(text, literal)
                 self.commands += 1
-                if not REFUSED.match(answer):
+                if not self._comes_again(answer):
                     break
                 self.refused += 1
                 await asyncio.sleep(AGAIN_S)

@@ -53,7 +53,7 @@ def test_oboxadm_works_for_the_whole_cluster_from_anywhere(pair: tuple[Backend, 
     ] * 2
 
     # Each session is listed once, also a session that is forwarded to another backend.
-    clients = {name: imaplib.IMAP4("127.0.0.1", first.imap) for name in (user, other_user)}
+    clients = {name: imaplib.IMAP4("127.0.0.1", other.imap) for name in (user, other_user)}
     for name, client in clients.items():
         client.login(name, PASSWORD)
     wanted = {(user, owner.name, 1), (other_user, other.name, 1)}

@@ -321,7 +321,7 @@ async def test_every_verb_under_load(loaded: Backend, make: Callable[..., Backen
     async with operator(backend) as tell, asyncio.TaskGroup() as group:
         tasks = [group.create_task(crowd.session(which, 0.25)) for which in range(SESSIONS)]
         tasks += [group.create_task(crowd.sender(which, DELIVERIES_PER_S / SENDERS)) for which in range(SENDERS)]
-        tasks.append(group.create_task(sample(backend, bounds, crowd)))
+        tasks += [group.create_task(sample(backend, bounds, crowd)), group.create_task(crowd.watch())]
         kicked = await Imap.connect(backend.imap)
         await login(kicked, HANDS["kicked"])
         begun = time.monotonic()

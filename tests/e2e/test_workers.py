@@ -30,6 +30,8 @@ OBOXADM = Path(sys.executable).with_name("oboxadm")
 NAMES = [f"user{number}@example.org" for number in range(8)]
 """The number of users is large enough that each worker serves some of them: the hash of
 a name decides."""
+USERS_FILE = "".join(f"{name}:{{PLAIN}}{PASSWORD}\n" for name in NAMES)
+KEY = "a key of sixteen or more characters"
 
 
 class Unit:
@@ -96,8 +98,7 @@ class Unit:
 
 @pytest.fixture
 def unit(make: Callable[..., Backend]) -> Iterator[Unit]:
-    users = "".join(f"{name}:{{PLAIN}}{PASSWORD}\n" for name in NAMES)
-    backend = make(sections={"server": {"workers": 2}}, users=users)
+    backend = make(sections={"server": {"workers": 2}, "http": {"api_key": KEY}}, users=USERS_FILE)
     backend.spawn()
     backend.wait_listening()
     deadline = time.monotonic() + PATIENT_S
@@ -327,14 +328,9 @@ def test_postfix_hears_where_all_users_are_served(unit: Unit) -> None:
 def test_nginx_is_answered_with_the_common_address(unit: Unit) -> None:
     """All users log in at the port of the unit, with the token, whichever worker serves
     them. tests/proxy/test_nginx.py tests the nginx-auth of a proxy."""
-    key, backend = "a key of sixteen or more characters", unit.backend
-    assert backend.stop() == 0
-    backend.sections["http"] = {"api_key": key}
-    backend.write()
-    backend.spawn()
-    backend.wait_listening()
+    backend = unit.backend
     for name in NAMES:
-        headers = {"X-Obox-Key": key, "Auth-Method": "plain", "Auth-Protocol": "imap", "Client-IP": "192.0.2.7"}
+        headers = {"X-Obox-Key": KEY, "Auth-Method": "plain", "Auth-Protocol": "imap", "Client-IP": "192.0.2.7"}
         headers |= {"Auth-User": name, "Auth-Pass": PASSWORD}
         asking = urllib.request.Request(f"http://127.0.0.1:{backend.http}/nginx-auth", headers=headers)
         with urllib.request.urlopen(asking, timeout=PATIENCE_S) as got:
@@ -346,6 +342,38 @@ def test_nginx_is_answered_with_the_common_address(unit: Unit) -> None:
         logins = [line for line in backend.events("imap login") if line["user"] == name]
         assert [line["remote"] for line in logins] == ["192.0.2.7"]
     assert {unit.who_serves(name) for name in NAMES} == {"first-1", "first-2"}
+
+
+def test_local_copies_are_pulled_from_and_to_workers(unit: Unit, make: Callable[..., Backend]) -> None:
+    """The unit is a source and a destination as a server without workers is. A worker
+    is a source for the other workers, by its name."""
+    for name in NAMES:
+        unit.deliver(name)
+        assert unit.count(name) == 1
+    (moved, *_) = (name for name in NAMES if unit.who_serves(name) == "first-1")
+    unit.admin("cluster", "user", "move", "-u", moved, "first-2")
+    pull = ("metacache", "pull", "-u", moved)
+    (row,) = unit.admin(*pull, "first-1", "--clean")
+    assert (row["result"], row["cleaned"] > 0) == ("pulled", True)
+    (row,) = unit.admin(*pull, "first-1")
+    assert row["result"] == "nothing there"
+    unit.admin(*pull, "first-2", code=65)
+    # The host without a port is the unit itself, with its own port and key.
+    unit.admin(*pull, "127.0.0.1", code=65)
+    unit.admin(*pull, f"127.0.0.1:{free_port()}", code=69)
+
+    other = make(sections={"http": {"api_key": KEY}}, users=USERS_FILE, name="second")
+    there = Unit(other)
+    other.spawn()
+    other.wait_listening()
+    until(lambda: there.admin("mailbox", "list", "-u", moved))
+    from_unit = there.admin("metacache", "pull", "-A", f"127.0.0.1:{unit.backend.http}")
+    results = {row["username"]: row["result"] for row in from_unit}
+    assert results == {**dict.fromkeys(NAMES, "pulled"), moved: results[moved]}
+    assert {there.count(name) for name in NAMES} == {1}
+    from_other = unit.admin("metacache", "pull", "-A", "--clean", f"127.0.0.1:{other.http}")
+    assert {row["username"]: row["cleaned"] > 0 for row in from_other} == dict.fromkeys(NAMES, True)
+    assert {unit.count(name) for name in NAMES} == {1}
 
 
 def test_the_demo_is_a_cluster_whose_workers_may_be_killed(tmp_path: Path) -> None:

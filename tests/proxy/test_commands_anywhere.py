@@ -26,7 +26,7 @@ from obox.admin.run import Outcome
 from obox.auth import Authenticator, Forward, PasswdFile, Penalties
 from obox.cluster import Assigned, Beat, Member, Orders, State, There
 from obox.proxy import Forwarder, calls
-from obox.relay import Relay
+from obox.relay import FORWARDED, Relay
 
 USERS = ("anna", "ben", "carl")
 Row = dict[str, Any]
@@ -300,6 +300,31 @@ async def test_check_asks_other_backends_for_their_units(made: Cluster, monkeypa
     made.nodes["p"].forwarder.secrets = []  # type: ignore[misc]
     await made.nodes["p"].run("clusterCheck")
     assert seen[-1] is None
+
+
+async def test_balance_asks_other_backends_for_their_sessions(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session counts at its owner. A backend that does not answer is left out."""
+    made.nodes["b1"].server.all = [
+        Session(1, "anna", mail="anna"), Session(2, "", state="login"), Session(3, "ben", f"{FORWARDED}b2", mail="ben")
+    ]  # fmt: skip
+    made.nodes["b2"].server.all = [Session(n, name, mail=name) for n, name in enumerate(("ben", "ben", "carl"))]
+    seen: list[Any] = []
+
+    async def balance(admin: Admin, params: Any) -> AsyncIterator[Event]:
+        assert admin.connections is not None
+        seen.append(dict(await admin.connections()))
+        yield {}
+
+    monkeypatch.setitem(TABLE, "clusterBalance", replace((await loaded())["clusterBalance"], run=balance))
+    for asked in ("p", "b1", "b2"):
+        assert (await made.nodes[asked].run("clusterBalance"))[0] == 0
+    assert seen == [{"anna": 1, "ben": 2, "carl": 1}] * 3
+    made.nodes["b2"].up = False
+    await made.nodes["b1"].run("clusterBalance")
+    assert seen[-1] == {"anna": 1}
+    made.nodes["b2"].forwarder.secrets = ()
+    await made.nodes["b2"].run("clusterBalance")
+    assert seen[-1] == {"ben": 2, "carl": 1}
 
 
 async def test_a_backend_that_does_not_answer_is_named(made: Cluster) -> None:

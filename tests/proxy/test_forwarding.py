@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from members import ATTEMPTS, SECRET, Cluster, Member, cluster, until
+from members import ADDRESS, ATTEMPTS, SECRET, Cluster, Member, cluster, until
 from structlog.testing import capture_logs
 
 from obox.auth import Forward, LinkSender
@@ -149,6 +149,32 @@ async def test_users_are_limited_at_the_owner(tmp_path: Path) -> None:
         await proxies[0].clients[0].ok("LOGOUT")
         await until(lambda: len([who for who in b2.imap.who() if who.user]) == 1)
         await client.ok("LOGIN ben secret")
+
+
+async def test_addresses_are_limited_at_each_proxy(tmp_path: Path) -> None:
+    """A client that was forwarded still counts at its proxy, and at no other member."""
+    settings = ImapSettings(address_sessions_max=2)
+    async with cluster(tmp_path) as made:
+        made.rows.own("ben", "b2")
+        b2 = await made.member("b2", settings=settings)
+        proxies = [await made.member(f"p{n}", proxy=True, settings=settings) for n in range(2)]
+        for proxy in proxies:
+            # A PROXY header names the address: those of this machine are not counted.
+            server = await asyncio.get_running_loop().create_server(
+                lambda imap=proxy.imap: imap.connection_factory(tls=True, remote="192.0.2.7"), ADDRESS, 0
+            )
+            made.stack.callback(server.close)
+            proxy.port = server.sockets[0].getsockname()[1]
+            for _ in range(2):
+                await proxy.client(login="ben", strict=False)
+            third = await asyncio.open_connection(ADDRESS, proxy.port)
+            assert b"Too many connections from your address" in await third[0].readline()
+            third[1].close()
+            assert proxy.hub.registry.addresses == {"192.0.2.7": 2}
+        assert b2.hub.registry.addresses == {}
+        assert len(b2.imap.who()) == 4
+        await proxies[0].clients[0].ok("LOGOUT")
+        await until(lambda: proxies[0].hub.registry.addresses == {"192.0.2.7": 1})
 
 
 # -- owners that are not there -----------------------------------------------------------------------------------------

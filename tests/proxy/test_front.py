@@ -47,6 +47,7 @@ from obox.errors import ConfigError, Unavailable
 from obox.front import Front, unused_sections
 from obox.proxy import ViewRouter
 from obox.proxy import waiting as waiting_module
+from obox.store.user.user import User
 from obox.types import StorageId
 
 BEN = StorageId("ben")
@@ -305,6 +306,44 @@ def test_the_command(tmp_path: Path) -> None:
         process.kill()
     assert process.returncode == 0
     assert "stopping" in {json.loads(line)["event"] for line in errors.splitlines()}
+
+
+async def test_a_proxy_that_drains_lets_a_mail_and_a_command_end(
+    backend: tuple[Cluster, Member, MemoryDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/readyz says so, nobody else may connect, and what has begun gets its answer."""
+    _, b2, directory = backend
+    begun, go_on, append = asyncio.Event(), asyncio.Event(), User.append
+
+    async def slow(*words: Any, **named: Any) -> Any:
+        begun.set()
+        await go_on.wait()
+        return await append(*words, **named)
+
+    async with running(config_file(tmp_path), directory) as front:
+        await until(lambda: front.view.settings is not None)
+        where, imap = f"http://{ADDRESS}:{port_of(front, 'http')}", port_of(front, "imap")
+        idle, busy = await client(front), await client(front)
+        for ben in (idle, busy):
+            await ben.ok("LOGIN ben secret")
+        reader, writer = await asyncio.open_connection(ADDRESS, port_of(front, "lmtp"))
+        monkeypatch.setattr(User, "append", slow)
+        busy.send(b"a APPEND INBOX {6+}\r\nhello!\r\n")
+        await begun.wait()
+        begun.clear()
+        writer.write(b"LHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<ben>\r\nDATA\r\n\r\nhello\r\n.\r\n")
+        await begun.wait()
+        front.lifecycle.stop()
+        assert await idle.reader.read() == b""
+        async with httpx.AsyncClient() as asking:
+            probe = await asking.get(where + "/readyz")
+        assert (probe.status_code, probe.text) == (503, "draining\n")
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(ADDRESS, imap)
+        go_on.set()
+        assert b"a OK [APPENDUID " in await asyncio.wait_for(busy.reader.read(), PATIENT_S)
+        assert b"\r\n250 2.0.0 <ben> " in await asyncio.wait_for(reader.read(), PATIENT_S)
+    assert len(await b2.mails("ben")) == 2
 
 
 # -- the router --------------------------------------------------------------------------------------------------------

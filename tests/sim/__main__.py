@@ -10,7 +10,7 @@ import traceback
 
 import structlog
 
-from . import cluster, story
+from . import cluster, sites, story
 
 
 def main() -> int:
@@ -27,7 +27,7 @@ def main() -> int:
     began, failed = time.process_time(), []
     for seed in range(args.start, args.start + args.seeds):
         try:
-            play = cluster.play_sites if args.sites else cluster.play if args.cluster else story.play
+            play = sites.play_sites if args.sites else cluster.play if args.cluster else story.play
             play(seed, steps=args.steps)
         except BaseException as exc:
             failed.append(seed)

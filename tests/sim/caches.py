@@ -13,6 +13,8 @@ import copy
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from metacache import BoxSpace, Change, Copy, MetacacheError, UserSpace
 from metacache.operations import (
     Append,
@@ -26,6 +28,7 @@ from metacache.operations import (
     Replace,
     fold_copy,
 )
+from obox.cluster import Kept
 
 COMMIT_S = 0.001
 FLUSH_DELAY_S = 0.1
@@ -247,3 +250,17 @@ class SimFscache:
 
     async def drop(self, key: str) -> None:
         self._files.pop(key, None)
+
+
+class SimKeeper:
+    """What a member keeps on the simulated disk."""
+
+    def __init__(self, metacache: SimMetacache) -> None:
+        self._metacache = metacache
+
+    def load(self) -> Kept | None:
+        data = self._metacache.get_state("cluster")
+        return msgspec.msgpack.decode(data, type=Kept) if data else None
+
+    async def save(self, kept: Kept) -> None:
+        self._metacache.put_state("cluster", msgspec.msgpack.encode(kept))

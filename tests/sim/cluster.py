@@ -8,7 +8,7 @@ there are two groups of clients, which do not see each other's changes.
 In half of the lives there is a proxy, and half of the clients come through it: they get
 to the backend that the proxy finds, wait where it waits, and lose their session when
 the user moves. The proxy dies as well, and its connection to the directory has faults
-of its own.
+of its own. Mails come over LMTP then, to this user and to others (`senders`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from obox.cluster import (
     BackendMember,
     DeadWatch,
     Faults,
-    Kept,
     Kind,
     Member,
     MemoryDirectory,
@@ -45,17 +44,20 @@ from obox.cluster import (
     user_key,
 )
 from obox.cluster import World as MemberWorld
-from obox.errors import Unavailable
+from obox.errors import OboxError, Unavailable
+from obox.lmtp import LmtpServer
 from obox.membership import Membership
 from obox.objectstore.faults import Rates
 from obox.store import MailStore
 from obox.types import StorageId
 
-from .caches import Disk
-from .loop import simulate
+from .caches import Disk, SimKeeper
+from .loop import SimLoop, simulate
 from .model import require
 from .player import SID, Player
-from .proxies import Proxy, Session
+from .proxies import NAME as PROXY
+from .proxies import Proxy, Session, forwarder_of
+from .senders import LMTP_PORT, OTHERS, Senders, SimDeliverer
 from .world import Crash, Node, World
 
 GROUPS = 4
@@ -65,20 +67,6 @@ LEAVE_S = 10.0
 SETTLED_S = 90.0
 """The time after the last accident. By then there is a single owner, and it knows what
 the others wrote."""
-
-
-class SimKeeper:
-    """What a member keeps on the simulated disk."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    def load(self) -> Kept | None:
-        data = self._node.metacache.get_state("cluster")
-        return msgspec.msgpack.decode(data, type=Kept) if data else None
-
-    async def save(self, kept: Kept) -> None:
-        self._node.metacache.put_state("cluster", msgspec.msgpack.encode(kept))
 
 
 class ClusterStory:
@@ -114,6 +102,11 @@ class ClusterStory:
     async def _run(self) -> None:
         world, rng = self.world, self.rng
         self.player = Player(world)
+        self.senders = Senders(world, self.player)
+        self.deliverers: dict[str, tuple[LmtpServer, SimDeliverer]] = {}
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimLoop)
+        loop.net = world.net
         self.replicas = {site: MemoryReplica(world.clock) for site in dict.fromkeys(self.sites.values())}
         self.replica = next(iter(self.replicas.values()))
         self.old_rows: list[Any] = []
@@ -128,6 +121,7 @@ class ClusterStory:
         await self._until_served()
         if self.proxied:
             self._start_proxy()
+            self.player.checks.append(self.senders.nothing_lost)
         for _ in range(self.steps):
             self._weather()
             if rng.random() < 0.3:
@@ -156,7 +150,7 @@ class ClusterStory:
         )
         self.ways["proxy"] = way
         self.world.note("start the proxy")
-        self.proxies.append(Proxy(self.world, way, self.nodes, self.members))
+        self.proxies.append(Proxy(self.world, way, self.nodes, self.members, self.senders))
 
     async def _comes(self, after_s: float = 0.0) -> None:
         """A client comes through the proxy, or is there already, and runs a command."""
@@ -177,6 +171,12 @@ class ClusterStory:
                 self.stays.append((proxy, session))
             else:
                 proxy.leave(session)
+
+    async def _mail_comes(self, after_s: float = 0.0) -> None:
+        """A sender gives a mail to the proxy, or to any backend."""
+        await asyncio.sleep(after_s)
+        via = PROXY if self.chance.random() < 0.7 else self.chance.choice([*self.nodes])
+        await self.senders.send(via, self.chance)
 
     def _kept(self) -> Session | None:
         """A session that a client has kept open, and uses now. Clients notice that a
@@ -228,7 +228,7 @@ class ClusterStory:
         def make() -> None:
             store = node.store = MailStore(node.env, cluster=membership)
             node.hear(store)
-            view = View(way, clock=world.clock, now=node.env.now, sleep=asyncio.sleep, keeper=SimKeeper(node))
+            view = View(way, clock=world.clock, now=node.env.now, sleep=asyncio.sleep, keeper=SimKeeper(node.metacache))
             view.restore()
 
             async def settle() -> None:
@@ -247,16 +247,28 @@ class ClusterStory:
             membership.bind(store, member)
             membership.kick = self._kicker(node)
             self.members[name] = member
-            node.host.spawn(member.run(Myself(Member("backend", site, name), State.ONLINE, settle)))
+            myself = Member("backend", site, name, {"lmtp": LMTP_PORT})
+            node.host.spawn(member.run(Myself(myself, State.ONLINE, settle)))
+            deliverer = SimDeliverer(self.senders, node)
+            self.deliverers[name] = (
+                self.senders.serve(name, node.host, deliverer, forwarder_of(name, member)),
+                deliverer,
+            )
 
         node.host.context.run(make)
         world.note("start", name)
         assert node.store is not None
         starting = node.host.spawn(node.store.start())
+        starting.add_done_callback(lambda _: self._listens(node))
         try:
             await asyncio.wait([starting], timeout=60)
         except Crash:
             pass
+
+    def _listens(self, node: Node) -> None:
+        """A backend has started, or has failed to."""
+        if node.up or node.host.frozen:
+            self.world.net.listen(node.name, node.host, self.deliverers[node.name][0].protocol)
 
     def _kicker(self, node: Node) -> Any:
         async def kick(users: Collection[StorageId]) -> None:
@@ -265,7 +277,7 @@ class ClusterStory:
                 user = node.store.users.get(sid)
                 if user is not None:
                     self.world.note("kick", node, sid)
-                    user.sessions = 0
+                    user.sessions = self.deliverers[node.name][1].opened.count[user]
                     for box in user.boxes.values():
                         box.sessions = 0
 
@@ -325,6 +337,7 @@ class ClusterStory:
         plan, rng = self.world.plan, self.rng
         plan.outage = False
         plan.every = Rates()
+        self.world.net.cut_rate = self.chance.choice([0, 0, 0.3]) if self.proxied else 0
         if rng.random() < 0.3:
             plan.every = Rates(error=rng.choice([0, 10]), lost=rng.choice([0, 5]), delay=rng.choice([0, 20]))
         for way in self.ways.values():
@@ -350,12 +363,15 @@ class ClusterStory:
         if self.proxies and not owners:
             # The proxy lets its clients wait.
             work.append(self._comes())
+        if self.proxies and self.chance.random() < 0.5:
+            self.waiting.append(asyncio.ensure_future(self._mail_comes()))
         for result in await asyncio.gather(*work, return_exceptions=True):
             if isinstance(result, BaseException) and not isinstance(result, Crash):
                 raise result
         self.owners()
 
     async def _look(self) -> None:
+        await self._look_at_others()
         if self.in_doubt or len(owners := self.owners()) != 1:
             return
         await self.world.no_faults()
@@ -368,6 +384,17 @@ class ClusterStory:
                 # The user has moved meanwhile.
                 return
             raise
+
+    async def _look_at_others(self) -> None:
+        if not self.proxies:
+            return
+        user = self.chance.choice(OTHERS)
+        for name, node in self.nodes.items():
+            if node.up and node.env.owned.owns(user):
+                try:
+                    await self.senders.look(node, user, self.deliverers[name][1].opened)
+                except (Crash, OboxError):
+                    pass
 
     async def _accident(self) -> None:
         rng = self.rng
@@ -385,7 +412,8 @@ class ClusterStory:
         self.world.note("accident", kind.__name__, name)
         busy = [asyncio.ensure_future(self._commands())] if rng.random() < 0.5 else []
         if self.proxies and self.chance.random() < 0.7:
-            busy.append(asyncio.ensure_future(self._comes(self.chance.choice([0.2, 1.5, 4]))))
+            comes = self._mail_comes if self.chance.random() < 0.5 else self._comes
+            busy.append(asyncio.ensure_future(comes(self.chance.choice([0.2, 1.5, 4]))))
         await asyncio.sleep(rng.choice([0, 0.01, 0.1, 1.0]))
         await kind(self.nodes[name])
         self.old_rows.append(dict(self.replica.rows()))
@@ -495,10 +523,17 @@ class ClusterStory:
         for task in list(node.host.tasks):
             if "BackendMember." in repr(task):
                 task.cancel()
+        if self.proxied:
+            await self._stop_deliveries(node)
         try:
             await node.stop()
         except Crash:
             pass
+
+    async def _stop_deliveries(self, node: Node) -> None:
+        self.world.net.close(node.name)
+        ending = node.host.spawn(self.deliverers[node.name][0].close(LEAVE_S))
+        await asyncio.wait([ending], timeout=2 * LEAVE_S)
 
     def _put(self, kind: Kind, key: str, record: Any) -> None:
         row = self.replica.rows().get((kind, key))
@@ -509,6 +544,7 @@ class ClusterStory:
     async def _finish(self) -> None:
         world = self.world
         await world.no_faults()
+        world.net.cut_rate = 0.0
         for way in self.ways.values():
             way.faults = Faults(latency_s=0.02)
         for node in self.frozen.values():
@@ -550,74 +586,8 @@ class _Membership(Membership):
         await super().gain(units, fence, orderly=orderly)
 
 
-class SitesStory(ClusterStory):
-    """Two sites with a directory each, which exchange their writes late, and sometimes
-    not at all.
-
-    An operator may set a site offline that does not answer. Then both sites serve the
-    user, and do not know of each other.
-    """
-
-    flag = "--sites"
-    sites: ClassVar[dict[str, str]] = {"a": "north", "b": "north", "c": "south", "d": "south"}
-
-    async def _found(self) -> None:
-        north, south = self.replicas.values()
-        self.link = north.join(south, 1.5)
-        # The settings are in both directories before members start. Two directories
-        # with different numbers of groups would not be a cluster.
-        way = MemoryDirectory(north, sleep=asyncio.sleep)
-        chance = random.Random(self.seed)
-        await make_settings(way, GROUPS, now=self.world.now, sleep=asyncio.sleep, random_bytes=chance.randbytes)
-        await asyncio.sleep(2.0)
-        await super()._found()
-
-    def _put(self, kind: Kind, key: str, record: Any) -> None:
-        """Write a row at one of the sites, as an operator does."""
-        self.replica = self.rng.choice([*self.replicas.values()])
-        super()._put(kind, key, record)
-
-    def _more_accidents(self) -> list[Callable[[Node], Awaitable[None]]]:
-        return [*super()._more_accidents(), self._link_is_cut, self._link_is_cut, self._site_is_given_up]
-
-    async def _link_is_cut(self, node: Node) -> None:
-        self.link.cut = True
-        await asyncio.sleep(self.rng.choice([3, 15, 40]))
-        if self.rng.random() < 0.7:
-            self.link.cut = False
-
-    async def _site_is_given_up(self, node: Node) -> None:
-        """Let an operator at the other site set a site offline. The site itself learns
-        it when the link is back."""
-        self._split()
-        lost = self.sites[node.name]
-        (self.replica,) = (replica for site, replica in self.replicas.items() if site != lost)
-        names = [name for name, site in self.sites.items() if site == lost]
-        for name in names:
-            super()._put(Kind.ORDERS, name, Orders(State.OFFLINE))
-        for _ in range(self.rng.choice([1, 3])):
-            await asyncio.sleep(self.rng.choice([1, 8]))
-            await self._commands()
-        if self.rng.random() < 0.7:
-            self.link.cut = False
-            await asyncio.sleep(self.rng.choice([0, 3, 10]))
-        for name in names:
-            super()._put(Kind.ORDERS, name, Orders())
-        self._split()
-
-    async def _healed(self) -> None:
-        self.link.cut = False
-        await asyncio.sleep(5.0)
-        for name in self.sites:
-            super()._put(Kind.ORDERS, name, Orders())
-
-
 def play(seed: int, *, steps: int = 30) -> World:
     return simulate(lambda: ClusterStory(seed, steps=steps).run())
 
 
-def play_sites(seed: int, *, steps: int = 30) -> World:
-    return simulate(lambda: SitesStory(seed, steps=steps).run())
-
-
-__all__ = ["ClusterStory", "SitesStory", "play", "play_sites"]
+__all__ = ["ClusterStory", "play"]

@@ -36,6 +36,8 @@ class Host:
     def __init__(self) -> None:
         self.frozen = False
         self.held: list[_Call] = []
+        self.on_death: Callable[[], None] | None = None
+        """Called when the process is gone, before its tasks end."""
         self.tasks: dict[asyncio.Task[Any], None] = {}
         """A dict keeps the order of insertion. The order of a set would depend on
         addresses."""
@@ -55,6 +57,15 @@ class Host:
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start a task that belongs to this machine."""
         return asyncio.get_running_loop().create_task(work, context=self.context.copy())
+
+    def die(self) -> None:
+        """End the processes of this machine. Their tasks run again only to end: what
+        they send or write has no effect."""
+        if self.on_death is not None:
+            self.on_death()
+        for task in list(self.tasks):
+            task.cancel()
+        self.thaw()
 
     def ended(self, task: asyncio.Task[Any]) -> None:
         self.tasks.pop(task, None)
@@ -92,6 +103,8 @@ class SimLoop(asyncio.BaseEventLoop):
         self._timer_count = 0
         self._stopping = False
         self.failures: list[dict[str, Any]] = []
+        self.net: Any = None
+        """The network of the simulated machines (`wires.Net`), if there is one."""
         self.set_exception_handler(lambda _, context: self.failures.append(context))
         self.set_task_factory(_make_task)
 
@@ -121,6 +134,10 @@ class SimLoop(asyncio.BaseEventLoop):
         except Exception as exc:
             future.set_exception(exc)
         return future
+
+    async def create_connection(self, factory: Any, host: Any = None, port: Any = None, **named: Any) -> Any:
+        """Connect over the simulated network."""
+        return await self.net.connect(factory, host)
 
     def _run_once(self) -> None:
         """Run everything that is ready. If nothing is, move the clock to the next timer

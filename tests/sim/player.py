@@ -46,6 +46,8 @@ class Player:
         """Two writers work, and neither knows the changes of the other."""
         self.unanswered = 0
         self.acknowledged = 0
+        self.checks: list[Callable[[Node], Awaitable[None]]] = []
+        """What else must be true at the end, of the bucket alone."""
 
     # -- one command -----------------------------------------------------------------------------------------------
 
@@ -154,9 +156,9 @@ class Player:
             found.append(mail)
         return found
 
-    def read(self, home: str, home_uid: int) -> bytes | None:
+    def read(self, home: str, home_uid: int, sid: StorageId = SID) -> bytes | None:
         """Return what the bucket has for a record."""
-        key = mail_key(SID, Guid(home), Uid(home_uid))
+        key = mail_key(sid, Guid(home), Uid(home_uid))
         stored = self.world.memory._objects.get(key)
         if stored is None or not stored[0]:
             return None
@@ -260,6 +262,8 @@ class Player:
         await self.ask(
             node, f"delete {name}", lambda store: self._as_user(store, lambda user: user.delete(name)), changes
         )
+        # The backend may have been frozen when the command came.
+        self.model.removable |= {mail.token for mail in box.mails.values()}
 
     async def rename(self, node: Node, old: str, new: str, guid: str) -> None:
         changes: list[tuple[Register, Any]] = [(self.model.box(guid, old).name, new)]
@@ -394,6 +398,8 @@ class Player:
         await asyncio.sleep(5)
         await self.look(fresh)
         await self.nothing_lost(fresh)
+        for check in self.checks:
+            await check(fresh)
         await fresh.stop()
         await self.clean_up()
 

@@ -1,4 +1,5 @@
-"""A proxy of the simulated cluster. It has the product's view, router and forwarder; a
+"""A proxy of the simulated cluster. It has the product's view, router and forwarders. A
+mail goes over the simulated network, with the product's protocols at both ends. An IMAP
 connection is a call of the backend, which answers as the owner's end of the link does.
 
 A backend that is suspended takes connections and says nothing. A session that is cut
@@ -15,14 +16,16 @@ from typing import Any, TypeVar
 from obox.auth import Authenticator, PasswdFile
 from obox.cluster import BackendMember, MemoryDirectory, Router, There, View
 from obox.errors import Unavailable
-from obox.proxy import Forwarder, ViewRouter
+from obox.proxy import Forwarder, Nowhere, ViewRouter
 from obox.proxy.imap import LOGIN_S
 from obox.proxy.moves import Watch
 from obox.proxy.waiting import PATIENCE_S
 from obox.store import MailStore
 from obox.types import StorageId
 
+from .loop import Host
 from .model import require
+from .senders import Senders
 from .world import Crash, Node, World
 
 T = TypeVar("T")
@@ -30,12 +33,13 @@ T = TypeVar("T")
 ANSWERED_S = PATIENCE_S + LOGIN_S + 15.0
 """A client is served or refused by then: the last attempt may begin at the end of the
 wait, and rows are read anew."""
+NAME = "p"
 SECRET = b"x" * 32
 AUTHENTICATOR = Authenticator(PasswdFile(Path("/nowhere"), ""))
 """No password is checked here."""
 
 
-def _forwarder(name: str, router: Router) -> Forwarder:
+def forwarder_of(name: str, router: Router) -> Forwarder:
     return Forwarder(router, [SECRET], AUTHENTICATOR, member=name)
 
 
@@ -76,15 +80,24 @@ class Proxy:
     """A life of a proxy's process. Make it, and `kill` it."""
 
     def __init__(
-        self, world: World, way: MemoryDirectory, nodes: Mapping[str, Node], members: Mapping[str, BackendMember]
+        self,
+        world: World,
+        way: MemoryDirectory,
+        nodes: Mapping[str, Node],
+        members: Mapping[str, BackendMember],
+        senders: Senders | None = None,
     ) -> None:
-        """way: to the directory. nodes, members: the backends as they are at the
-        time."""
+        """way: to the directory. nodes, members: the backends as they are at the time.
+        senders: those of mails, if the proxy takes mails."""
         self.world, self._nodes, self._members = world, nodes, members
         view = View(way, clock=world.clock, now=world.now, sleep=asyncio.sleep)
-        self.forwarder = _forwarder("p", ViewRouter(view, way))
+        self.forwarder = forwarder_of(NAME, ViewRouter(view, way))
         view.listen(self.forwarder.changed)
         self._polls = asyncio.ensure_future(view.run())
+        self.host = Host()
+        if senders is not None:
+            self._lmtp = senders.serve(NAME, self.host, Nowhere(), self.forwarder)
+            world.net.listen(NAME, self.host, self._lmtp.protocol)
         self.sessions: dict[Session, None] = {}
         self.dead = False
         self.served = self.refused = self.cut = 0
@@ -116,7 +129,7 @@ class Proxy:
                 await asyncio.sleep(2 * LOGIN_S)
             if not node.up:
                 raise ConnectionRefusedError
-            owner = _forwarder(there.backend, self._members[there.backend])
+            owner = forwarder_of(there.backend, self._members[there.backend])
             try:
                 await node.run(lambda store: owner.confirm(sid, there.assigned))
             except Crash as crash:
@@ -140,6 +153,7 @@ class Proxy:
         """End the process: its clients get no answers any more."""
         self.dead = True
         self._polls.cancel()
+        self.host.die()
         for session in self.sessions:
             session.was_cut = True
 
@@ -148,4 +162,4 @@ class Proxy:
         return not self.forwarder.waiting.count and not self.forwarder.moves and not self.sessions
 
 
-__all__ = ["Proxy", "Session"]
+__all__ = ["NAME", "Proxy", "Session", "forwarder_of"]

@@ -27,6 +27,11 @@ def test_an_answer_comes_as_its_time_is_over() -> None:
     play(2300103)
 
 
+def test_a_mailbox_is_deleted_by_a_backend_that_was_frozen_when_the_command_came() -> None:
+    """Another backend has delivered to it meanwhile."""
+    play(4003127)
+
+
 def test_same_seed_same_life() -> None:
     for seed in (5, 11, 29):
         assert play(seed).trace == play(seed).trace

@@ -14,8 +14,9 @@ from obox.store import MailStore, NewMail
 from obox.types import StorageId
 
 from .caches import Disk
-from .cluster import GROUPS, SitesStory, play_sites
+from .cluster import GROUPS
 from .loop import simulate
+from .sites import SitesStory, play_sites
 from .world import Crash, Node, World
 
 SEEDS = 100

@@ -42,6 +42,7 @@ from tests.stores import MinioLike, SeaweedLike
 
 from .caches import Disk, SimFscache, SimMetacache
 from .loop import HOST, NOBODY, Host
+from .wires import Net
 
 T = TypeVar("T")
 
@@ -107,6 +108,7 @@ class World:
             self.memory, rng=random.Random(seed + 1), plan=self.plan, later=self._later, sleep=asyncio.sleep
         )
         self.latency_s = (0.001, 0.03)
+        self.net = Net(random.Random(seed + 5))
         self.nodes: list[Node] = []
         self.trace: list[str] = []
         self.steps = 0
@@ -377,10 +379,7 @@ class Node:
             return
         self.ended = self.cut = True
         self.metacache.kill()
-        for task in list(self.host.tasks):
-            task.cancel()
-        # The tasks run again only to end. What they send or write has no effect.
-        self.host.thaw()
+        self.host.die()
 
 
 class _Silent:

@@ -43,9 +43,9 @@ async def delete(one: Member) -> None:
 
 
 async def hand_over(one: Member, two: Member, unit: str = "anna") -> None:
-    async def hand() -> bool:
+    async def hand() -> frozenset[str]:
         one.rows.give(two.name, unit)
-        return True
+        return frozenset([unit])
 
     assert await handover.release(one.life.store, [unit], one.kick, hand)
     await handover.gain(two.life.store, two.units(), orderly=True)

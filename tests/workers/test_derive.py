@@ -54,7 +54,7 @@ def test_sizes_are_totals_and_no_state_is_shared(tmp_path: Path) -> None:
     assert all(one.metrics is None and not one.tls.cert and one.server.workers == 1 for one in workers)
     parts = [getattr(one, field.name) for one in workers for field in dataclasses.fields(one)]
     listens = [entry for part in parts for entry in getattr(part, "listen", ())]
-    assert len({entry.path for entry in listens}) == len(listens) == 12 < 4 * len(LISTEN)
+    assert len({entry.path for entry in listens}) == len(listens) == 16 < 4 * len(LISTEN)
     assert all(entry.path and entry.path.is_relative_to(tmp_path) for entry in listens)
 
 

@@ -6,12 +6,10 @@ RFC 9051 §6.1, §6.2, §6.3.1.
 from __future__ import annotations
 
 from base64 import b64encode
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from obox.accounts import Account
 from obox.auth import (
     LINK,
-    NO_OWNER,
     AuthFailed,
     Challenge,
     Credentials,
@@ -21,13 +19,10 @@ from obox.auth import (
     SaslError,
     SaslServer,
 )
-from obox.errors import Elsewhere, NoPerm, OboxError
 from obox.imap import ast, wire
 from obox.imap.replies import Reply, bad, no
 from obox.imap.session import Session
-
-if TYPE_CHECKING:
-    from obox.net.splice import Leg
+from obox.login import Login
 
 REFERRAL: Final = "X-OBOX-REFERRAL"
 """Response code with the assignment of a forwarded user that another backend owns."""
@@ -123,9 +118,8 @@ async def login(session: Session, command: ast.Login) -> Reply:
 
 async def authenticate(session: Session, command: ast.Authenticate) -> Reply | None:
     """RFC 9051 §6.2.2; the initial response is RFC 4959's."""
-    forwarding, out = session.context.forwarding, session.out
-    if forwarding is not None and command.mechanism.upper() == LINK:
-        session.sasl = await forwarding.exchange(remote=out.remote, local=out.is_local, tls=out.tls)
+    if session.context.forwarding is not None and command.mechanism.upper() == LINK:
+        session.sasl = await _login(session).exchange()
     elif not session.secure:
         return no("Passwords need TLS here", "PRIVACYREQUIRED")
     else:
@@ -149,7 +143,7 @@ async def respond(session: Session, data: bytes | None) -> Reply | None:
     except SaslError as error:
         return bad(str(error))
     except LinkRefused as refused:
-        _forged(session, str(refused))
+        _login(session).forged(str(refused))
         raise AuthFailed from None
     return await _step(session, session.waiting_tag, step)
 
@@ -167,100 +161,25 @@ async def _step(session: Session, tag: bytes, step: Challenge | Credentials | Fo
 
 
 async def _check(session: Session, user: str, password: str) -> Reply:
-    context = session.context
-    if context.forwarding is not None:
-        try:
-            forward = context.forwarding.redeem(user, password)
-            if forward is not None and forward.number == NO_OWNER:
-                return await _vouched(session, forward)
-        except LinkRefused as refused:
-            _forged(session, str(refused))
-            raise AuthFailed from None
-        if forward is not None:
-            return await _accept(session, forward)
-    try:
-        account = await context.authenticator.verify(user, password, remote=session.out.remote)
-    except OboxError as error:
-        context.counters.login("failed" if isinstance(error, NoPerm) else "unavailable")
-        if isinstance(error, NoPerm) and not isinstance(error, AuthFailed):
-            context.log.info("imap login refused", user=user[:200], remote=session.out.remote, reason=str(error))
-        raise
-    try:
-        return await _enter(session, account)
-    except OboxError:
-        context.counters.login("unavailable")
-        raise
-
-
-async def _vouched(session: Session, forward: Forward) -> Reply:
-    """Serve or forward a user whose password this member has checked for a front
-    end."""
-    context = session.context
-    assert context.forwarding is not None
-    try:
-        account = await context.forwarding.vouched(forward)
-        session.out.speak_for(forward.remote, tls=forward.tls)
-        return await _enter(session, account)
-    except OboxError:
-        context.counters.login("unavailable")
-        raise
-
-
-async def _enter(session: Session, account: Account) -> Reply:
-    """Serve a user whose password was right, or forward the session to the owner."""
-    context = session.context
-    leg = await _leg(session, account)
-    if leg is None:
-        try:
-            return await _login(session, account)
-        except Elsewhere:  # handed over while the login waited
-            leg = await _leg(session, account)
-            if leg is None:
-                raise
-    session.forward(account, leg)
-    context.counters.login("ok")
-    return Reply(leg.text, leg.code)
-
-
-async def _leg(session: Session, account: Account) -> Leg | None:
-    """Connect to the owner of a user. None: it is this backend. Raises Unavailable."""
-    forwarding, out = session.context.forwarding, session.out
-    if forwarding is None:
-        return None
-    return await forwarding.connect(account, listener="imap", remote=out.remote, tls=out.client_tls)
-
-
-async def _login(session: Session, account: Account) -> Reply:
-    await session.login(account)
-    session.context.counters.login("ok")
-    return Reply("Logged in", b"CAPABILITY " + session.capability())
-
-
-# -- the trusted link --------------------------------------------------------------------------------------------------
+    entered = await _login(session).by_password(user, password)
+    if entered.leg is None:
+        return _logged_in(session)
+    session.forward(entered.account, entered.leg)
+    return Reply(entered.leg.text, entered.leg.code)
 
 
 async def _accept(session: Session, forward: Forward) -> Reply:
     """Serve a user without a password, because a member has checked it."""
-    context = session.context
-    assert context.forwarding is not None
     try:
-        account = await context.forwarding.accept(forward)
-        session.out.speak_for(forward.remote, tls=forward.tls)
-        try:
-            return await _login(session, account)
-        except Elsewhere:  # handed over while the login waited
-            await context.forwarding.accept(forward)
-            raise
+        await _login(session).by_link(forward)
     except Referred as referred:
         return no(str(referred), f"{REFERRAL} {referred.backend} {referred.number} {referred.token}")
-    except OboxError:
-        context.counters.login("unavailable")
-        raise
+    return _logged_in(session)
 
 
-def _forged(session: Session, why: str) -> None:
-    context = session.context
-    assert context.forwarding is not None
-    session.sasl = None
-    context.counters.login("failed")
-    context.forwarding.forged(why, remote=session.out.remote, listener="imap")
+def _login(session: Session) -> Login:
+    return Login("imap", session.context, session.out, session.login)
+
+
+def _logged_in(session: Session) -> Reply:
+    return Reply("Logged in", b"CAPABILITY " + session.capability())

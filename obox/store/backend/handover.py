@@ -112,13 +112,15 @@ async def _adopt(store: MailStore, sid: StorageId) -> None:
             store.takeover.pending.pop(sid, None)
 
 
-async def release(store: MailStore, units: Collection[str], kick: Kick, hand: Callable[[], Awaitable[bool]]) -> bool:
+async def release(
+    store: MailStore, units: Collection[str], kick: Kick, hand: Callable[[], Awaitable[frozenset[str]]]
+) -> frozenset[str]:
     """Give units up in an orderly way.
 
-    hand: writes the row that names the next backend and reads it back. It returns False
-    if the row names a third backend, or still this backend. Returns what `hand`
-    returned. If that is True, nothing of the units is left here. Raises Unavailable,
-    InUse; then the units stay.
+    hand: writes the rows that name the next backend. It returns the units that another
+    backend has, or may have. Returns the same units. Nothing of them is left here, and
+    the others stay. Raises Unavailable, InUse; then all units stay. If `hand` itself
+    raises, all units are given up, because their rows may have been written.
     """
     async with store.changing:
         owned, env = store.env.owned, store.env
@@ -131,17 +133,19 @@ async def release(store: MailStore, units: Collection[str], kick: Kick, hand: Ca
             await store.journal.sync()
             if _in_memory(store, units) or _opening(store, units):
                 raise InUse("a user of the unit has just been opened again")
-            if not await hand():
-                owned.release(units)
-                return False
         except BaseException:
             owned.release(units)
             raise
-        _forget(store, units)
-        owned.lose(units)
-        store.remember_units()
+        given = frozenset(units)
+        try:
+            given = await hand()
+        finally:
+            owned.release(unit for unit in units if unit not in given)
+            _forget(store, given)
+            owned.lose(given)
+            store.remember_units()
         await env.commit_staged()
-        return True
+        return given
 
 
 async def lose(store: MailStore, units: Collection[str], kick: Kick) -> list[StorageId]:

@@ -527,6 +527,8 @@ class MailStore:
             await join_journaled(user, more)
         self.takeover.pending.pop(sid, None)
         self.users[sid] = user
+        if user.is_stale(user.rootbox):
+            self.spawn(user.recheck(every=True))
         return user
 
     def unload(self, sid: StorageId) -> None:

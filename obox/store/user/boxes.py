@@ -88,8 +88,10 @@ class Boxes:
         """Mailboxes whose changes of an earlier boot are in the journal of this
         boot."""
         self._infos: dict[str, list[ObjectInfo]] | None = None
-        """Bundles by box from a LIST at `_infos_at`, for the first load of each box."""
+        """Bundles by box from a LIST at `_infos_at`, for the first load of each box.
+        The LIST was made under the assignment `_infos_under`."""
         self._infos_at = 0.0
+        self._infos_under = self.rootbox.assignment
         self._held: dict[Guid, Delta] = {}
         """Holders noted while their mailbox was not in memory."""
         self._loading: dict[Guid, asyncio.Task[Mailbox]] = {}
@@ -185,6 +187,8 @@ class Boxes:
         """Load or `make` the list. Raises NotFound, Unavailable, Corrupt."""
         env = self.env
         self.pending = pending
+        # What another backend writes under a later assignment may be in no LIST below.
+        assignment = self._infos_under = self.rootbox.assignment
         worth, fragments = await self.rootbox.load_copy()
         exact = worth is Trust.TRUSTED
         if not exact:
@@ -194,7 +198,7 @@ class Boxes:
                 env.metacache.drop_user(self.storage_id)
                 self.rootbox = RootBox(env, self._store.log, self.storage_id, self)
                 worth, fragments = Trust.REBUILD, []
-        box, assignment = self.rootbox, self.rootbox.assignment
+        box = self.rootbox
         if not exact:
             current, sure = assignment.covers(box.stamp), not pending and not self._unclean
             found = await self._catch_up(worth, self._infos or {}, make=make)
@@ -252,8 +256,10 @@ class Boxes:
         every: also mailboxes that were compared since."""
         while not self.deleted:
             try:
-                assignment = self.rootbox.assignment
+                assignment, began = self.rootbox.assignment, self.env.clock()
                 infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
+                self._infos = {guid: infos.get(guid, []) for guid in self.root.entries if guid not in self.boxes}
+                self._infos_at, self._infos_under = began, assignment
                 async with self.rootbox.flushing:
                     await self._join_bundles(infos.get(ROOT, []))
                 for guid, box in list(self.boxes.items()):
@@ -266,6 +272,11 @@ class Boxes:
             except Corrupt as exc:
                 log.error("index written by another backend does not decode", user=self.name, error=str(exc))
                 await self.env.sleep(60.0)
+
+    def is_stale(self, of: RootBox | Mailbox) -> bool:
+        """Return whether another backend may have written a box since it was compared.
+        That happens if this backend learns of the other one while the box is loaded."""
+        return self.env.owned.owns(self.storage_id) and not of.assignment.covers(of.stamp)
 
     async def _join_bundles(self, infos: list[ObjectInfo]) -> bool:
         """Join bundles of the list that others wrote. Returns True if there were
@@ -302,7 +313,8 @@ class Boxes:
             raise NotFound("no such mailbox")
         box = self.unloaded(entry)
         infos = None if self._infos is None else self._infos.pop(guid, None)
-        if self.env.clock() - self._infos_at > LISTING_S:
+        old = self.env.clock() - self._infos_at > LISTING_S
+        if old or self._infos_under.generation != box.assignment.generation:
             infos = None
         pending = list(self.pending.get(guid, []))
         await box.load(infos, pending)
@@ -316,6 +328,8 @@ class Boxes:
         if held is not None:
             # The local copy that was saved does not have them.
             box.apply(held, Change.IMPORTANT, journal=False)
+        if self.is_stale(box):
+            self.spawn(self.recheck())
         return box
 
     def unloaded(self, entry: MailboxEntry) -> Mailbox:

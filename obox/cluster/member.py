@@ -23,12 +23,12 @@ from msgspec.structs import replace
 from obox.errors import ConfigError, OboxError, Unavailable
 from obox.types import StorageId
 
-from .assign import digest, newer, rank
+from .assign import digest, home_of, newer, rank
 from .dead import DeadWatch, Observation
 from .directory import Kind
 from .plan import Picture, Plan, Release, plan
 from .raising import Raising
-from .records import Assigned, Beat, BootRow, Merge, Orders, State, group_key, user_of
+from .records import Assigned, Beat, BootRow, Merge, Orders, State, group_key, user_key, user_of
 from .route import Here, There
 from .units import Units
 from .view import View
@@ -227,11 +227,8 @@ class BackendMember:
         """Mark a unit for a merge, once, and compare it. Two backends have assigned it
         at the same time, so both may have written to its users."""
         tie = unit, ours.token, other.token
-        if tie in self._ties or not self._store.holds(unit):
+        if not self._store.holds(unit) or not self._is_new(tie):
             return
-        if len(self._ties) >= TIES_MAX:
-            self._ties.clear()
-        self._ties.add(tie)
         log.warning("two backends have assigned the same users", group=unit, assignment=ours.number)
         try:
             await self._store.doubt([unit])
@@ -565,10 +562,33 @@ class BackendMember:
         task.add_done_callback(self._losing.discard)
 
     async def _take_merges(self) -> None:
-        """Compare units of this backend to which other backends have written."""
-        held, merges = self._store.held(), self.view.merges
-        fresh = [unit for unit, merge in merges.items() if unit in held and self._merged.get(unit) != merge]
-        if fresh:
-            await self._store.doubt(fresh)
-            self.counts.merges += len(fresh)
+        """Compare units of this backend to which other backends have written.
+
+        A merge of a group is also a merge of its pinned users: the other backend may
+        not have known of the pin, or has pinned the user itself. A backend whose
+        assignment has lost against another with the same number may have written, too.
+        """
+        held, merges, settings = self._store.held(), self.view.merges, self.view.settings
+        fresh = {unit for unit, merge in merges.items() if self._merged.get(unit) != merge}
+        units = {unit for unit in fresh if unit in held}
+        if fresh and settings is not None:
+            alone = {unit: sid for unit in held if (sid := user_of(unit)) is not None}
+            units |= {unit for unit, sid in alone.items() if home_of(sid, settings.groups) in fresh}
+        for (kind, key), other in self.view.take_ties().items():
+            unit = user_key(key) if kind is Kind.PINS else group_key(int(key))
+            ours = self._units.row(unit)
+            if unit in held and ours is not None and self._is_new((unit, ours.token, other.token)):
+                units.add(unit)
+        if units:
+            await self._store.doubt(sorted(units))
+            self.counts.merges += len(units)
         self._merged = merges
+
+    def _is_new(self, tie: tuple[str, int, int]) -> bool:
+        """Remember a tie. Returns False if it was remembered already."""
+        if tie in self._ties:
+            return False
+        if len(self._ties) >= TIES_MAX:
+            self._ties.clear()
+        self._ties.add(tie)
+        return True

@@ -109,6 +109,7 @@ class View:
         self._behind: dict[tuple[Kind, str], int] = {}
         self._insisted: set[tuple[Kind, str]] = set()
         """Rows of `put` with `insist` that the directory has not shown yet."""
+        self._ties: dict[tuple[Kind, str], Assigned] = {}
         self._bad: set[tuple[Kind, str, int]] = set()
         self._listeners: list[Callable[[Changes], None]] = []
         self._good_at: float | None = None
@@ -204,6 +205,12 @@ class View:
     def behind(self) -> frozenset[tuple[Kind, str]]:
         """Return the rows that are behind; see the module's text."""
         return frozenset(self._behind)
+
+    def take_ties(self) -> dict[tuple[Kind, str], Assigned]:
+        """Return the assignments that lost against another with the same number, since
+        the last call. Two backends have assigned the unit at the same time."""
+        ties, self._ties = self._ties, {}
+        return ties
 
     def listen(self, listener: Callable[[Changes], None]) -> None:
         """Call `listener` after each poll that changed something."""
@@ -364,7 +371,11 @@ class View:
         if known is not None and known.row == row:
             return False
         record = self._decoded(kind, key, row)
-        if record is None or (known is not None and not _later(known, row, record)):
+        if record is None:
+            return False
+        if known is not None and not _later(known, row, record):
+            if isinstance(record, Assigned) and record.number == known.record.number and record != known.record:
+                self._ties[kind, key] = record
             return False
         self._known[kind][key] = _Known(row, record)
         return known is None or known.record != record

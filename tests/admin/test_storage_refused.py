@@ -23,7 +23,7 @@ from obox.admin.run import Outcome
 from obox.backend import Backend
 from obox.config import load
 from obox.errors import ConfigError
-from obox.objectstore import MemoryDriver, Refused, open_store
+from obox.objectstore import MemoryDriver, Refused, Unreachable, open_store
 from obox.wiring import bucket_alone, offline
 from tests.stores import Late, Racy, SeaweedLike, Stale, Stubborn
 
@@ -188,6 +188,35 @@ async def test_a_backend_that_waits_says_why_after_a_second(
     told = [line for line in logs if "bucket does not answer" in line["event"]]
     assert len(told) == 1
     assert ("InvalidAccessKeyId" if end == "refuses" else "Connection refused") in told[0]["error"]
+
+
+async def test_a_backend_that_waits_says_it_again_after_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not before."""
+    monkeypatch.setattr(module, "RETRY_S", 0.001)
+    now = 1_000.0
+    monkeypatch.setattr(module, "boottime", lambda: now)
+
+    def refused(_: object) -> asyncio.Future[None]:
+        failing = asyncio.get_running_loop().create_future()
+        failing.set_exception(Unreachable("connection refused", maybe_done=False))
+        return failing
+
+    monkeypatch.setattr(module, "probe", refused)
+    parts = await module.open(load(on_s3(tmp_path, "http://127.0.0.1:1"), {}))
+    told: list[int] = []
+    with capture_logs() as logs:
+        starting = asyncio.ensure_future(parts.start())
+        for pause_s in (0, 59.9, 0.2, 59.7, 0.2):
+            now += pause_s
+            for _ in range(20):
+                await asyncio.sleep(0.002)
+            told.append(sum("bucket does not answer" in line["event"] for line in logs))
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+    await parts.close()
+    assert told == [1, 1, 2, 2, 2]
 
 
 def served_by(monkeypatch: pytest.MonkeyPatch, driver: MemoryDriver) -> None:

@@ -4,8 +4,9 @@ in parts or on columns."""
 import gc
 import random
 import sys
+import threading
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,36 @@ async def test_sort_and_thread_of_all_mails_let_others_run(running: Running, mon
         await done(client, "UID THREAD ORDEREDSUBJECT UTF-8 ALL")
         found.check()
     await user.release()
+
+
+@pytest.mark.parametrize("algorithm", ["REFERENCES", "ORDEREDSUBJECT"])
+async def test_many_mails_are_put_into_threads_by_a_thread(
+    running: Running, algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some steps take time for each mail: 0.3 s for 500,000."""
+    used: list[int] = []
+    plain = thread._lists
+    monkeypatch.setattr(thread, "_lists", lambda *given: _noting(plain(*given), used))
+    user = await running.store.open_user("anna", StorageId("anna"))
+    await user.append("INBOX", [NewMail(b"Subject: x\r\n\r\nhello")] * 20)
+    await user.release()
+    client = await running.client(login="anna")
+    await client.ok("SELECT INBOX")
+    few = await client.ok(f"THREAD {algorithm} UTF-8 ALL")
+    assert set(used) == {threading.get_ident()}
+    used.clear()
+    monkeypatch.setattr(thread, "INLINE_ROWS", 19)
+    assert await client.ok(f"THREAD {algorithm} UTF-8 ALL") == few
+    assert used
+    assert threading.get_ident() not in used
+
+
+def _noting(steps: Generator[None, None, bytes], used: list[int]) -> Generator[None, None, bytes]:
+    """Note the threads in which the steps run."""
+    used.append(threading.get_ident())
+    result = yield from steps
+    used.append(threading.get_ident())
+    return result
 
 
 async def test_every_second_mail_is_no_more_work(running: Running) -> None:

@@ -1,7 +1,7 @@
 """Texts and numbers in order, in steps."""
 
 import random
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -31,6 +31,22 @@ def test_texts_in_order(count: int) -> None:
     found, steps = run(in_order(texts))
     assert found == sorted(texts)
     assert steps >= count // sorting.RUN
+
+
+def test_no_step_has_many_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their order was: each 64th text comes before all others here."""
+    sizes: list[int] = []
+
+    def spy(texts: Sequence[str]) -> list[str]:
+        sizes.append(len(texts))
+        return sorted(texts)
+
+    monkeypatch.setattr(sorting, "sorted", spy, raising=False)
+    count = 60 * sorting.RUN
+    texts = [f"{at % 64 > 0:d}{random.Random(at).getrandbits(60):x}" for at in range(count)]
+    found, _ = run(in_order(texts))
+    assert found == sorted(texts)
+    assert max(sizes) < 8 * sorting.RUN
 
 
 def test_equal_texts_have_equal_ranks() -> None:

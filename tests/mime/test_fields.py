@@ -139,3 +139,9 @@ def test_no_date(value: bytes) -> None:
 
 def test_no_date_field() -> None:
     assert sent_date(b"Subject: Date: 1 Jan 1970\r\n\r\n") is None
+
+
+def test_only_the_beginning_of_a_date_is_read() -> None:
+    """A date that is a long comment takes no time."""
+    for size, there in ((100, True), (1_900, True), (2_100, False), (100_000, False)):
+        assert (parse_date(b"(" + b"x" * size + b") 1 Jan 2020 10:00:00 +0000") is not None) is there

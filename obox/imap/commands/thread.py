@@ -6,8 +6,9 @@ a header that is too long to be cached is read from the mail.
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Final
 
 import numpy as np
@@ -16,7 +17,7 @@ from obox.errors import Corrupt, Expunged, NotFound
 from obox.imap import ast, wire
 from obox.imap.commands.auth import enable_condstore
 from obox.imap.commands.search import asks_modseq, matching
-from obox.imap.commands.sort import in_turns, ready_fields, sent_seconds, subject_of
+from obox.imap.commands.sort import INLINE_ROWS, in_turns, ready_fields, sent_seconds, subject_of
 from obox.imap.replies import Reply, bad
 from obox.imap.session import Session
 from obox.mailbox import UidArray
@@ -43,17 +44,37 @@ async def thread(session: Session, command: ast.Thread) -> Reply:
     links = References(len(uids)) if command.algorithm == "REFERENCES" else None
     subjects, replies = await _read(session, uids, dates, links)
     ranks = (await in_turns(session, subjects.ranks())) + 1
+    numbers = uids if command.uid else view.seqs(uids)
+    if links is not None:
+        ranks -= int(subjects.has_empty)
+    steps = _lists(ranks, dates, replies, links, numbers)
+    inline = len(uids) <= INLINE_ROWS
+    lists = await (in_turns(session, steps) if inline else asyncio.to_thread(_at_once, steps))
+    session.write(wire.line(*([b"THREAD", lists] if lists else [b"THREAD"])))
+    return Reply("Thread completed")
+
+
+def _lists(
+    ranks: Numbers, dates: Numbers, replies: Sequence[bool], links: References | None, numbers: Numbers | UidArray
+) -> Generator[None, None, bytes]:
+    """Return the thread-lists, in steps. A few of the steps take time for each mail."""
     if links is None:
         forest = by_subject(ranks, dates)
     else:
-        by_date = np.empty(len(uids), dtype=np.int64)
-        by_date[np.argsort(dates, kind="stable")] = np.arange(len(uids))
-        ranks -= int(subjects.has_empty)
-        forest = await in_turns(session, links.forest(by_date, ranks.tolist(), replies))
-    numbers = uids if command.uid else view.seqs(uids)
-    lists = await in_turns(session, forest.written(numbers.tolist()))
-    session.write(wire.line(*([b"THREAD", lists] if lists else [b"THREAD"])))
-    return Reply("Thread completed")
+        by_date = np.empty(len(dates), dtype=np.int64)
+        by_date[np.argsort(dates, kind="stable")] = np.arange(len(dates))
+        forest = yield from links.forest(by_date, ranks.tolist(), replies)
+    return (yield from forest.written(numbers.tolist()))
+
+
+def _at_once(steps: Generator[None, None, bytes]) -> bytes:
+    """Return the result of steps, in a thread."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: bytes = end.value
+            return result
 
 
 async def _read(session: Session, uids: UidArray, dates: Numbers, links: References | None) -> tuple[Texts, list[bool]]:

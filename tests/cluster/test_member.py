@@ -25,7 +25,9 @@ from obox.cluster import (
     decode,
     encode,
     group_key,
+    home_of,
     make_settings,
+    user_key,
 )
 from obox.cluster.member import FIRST_CLAIM_S
 from obox.types import StorageId
@@ -59,7 +61,7 @@ class Store:
         raise AssertionError("nothing is raised")
 
     def split(self, group: str, unit: str) -> None:
-        raise AssertionError("nobody is pinned")
+        assert unit in self.units, "nobody else is pinned"
 
     def renumber(self, unit: str, row: Assigned) -> None:
         raise AssertionError("nobody is pinned")
@@ -133,8 +135,8 @@ async def test_a_lost_race_fences_nobody(monkeypatch: pytest.MonkeyPatch) -> Non
         await directory.put(Kind.GROUPS, group_key(number), encode(Assigned("c", 2, 7)), 2)
     put = member.view.put
 
-    async def raced(kind: Kind, key: str, record: msgspec.Struct) -> None:
-        await put(kind, key, record)
+    async def raced(kind: Kind, key: str, record: msgspec.Struct, *, insist: bool = False) -> None:
+        await put(kind, key, record, insist=insist)
         if isinstance(record, Assigned):
             other = Assigned("b", record.number, record.token + 1)
             await directory.put(kind, key, encode(other), 10**18)
@@ -174,6 +176,34 @@ async def test_what_others_wrote_while_this_backend_was_away_is_compared_once() 
     for _ in range(3):
         await member.step()
     assert store.doubted == [[unit], [unit]]
+
+
+async def test_a_merge_of_a_group_is_one_of_its_pinned_users_here() -> None:
+    """The other backend did not know of the pin, and wrote to the user of its group."""
+    store = Store()
+    member, _, directory = await make(store)
+    await member.step()
+    alone = user_key("anna")
+    store.units[alone] = (2, 7)
+    await directory.put(Kind.PINS, "anna", encode(Assigned("a", 2, 7)), 2)
+    group = home_of("anna", GROUPS)
+    await directory.put(Kind.MERGES, group, encode(Merge("b", 900.0, 0)), 2)
+    await member.step()
+    assert store.doubted == [sorted([group, alone])]
+
+
+async def test_a_row_that_loses_with_the_same_number_is_of_a_backend_that_may_have_written() -> None:
+    """It may be of a release, whose changes came into bundles after this backend had
+    compared."""
+    store = Store()
+    member, _, directory = await make(store)
+    await member.step()
+    unit = group_key(1)
+    old, tie = Assigned("b", 0, 9), Assigned("a", 1, 3, released=True)
+    for timestamp, row in enumerate([old, tie, tie], 2):
+        await directory.put(Kind.GROUPS, unit, encode(row), timestamp)
+        await member.step()
+    assert store.doubted == [[unit]], "once, and not for a row that is merely old"
 
 
 async def test_a_directory_that_does_not_answer_stops_no_login() -> None:

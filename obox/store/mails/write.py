@@ -113,8 +113,7 @@ def _keywords_held(mailbox: Index, flags: Iterable[str]) -> Iterator[list[Slot]]
 
     So no other writer can take the places that `State.spell` has found for them.
     """
-    slots: list[Slot] = []
-    names = list(flags)
+    names, slots = list(flags), list[Slot]()
     if not names:  # as nearly all deliveries
         yield slots
         return
@@ -131,24 +130,20 @@ def _keywords_held(mailbox: Index, flags: Iterable[str]) -> Iterator[list[Slot]]
 async def _put_group(mailbox: Index, slots: list[Slot], drafts: list[Draft]) -> None:
     """PUT every mail of a group and resolve its slots, however long it takes. Either
     all have landed, or none counts."""
-    if len(slots) == 1:
-        (slot,) = slots
-        fate, delta, fields = await _put_mail(mailbox, slot, drafts[0])
-        if fields is not None:
-            mailbox.put_fields([(slot.uid, fields.packed)])
-        mailbox.slots.resolve(slot, fate, delta)
-        return
     gate = asyncio.Semaphore(PUTS_AT_ONCE)
 
     async def put_one(slot: Slot, draft: Draft) -> tuple[Fate, Delta | None, Fields | None]:
         async with gate:
             return await _put_mail(mailbox, slot, draft)
 
-    # The last mail is sent first. Another writer that LISTs then sees how far the group
-    # reaches, and waits for lower UIDs.
-    pairs = list(zip(slots, drafts, strict=True))
-    last, *others = await asyncio.gather(*(put_one(slot, draft) for slot, draft in [pairs[-1], *pairs[:-1]]))
-    results = [*others, last]
+    if len(slots) == 1:
+        results = [await _put_mail(mailbox, slots[0], drafts[0])]
+    else:
+        # The last mail is sent first. Another writer that LISTs then sees how far the
+        # group reaches, and waits for lower UIDs.
+        pairs = list(zip(slots, drafts, strict=True))
+        last, *others = await asyncio.gather(*(put_one(slot, draft) for slot, draft in [pairs[-1], *pairs[:-1]]))
+        results = [*others, last]
     all_landed = all(fate == "landed" for fate, _, _ in results)
     if all_landed:
         made = zip(slots, results, strict=True)
@@ -191,35 +186,19 @@ async def _put_source(
     oid, key = env.new_oid(), mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid))
     what = ObjectKind.MAIL, owner_of(key), oid, meta.encode(), source
     data = env.codec.encode(*what) if len(source) <= INLINE_MAX else await asyncio.to_thread(env.codec.encode, *what)
-    made: list[Fields | asyncio.Task[Fields | None]] = []
-
-    def make() -> None:
-        quick = quick_fields(source)
-        if quick is not None:
-            made.append(quick)
-        else:
-            made.append(mailbox.user.spawn(ready_fields(source, mailbox=mailbox.guid, uid=slot.uid)))
-
-    soon = asyncio.get_running_loop().call_soon(make)  # once the request is sent
-    try:
-        fate = await put_slot(mailbox, slot, data, oid)
-    finally:
-        soon.cancel()
+    putting = mailbox.user.spawn(put_slot(mailbox, slot, data, oid))
+    await asyncio.sleep(0)  # the request is sent
+    fields = quick_fields(source)
+    making = None
+    if fields is None:
+        making = mailbox.user.spawn(ready_fields(source, mailbox=mailbox.guid, uid=slot.uid))
+    fate = await putting
     if fate != "landed":
         return fate, None, None
-    if not made:  # the bucket has answered at once
-        make()
-    fields = await _ready(made[0])
+    if making is not None and (await asyncio.wait((making,), timeout=FIELDS_S))[0]:
+        fields = making.result()
     await env.fscache.put(key, data)
     return fate, Delta(rows=meta.row(oid, 0)), fields
-
-
-async def _ready(made: Fields | asyncio.Task[Fields | None]) -> Fields | None:
-    """Wait for ready fields that take long, at most FIELDS_S."""
-    if not isinstance(made, asyncio.Task):
-        return made
-    done, _ = await asyncio.wait((made,), timeout=FIELDS_S)
-    return made.result() if done else None
 
 
 async def put_slot(mailbox: Index, slot: Slot, data: bytes, oid: Oid) -> Fate:

@@ -88,10 +88,10 @@ _ADDRESS_FIELDS: Final = frozenset(("from", "to", "cc", "bcc", "sender", "reply-
 _ODD_ADDRESS: Final = re.compile(rb'[(\\]|"\s*@|\s[@.]|[@.]\s')
 """An address whose characters are not those of its plain form."""
 _EPOCH: Final = dt.date(1970, 1, 1).toordinal()
-_ASCII_OTHERWISE: Final = (b"base64", b"quoted-printable", b"\x1b", b"\x00", b"utf-7", b"hz-gb", b"name*")
+_ASCII_OTHERWISE: Final = (b"base64", b"quoted-printable", b"\x1b", b"\x00", b"utf-7", b"hz-gb")
 """Signs that a mail may encode ASCII letters in other bytes: encodings, charsets with
-shifts, names of attachments in sections (RFC 2231). Encoded words (`=?`) are such a
-sign too."""
+shifts. Encoded words (`=?`) are such a sign too, and so are names of attachments in
+sections (`name*`, RFC 2231)."""
 _MARK_BYTES_MAX: Final = max(map(len, _ASCII_OTHERWISE))
 _QUESTION_MARKS: Final = 32
 """Question marks that are looked at one by one: the search for a byte is 50 times as
@@ -450,7 +450,10 @@ class HeaderSource:
 def _spells_otherwise(lower: bytes) -> bool:
     """Whether bytes in lower case have a sign that ASCII letters are encoded in other
     bytes."""
-    return any(map(lower.__contains__, _ASCII_OTHERWISE)) or _has_encoded_word(lower)
+    if any(map(lower.__contains__, _ASCII_OTHERWISE)):
+        return True
+    # The search for a single byte is much faster than that for a word.
+    return (b"*" in lower and b"name*" in lower) or _has_encoded_word(lower)
 
 
 def _has_encoded_word(text: bytes) -> bool:

@@ -557,9 +557,15 @@ class BackendMember:
                     except Unavailable:
                         await self._world.sleep(POLL_S)
 
+        def ended(task: asyncio.Task[None]) -> None:
+            self._losing.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                # The local disk has failed, or this process ends.
+                log.warning("groups cannot be given up", groups=len(units), error=repr(error))
+
         task = asyncio.ensure_future(lose())
         self._losing.add(task)
-        task.add_done_callback(self._losing.discard)
+        task.add_done_callback(ended)
 
     async def _take_merges(self) -> None:
         """Compare units of this backend to which other backends have written.

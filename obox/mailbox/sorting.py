@@ -67,8 +67,8 @@ def in_order(texts: list[str]) -> Generator[None, None, list[str]]:
     """Return texts in order. None of them is there twice.
 
     A sample divides the texts into parts, so that no step has more than a few times RUN
-    texts to sort, whatever their order was. Hashes choose the sample: nobody can tell
-    them before.
+    texts to sort, whatever their order was. Hashes choose the sample, so nobody can
+    foresee it.
     """
     sample: list[str] = []
     for at in range(0, len(texts), RUN):

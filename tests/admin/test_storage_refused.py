@@ -193,7 +193,7 @@ async def test_a_backend_that_waits_says_why_after_a_second(
 async def test_a_backend_that_waits_says_it_again_after_a_minute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And not before."""
+    """It is silent before the minute is over."""
     monkeypatch.setattr(module, "RETRY_S", 0.001)
     now = 1_000.0
     monkeypatch.setattr(module, "boottime", lambda: now)

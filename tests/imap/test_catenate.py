@@ -131,7 +131,7 @@ async def test_the_size_of_the_mail_is_limited(running: Running, client: Client)
 
 
 async def test_the_size_of_all_mails_is_limited(running: Running, client: Client) -> None:
-    """A client that sends the mails has the same limit. Mails that it sends count, too."""
+    """The limit is that of mails that a client sends. These mails count, too."""
     whole = b"CATENATE (%b)" % url(b"/caf%C3%A9/;UID=1")
     assert (await client.cmd(b"APPEND Sent " + b" ".join([whole] * 2)))[-1].startswith(b"OK ")
     sent = b"{%d+}\r\n%b" % (len(LARGE), LARGE)

@@ -157,10 +157,10 @@ async def lose(store: MailStore, units: Collection[str], kick: Kick) -> list[Sto
     """
     owned = store.env.owned
     owned.lose(units)
-    store.remember_units()
     users = {StorageId(sid) for sid, _ in store.journal.uncovered() if owned.unit_of(sid) in units}
     users |= set(_in_memory(store, units))
     await kick(users)
+    store.remember_units()
     uploaded = []
     for sid in sorted(users):
         if await _upload(store, sid):

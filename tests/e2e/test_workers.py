@@ -74,6 +74,11 @@ class Unit:
             return sum(row["groups"] for row in self.admin("cluster", "backend", "status")) == groups
         return False
 
+    def has_user(self, user: str, worker: str) -> None:
+        """Assert that the directory gives a user to a worker."""
+        (status,) = self.admin("cluster", "user", "status", "-u", user)
+        assert status["backend"] == worker
+
     def deliver(self, user: str) -> None:
         assert lmtp(("127.0.0.1", self.backend.lmtp), MAIL, [user])[0][0] == 250
 
@@ -353,6 +358,7 @@ def test_local_copies_are_pulled_from_and_to_workers(unit: Unit, make: Callable[
     (moved, *_) = (name for name in NAMES if unit.who_serves(name) == "first-1")
     unit.admin("cluster", "user", "move", "-u", moved, "first-2")
     pull = ("metacache", "pull", "-u", moved)
+    until(lambda: unit.has_user(moved, "first-2"))
     (row,) = unit.admin(*pull, "first-1", "--clean")
     assert (row["result"], row["cleaned"] > 0) == ("pulled", True)
     (row,) = unit.admin(*pull, "first-1")

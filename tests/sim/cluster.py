@@ -99,8 +99,9 @@ class ClusterStory:
             raise
         return self.world
 
-    async def _run(self) -> None:
-        world, rng = self.world, self.rng
+    def begin(self, world: World) -> None:
+        """Make a story without backends."""
+        self.world = world
         self.player = Player(world)
         self.senders = Senders(world, self.player)
         self.deliverers: dict[str, tuple[LmtpServer, SimDeliverer]] = {}
@@ -117,6 +118,10 @@ class ClusterStory:
         self.waiting: list[asyncio.Future[None]] = []
         self.everybody: list[Node] = []
         self.split_until = 0.0
+
+    async def _run(self) -> None:
+        self.begin(self.world)
+        rng = self.rng
         await self._found()
         await self._until_served()
         if self.proxied:

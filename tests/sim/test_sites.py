@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from obox.cluster import Kind, MemoryReplica, group_key, home_of
+from obox.cluster import Kind, group_key, home_of
 from obox.errors import OboxError
 from obox.store import MailStore, NewMail
 from obox.types import StorageId
@@ -75,9 +75,7 @@ def test_both_sides_of_a_cut_serve_and_no_group_changes_sides() -> None:
 
     async def main() -> None:
         story = TwoSites(3)
-        story.world = World(3)
-        story.replicas = {site: MemoryReplica(story.world.clock) for site in ("north", "south")}
-        story.nodes, story.members, story.ways, story.everybody = {}, {}, {}, []
+        story.begin(World(3))
         await story._found()
         await asyncio.sleep(15.0)
         before = story.held()

@@ -43,6 +43,7 @@ class Session:
     idle: bool = False
     since: float = 0.0
     mail: str = ""
+    service: str = "imap"
 
 
 @dataclass(eq=False)

@@ -145,18 +145,23 @@ async def search_everything(client: Client, rng: Rng, count: int) -> None:
             assert sorted(numbers) == list(range(1, count + 1)), one[:300]
 
 
+async def one_round(state: Path, rng: Rng) -> None:
+    """Serve some mails to a client. Nothing of them is left when this returns."""
+    sources = [mail(rng) for _ in range(4)]
+    async with serving_real(state) as running:
+        with turns(mine=False) as found:
+            await fill(running, sources)
+            client = await running.client(login="anna")
+            await client.ok("SELECT INBOX")
+            await fetch_everything(client, rng, sources)
+            await search_everything(client, rng, len(sources))
+        found.check()
+
+
 async def test_mails(tmp_path: Path, fuzz_seconds: float) -> None:
     held = Held(first=FIRST_ROUNDS)
     for number, rng in enumerate(rounds(fuzz_seconds)):
-        sources = [mail(rng) for _ in range(4)]
-        async with serving_real(tmp_path / str(number)) as running:
-            with turns(mine=False) as found:
-                await fill(running, sources)
-                client = await running.client(login="anna")
-                await client.ok("SELECT INBOX")
-                await fetch_everything(client, rng, sources)
-                await search_everything(client, rng, len(sources))
-            found.check()
+        await one_round(tmp_path / str(number), rng)
         _search.MEMO.__init__()  # type: ignore[misc]  # it has a bound of its own
         held.check()
     print(f"memory after the last rounds: {held}")

@@ -11,7 +11,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
@@ -139,7 +139,7 @@ class Membership:
         orderly = orderly and all(tag.number > self._store.takeover.assigned for tag in tags.values())
         await handover.gain(self._store, tags, fence, orderly=orderly)
 
-    async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[frozenset[str]]]) -> frozenset[str]:
+    async def release(self, units: Sequence[str], hand: handover.Hand) -> frozenset[str]:
         await self._started()
         return await handover.release(self._store, frozenset(units), self.kick, hand)
 

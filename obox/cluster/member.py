@@ -517,14 +517,14 @@ class BackendMember:
             await self.view.put(Kind.MOVES, unit, replace(move, done=True))
 
     async def _release(self, release: Release) -> None:
-        async def hand() -> frozenset[str]:
+        async def hand(units: frozenset[str]) -> frozenset[str]:
             try:
-                await self._rows.write(release.to, dict.fromkeys(release.units, release.home), released=True)
+                await self._rows.write(release.to, dict.fromkeys(sorted(units), release.home), released=True)
             except Unavailable as exc:
                 # A row that was tried may have arrived. So its unit is not served here
                 # any more, and the row is written until the directory shows it.
-                log.warning("groups may have been released", groups=len(release.units), to=release.to, error=str(exc))
-            rows = {unit: self._units.row(unit) for unit in release.units}
+                log.warning("groups may have been released", groups=len(units), to=release.to, error=str(exc))
+            rows = {unit: self._units.row(unit) for unit in units}
             return frozenset(unit for unit, row in rows.items() if row is not None and row.backend != self.me)
 
         try:

@@ -11,6 +11,9 @@ from typing import Protocol
 
 from .records import Assigned, Member, Orders, State
 
+Hand = Callable[[frozenset[str]], Awaitable[frozenset[str]]]
+"""A function that writes the rows of units, and returns those that are given."""
+
 
 class Store(Protocol):
     """What a member needs of the backend's store. `obox.membership` implements it."""
@@ -41,9 +44,10 @@ class Store(Protocol):
     async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
         """Serve units. Raises Unavailable, Corrupt."""
 
-    async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[frozenset[str]]]) -> frozenset[str]:
-        """Give units up. `hand` writes the rows, and returns the units that are given.
-        Returns the same units. Raises Unavailable, InUse."""
+    async def release(self, units: Sequence[str], hand: Hand) -> frozenset[str]:
+        """Give units up. `hand` writes the rows of those that can be given, and returns
+        the units that are given. Returns the same units. Raises Unavailable, InUse,
+        Corrupt."""
 
     async def lose(self, units: Sequence[str]) -> int:
         """Stop serving units that another backend has, and upload what is left. Returns

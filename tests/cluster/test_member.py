@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import pytest
@@ -30,6 +30,7 @@ from obox.cluster import (
     user_key,
 )
 from obox.cluster.member import FIRST_CLAIM_S
+from obox.cluster.world import Hand
 from obox.types import StorageId
 
 GROUPS = 4
@@ -70,7 +71,7 @@ class Store:
         assert not units
         self.gained.append(fence)
 
-    async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[frozenset[str]]]) -> frozenset[str]:
+    async def release(self, units: Sequence[str], hand: Hand) -> frozenset[str]:
         raise AssertionError("nothing is released")
 
     async def lose(self, units: Sequence[str]) -> int:

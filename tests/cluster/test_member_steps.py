@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -37,6 +37,7 @@ from obox.cluster import (
 )
 from obox.cluster.member import HOME_BEATS, POLL_S, QUICK_S
 from obox.cluster.view import SETTINGS_POLLS
+from obox.cluster.world import Hand
 from obox.cluster.writer import WRITES_AT_ONCE
 from obox.forms import FORMS, Form
 from obox.types import StorageId
@@ -84,8 +85,8 @@ class FakeStore:
     def holds(self, unit: str) -> bool:
         return unit in self.units
 
-    async def release(self, units: Sequence[str], hand: Callable[[], Awaitable[frozenset[str]]]) -> frozenset[str]:
-        given = await hand()
+    async def release(self, units: Sequence[str], hand: Hand) -> frozenset[str]:
+        given = await hand(frozenset(units))
         for unit in given:
             del self.units[unit]
         return given

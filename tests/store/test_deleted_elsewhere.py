@@ -43,7 +43,7 @@ async def delete(one: Member) -> None:
 
 
 async def hand_over(one: Member, two: Member, unit: str = "anna") -> None:
-    async def hand() -> frozenset[str]:
+    async def hand(_units: frozenset[str]) -> frozenset[str]:
         one.rows.give(two.name, unit)
         return frozenset([unit])
 

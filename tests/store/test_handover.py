@@ -216,7 +216,7 @@ async def test_a_released_user_has_everything_in_bundles(machine: Machine, other
             await with_flag(one.life, name)
         store = one.life.store
 
-        async def hand() -> frozenset[str]:
+        async def hand(_units: frozenset[str]) -> frozenset[str]:
             rows.give("second", "anna")
             return frozenset(["anna"])
 
@@ -258,6 +258,36 @@ async def test_a_poisoned_user_delays_no_other_whose_groups_come_or_go(
         assert await handover.lose(store, ["anna", "ben"], one.kick) == [BEN]
 
 
+async def test_a_poisoned_user_delays_no_other_who_is_released(
+    machine: Machine, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with member(machine, rows) as one:
+        await one.gain("anna", "ben")
+        store = one.life.store
+        for name in ("anna", "ben"):
+            await with_flag(one.life, name)
+        plain = Mailbox.flush
+
+        async def poisoned(self: Mailbox, *, everything: bool = False) -> bool:
+            if self.user.storage_id == ANNA:
+                raise Corrupt("poisoned")
+            return await plain(self, everything=everything)
+
+        monkeypatch.setattr(Mailbox, "flush", poisoned)
+        handed: list[frozenset[str]] = []
+
+        async def hand(units: frozenset[str]) -> frozenset[str]:
+            handed.append(units)
+            return frozenset()
+
+        assert await handover.release(store, ["anna", "ben"], one.kick, hand) == frozenset()
+        assert handed == [{"ben"}], "the group of the poisoned user stays, and the others leave"
+        with pytest.raises(Corrupt):
+            await handover.release(store, ["anna"], one.kick, hand)
+        assert await flags(one.life, "anna") == {1: ["\\Seen"]}, "she is served all the same"
+        monkeypatch.undo()
+
+
 @pytest.mark.parametrize("unloaded", [False, True])
 async def test_a_release_leaves_no_trace(machine: Machine, other: Machine, rows: Rows, unloaded: bool) -> None:
     """Everything of other users stays. When the user comes back, this backend sees what
@@ -282,7 +312,7 @@ async def test_a_release_leaves_no_trace(machine: Machine, other: Machine, rows:
             rows.give(name, "anna")
             return frozenset(["anna"])
 
-        assert await handover.release(store, ["anna"], one.kick, lambda: to("second"))
+        assert await handover.release(store, ["anna"], one.kick, lambda _: to("second"))
         assert (list(store.users), list(store.takeover.pending), store.takeover.left) == (["ben"], [], set())
         assert {sid for sid, _ in store.journal.overdue(-1.0)} == {"ben"}
         assert not store.upkeep.jobs.failing
@@ -292,7 +322,7 @@ async def test_a_release_leaves_no_trace(machine: Machine, other: Machine, rows:
         assert flags_of(box) == {2: ["\\Seen"]}
         await box.store_flags(uids(2), "remove", ["\\Seen"])
         await theirs.append("Sent", [MAIL])
-        assert await handover.release(two.life.store, ["anna"], two.kick, lambda: to("first"))
+        assert await handover.release(two.life.store, ["anna"], two.kick, lambda _: to("first"))
         await one.gain("anna", orderly=True)
         assert await flags(one.life, "anna") == {2: []}
         assert (await one.life.users[-1].status("Sent")).messages == 2
@@ -307,12 +337,12 @@ async def test_a_user_who_comes_back_is_compared_by_lists_alone(machine: Machine
             rows.give(name, "anna")
             return frozenset(["anna"])
 
-        assert await handover.release(one.life.store, ["anna"], one.kick, lambda: to("second"))
+        assert await handover.release(one.life.store, ["anna"], one.kick, lambda _: to("second"))
         await two.gain("anna", orderly=True)
         box = await (await two.life.user("anna")).select("INBOX")
         await two.life.quiet()
         assert flags_of(box) == {1: ["\\Seen"]}
-        assert await handover.release(two.life.store, ["anna"], two.kick, lambda: to("first"))
+        assert await handover.release(two.life.store, ["anna"], two.kick, lambda _: to("first"))
         await one.gain("anna", orderly=True)
         with one.life.counting() as counted:
             assert await flags(one.life, "anna") == {1: ["\\Seen"]}
@@ -324,7 +354,7 @@ async def test_a_user_who_comes_back_is_compared_by_lists_alone(machine: Machine
 
 
 async def test_a_release_that_nobody_takes_changes_nothing(machine: Machine, rows: Rows) -> None:
-    async def nobody() -> frozenset[str]:
+    async def nobody(_units: frozenset[str]) -> frozenset[str]:
         return frozenset()
 
     async with member(machine, rows) as one:
@@ -337,10 +367,10 @@ async def test_a_release_that_nobody_takes_changes_nothing(machine: Machine, row
 async def test_units_that_may_have_been_given_are_not_served(machine: Machine, rows: Rows) -> None:
     """The other units of the batch stay."""
 
-    async def some() -> frozenset[str]:
+    async def some(_units: frozenset[str]) -> frozenset[str]:
         return frozenset(["anna"])
 
-    async def nobody_knows() -> frozenset[str]:
+    async def nobody_knows(_units: frozenset[str]) -> frozenset[str]:
         raise asyncio.CancelledError
 
     async with member(machine, rows) as one:
@@ -362,7 +392,7 @@ async def test_sessions_that_do_not_end_stop_a_release(machine: Machine, rows: R
     async def stubborn(users: Collection[StorageId]) -> None:
         pass
 
-    async def hand() -> frozenset[str]:
+    async def hand(_units: frozenset[str]) -> frozenset[str]:
         raise AssertionError("the row is written only when everything is in bundles")
 
     async with member(machine, rows) as one:

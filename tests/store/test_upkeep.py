@@ -17,6 +17,7 @@ from obox.errors import Corrupt, NotFound, Unavailable
 from obox.mailbox import Totals
 from obox.store import NewMail
 from obox.store.backend.jobs import DELAY_S_MAX, FIRST_DELAY_S, UNAVAILABLE_DELAY_S_MAX, Job, Jobs
+from obox.store.backend.upload import flush_all
 from obox.store.user.boxes import UNLOAD_AT_ONCE
 from obox.store.user.mailbox import Mailbox
 from obox.store.user.user import User
@@ -135,6 +136,11 @@ def bundles(keys: list[str], user: str) -> list[str]:
     return [key for key in keys if f"/{user}/x/" in key and "/root/" not in key]
 
 
+async def uploaded(bucket: Bucket, user: str) -> set[str]:
+    """Return the mailboxes of a user that have a bundle."""
+    return {key.split("/")[3] for key in bundles(await bucket.keys(), user)}
+
+
 async def test_a_mailbox_that_cannot_be_flushed_delays_nobody(
     machine: Machine, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +167,41 @@ async def test_a_mailbox_that_cannot_be_flushed_delays_nobody(
         assert {(entry["user"], entry["error"]) for entry in named} == {("bad", "poisoned")}
         assert all(len(entry["mailbox"]) == 32 for entry in named)
         assert life.store.metadata()["upkeep_flush_failing"] == 1
+
+
+async def test_a_user_who_cannot_be_flushed_keeps_nobody_from_the_nightly_flush_and_the_last_one(
+    machine: Machine, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug with one mailbox of a user does not keep the other mailboxes of that user
+    from it either."""
+    plain = Mailbox.flush
+    poisoned: set[str] = set()
+
+    async def flush(self: Mailbox, *, everything: bool = False) -> bool:
+        if self.guid in poisoned:
+            raise KeyError("poisoned")
+        return await plain(self, everything=everything)
+
+    monkeypatch.setattr(Mailbox, "flush", flush)
+    async with machine.run() as life:
+        for name in ("anna", "bad", "ben"):
+            user = await with_mail(life, name)
+            await user.append("Sent", [NewMail(simple(1))])
+            if name == "bad":
+                poisoned.add((await user.select("INBOX")).guid)
+        await flush_all(life.store)
+        assert {name: len(await uploaded(bucket, name)) for name in ("anna", "bad", "ben")} == dict(
+            anna=2, bad=1, ben=2
+        )
+        for name in ("anna", "bad", "ben"):
+            await (await life.user(name)).append("Drafts", [NewMail(simple(1))])
+        with capture_logs() as logs:
+            await life.store.close()
+        assert {name: len(await uploaded(bucket, name)) for name in ("anna", "bad", "ben")} == dict(
+            anna=3, bad=2, ben=3
+        )
+        failed = [entry["user"] for entry in logs if entry["event"].startswith("user not flushed at stop")]
+        assert failed == ["bad"]
 
 
 async def test_one_user_that_cannot_be_unloaded_or_swept_delays_nobody(

@@ -61,6 +61,10 @@ Kick = Callable[[Collection[StorageId]], Awaitable[None]]
 announcement, then at once."""
 
 
+Hand = Callable[[frozenset[str]], Awaitable[frozenset[str]]]
+"""See `release`."""
+
+
 async def gain(
     store: MailStore, units: Mapping[str, Tag], dead: Sequence[tuple[str, str]] = (), *, orderly: bool = False
 ) -> None:
@@ -112,23 +116,27 @@ async def _adopt(store: MailStore, sid: StorageId) -> None:
             store.takeover.pending.pop(sid, None)
 
 
-async def release(
-    store: MailStore, units: Collection[str], kick: Kick, hand: Callable[[], Awaitable[frozenset[str]]]
-) -> frozenset[str]:
+async def release(store: MailStore, units: Collection[str], kick: Kick, hand: Hand) -> frozenset[str]:
     """Give units up in an orderly way.
 
-    hand: writes the rows that name the next backend. It returns the units that another
-    backend has, or may have. Returns the same units. Nothing of them is left here, and
-    the others stay. Raises Unavailable, InUse; then all units stay. If `hand` itself
-    raises, all units are given up, because their rows may have been written.
+    hand: writes the rows of units, which name the next backend. It returns the units
+    that another backend has, or may have. Returns the same units. Nothing of them is
+    left here. The others stay, and so does a unit with a user who cannot be uploaded.
+    Raises Unavailable, InUse, Corrupt (no unit can be uploaded); then all units stay.
+    If `hand` itself raises, its units are given up, because their rows may have been
+    written.
     """
     async with store.changing:
         owned, env = store.env.owned, store.env
-        await _flush_all(store, units)  # most of it, while nobody waits
+        # Most is uploaded while nobody waits.
+        units = frozenset(units) - await _flush_all(store, units)
+        if not units:
+            raise Corrupt("users of these units cannot be uploaded")
         owned.hold(units)
         try:
             await _end_sessions(store, units, kick)
-            await _flush_all(store, units)
+            if await _flush_all(store, units):
+                raise InUse("a user of the unit cannot be uploaded any more")
             await _at_once(unload(store, sid, upload=True) for sid in _in_memory(store, units))
             await store.journal.sync()
             if _in_memory(store, units) or _opening(store, units):
@@ -136,9 +144,9 @@ async def release(
         except BaseException:
             owned.release(units)
             raise
-        given = frozenset(units)
+        given = units
         try:
-            given = await hand()
+            given = await hand(units)
         finally:
             owned.release(unit for unit in units if unit not in given)
             _forget(store, given)
@@ -286,20 +294,27 @@ async def _end_sessions(store: MailStore, units: Collection[str], kick: Kick) ->
         raise InUse("sessions of the unit do not end") from None
 
 
-async def _flush_all(store: MailStore, units: Collection[str]) -> None:
-    """Upload everything of the units' users. Raises Unavailable."""
-    owned, env = store.env.owned, store.env
+async def _flush_all(store: MailStore, units: Collection[str]) -> frozenset[str]:
+    """Upload everything of the units' users. Returns the units that have a user who
+    cannot be uploaded, for a reason that does not pass. Raises Unavailable."""
+    owned, env, stay = store.env.owned, store.env, set[str]()
     users = {sid for sid, _ in store.journal.uncovered()} | set(_in_memory(store, units)) | store.takeover.left
     users |= {space.user for space in env.metacache.users() if _is_behind(store, space.user, units)}
 
     async def flush_one(sid: StorageId) -> None:
         try:
-            user = await store.load_user(store.name_of(sid), sid)
+            await flush(await store.load_user(store.name_of(sid), sid), important_only=False)
         except NotFound:
             return
-        await flush(user, important_only=False)
+        except Exception as exc:
+            if isinstance(exc, OboxError) and not exc.permanent:
+                raise
+            # The other users of this backend leave all the same.
+            stay.add(owned.unit_of(sid))
+            log.error("user cannot be uploaded, the groups of the user stay", user=sid, error=repr(exc))
 
     await _at_once(flush_one(StorageId(sid)) for sid in sorted(users) if owned.unit_of(sid) in units)
+    return frozenset(stay)
 
 
 async def _at_once(works: Iterable[Coroutine[Any, Any, object]]) -> None:

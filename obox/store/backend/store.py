@@ -356,6 +356,14 @@ class MailStore:
                     error=str(exc),
                 )
                 return False
+            except Exception as exc:  # a bug with one user must not keep the others from it
+                log.error(
+                    "user not flushed at stop, the changes are in local state and journal",
+                    user=user.name,
+                    error=repr(exc),
+                    exc_info=exc,
+                )
+                return False
         return True
 
     async def _wait_for_slots(self) -> None:

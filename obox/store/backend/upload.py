@@ -13,7 +13,7 @@ import structlog
 
 from metacache import Change
 
-from ...errors import InUse, OboxError
+from ...errors import InUse, OboxError, Unavailable
 from ...types import Guid, StorageId
 from ..env import Env
 from ..user.user import User
@@ -69,23 +69,33 @@ def pending(user: User) -> Change:
 
 
 async def flush(user: User, *, important_only: bool, min_priority: int = 0) -> Flushed:
-    """Upload what the bucket lacks of a user, in memory or only in local copies. Raises
-    Unavailable."""
+    """Upload what the bucket lacks of a user, in memory or only in local copies.
+
+    A mailbox that cannot be uploaded for a reason of its own delays no other. Its error
+    is raised when the others are done. Raises Unavailable.
+    """
     least = Change.IMPORTANT if important_only else Change.UNIMPORTANT
     before = pending(user)
     for space in user.env.metacache.box_spaces(user.storage_id):
         if space.change >= least and space.box in user.root.entries and space.box not in user.boxes:
             await user.box(Guid(space.box))
             before = max(before, space.change)
-    count = 0
+    count, failures = 0, list[Exception]()
     for box in list(user.boxes.values()):
         if box.priority >= min_priority and box.change >= least:
-            count += await box.flush(everything=not important_only)
+            try:
+                count += await box.flush(everything=not important_only)
+            except Unavailable:
+                raise
+            except Exception as exc:
+                failures.append(exc)
     if min_priority == 0:
-        if important_only:
+        if important_only or failures:
             await user.rootbox.flush()
         else:
             await user.flush(everything=True)
+    if failures:
+        raise failures[0]
     return Flushed(count, before)
 
 
@@ -99,6 +109,9 @@ async def flush_all(store: Users) -> None:
         except OboxError as exc:
             failed += 1
             log.warning("user not flushed by the nightly flush", user=sid, error=str(exc))
+        except Exception as exc:  # a bug with one user must not delay the others
+            failed += 1
+            log.error("user not flushed by the nightly flush", user=sid, error=repr(exc), exc_info=exc)
     log.info("nightly flush", users=len(users), failed=failed)
 
 

@@ -392,10 +392,22 @@ class Boxes:
         return bool(fresh)
 
     async def flush(self, *, everything: bool = False) -> None:
-        """Upload all that the bucket lacks. Raises Unavailable."""
+        """Upload all that the bucket lacks. Raises Unavailable.
+
+        A mailbox that cannot be uploaded for a reason of its own delays no other. Its
+        error is raised when the others are done.
+        """
+        failures: list[Exception] = []
         for box in list(self.boxes.values()):
-            await box.flush(everything=everything)
-        await self.rootbox.flush(everything=everything and not self.pending)
+            try:
+                await box.flush(everything=everything)
+            except Unavailable:
+                raise
+            except Exception as exc:
+                failures.append(exc)
+        await self.rootbox.flush(everything=everything and not self.pending and not failures)
+        if failures:
+            raise failures[0]
 
     def sweep(self) -> None:
         """Start deleting objects whose delay is over."""

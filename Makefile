@@ -78,6 +78,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --no-namespace-packages $(filter-out tests/test_%.py,$(wildcard tests/*.py))
 	$(BIN)/python -m pytest tests/test_docs.py
 
 check: lint

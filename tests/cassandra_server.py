@@ -202,7 +202,7 @@ def _keystore(home: Path) -> Path:
     from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, load_pem_private_key, pkcs12
 
     cert, key = certificate(home)
-    private = load_pem_private_key(key.read_bytes(), None)
+    private: Any = load_pem_private_key(key.read_bytes(), None)
     store = pkcs12.serialize_key_and_certificates(
         b"node",
         private,

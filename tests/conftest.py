@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import hypothesis
 import pytest
@@ -57,13 +58,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 _configure = structlog.configure
 
 
-def _configure_uncached(**values: object) -> None:
+def _configure_uncached(**values: Any) -> None:
     """Configure structlog without its cache. A logger that a test has cached would hide
     its lines from `capture_logs` of the next test."""
     _configure(**{**values, "cache_logger_on_first_use": False})
 
 
-structlog.configure = _configure_uncached
+structlog.configure = cast(Any, _configure_uncached)
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from patience import PATIENT_S
@@ -203,7 +204,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait(PATIENT_S)
 
 
-def s3_client(server: S3Server) -> object:
+def s3_client(server: S3Server) -> Any:
     """Return a boto3 client of the server."""
     import boto3
     from botocore.config import Config

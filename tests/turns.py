@@ -143,10 +143,15 @@ class Turns:
             assert waited <= HELD_S_MAX, f"the loop got no turn during {waited:.3f} s of CPU ({self.slowdown:.1f})"
 
 
+def _callback_of(handle: asyncio.Handle) -> object:
+    """Return what a handle calls. asyncio has no public name for it."""
+    return getattr(handle, "_callback")  # noqa: B009 - no stub knows the attribute
+
+
 def _named(handle: asyncio.Handle) -> str:
     """Return the name of the callback. For a task also return its coroutine and the
     innermost frame where it waits."""
-    task = getattr(handle._callback, "__self__", None)
+    task = getattr(_callback_of(handle), "__self__", None)
     if not isinstance(task, asyncio.Task):
         return repr(handle)[:300]
     inner: Any = task.get_coro()
@@ -177,7 +182,7 @@ def turns(tick_s: float = 0.005, *, mine: bool = True) -> Iterator[Turns]:
             collected += time.thread_time() - collecting
 
     def run(handle: asyncio.Handle) -> Any:
-        task = None if mine else getattr(handle._callback, "__self__", None)
+        task = None if mine else getattr(_callback_of(handle), "__self__", None)
         if task is not None and (task is me or (isinstance(task, asyncio.Task) and task.get_name() == "client")):
             return plain(handle)
         begin = time.thread_time() - collected
@@ -190,14 +195,14 @@ def turns(tick_s: float = 0.005, *, mine: bool = True) -> Iterator[Turns]:
     last = time.process_time()
 
     def tick() -> None:
-        nonlocal last, timer
+        nonlocal last
         now = time.process_time()
         found.held_s, last = max(found.held_s, now - last), now
         found.sample()
-        timer = loop.call_later(tick_s, tick)
+        timers[0] = loop.call_later(tick_s, tick)
 
-    timer = loop.call_later(tick_s, tick)
-    asyncio.events.Handle._run = run  # type: ignore[method-assign]
+    timers = [loop.call_later(tick_s, tick)]
+    asyncio.events.Handle._run = run  # type: ignore[method-assign,assignment]
     gc.callbacks.append(collection)
     gc.freeze()
     over = threading.Event()
@@ -211,5 +216,5 @@ def turns(tick_s: float = 0.005, *, mine: bool = True) -> Iterator[Turns]:
         gc.unfreeze()
         gc.callbacks.remove(collection)
         asyncio.events.Handle._run = plain  # type: ignore[method-assign]
-        timer.cancel()
+        timers[0].cancel()
         print(found.report())

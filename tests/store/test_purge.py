@@ -54,6 +54,8 @@ def test_one_file_writes_mails() -> None:
         if kind not in ("index", "journal", "format")
     }
     assert writing == {"obox.store.mails.write"}
+    replacing = {name for name, path in STORE.items() if calls(path, "replace") and name != "obox.store.env"}
+    assert replacing <= {"obox.store.operate.upgrade", "obox.store.backend.mark"}, "new envelopes of the same content"
 
 
 async def objects(machine: Machine, guid: Guid) -> list[int]:

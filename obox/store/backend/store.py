@@ -356,7 +356,7 @@ class MailStore:
                     error=str(exc),
                 )
                 return False
-            except Exception as exc:  # a bug with one user must not keep the others from it
+            except Exception as exc:  # a bug with one user must not delay the others
                 log.error(
                     "user not flushed at stop, the changes are in local state and journal",
                     user=user.name,

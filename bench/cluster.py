@@ -231,7 +231,8 @@ class Cluster:
     async def _lose_disk(self, one: Machine, rng: random.Random, stopping: asyncio.Event) -> None:
         self.say(f"kill {one.name} and delete its disk")
         self.kill(one)
-        one.lose_disk()
+        # A thread does it, so that answers that have arrived are read meanwhile.
+        await asyncio.to_thread(one.lose_disk)
         await self._again(one, rng, stopping)
 
     async def _suspend(self, one: Machine, rng: random.Random, stopping: asyncio.Event) -> None:

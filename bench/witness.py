@@ -20,6 +20,10 @@ time after the answer: the journal's request takes time, too.
 """
 
 
+READ_S: Final = 0.5
+"""An answer that a backend sent before it was killed is read within this time. No other
+backend serves its users so soon."""
+
 OUTAGE_S: Final = 0.2
 """The wait of a user is recorded if it is longer than this."""
 
@@ -152,7 +156,7 @@ class Witness:
 
     def killed(self, since: float) -> None:
         """Note that a backend was killed. It has answered nothing since `since`."""
-        self._kills.append((since - self._interval_s - MARGIN_S, self.now()))
+        self._kills.append((since - self._interval_s - MARGIN_S, self.now() + READ_S))
 
     def stamp(self) -> str:
         return f"{self.now() - self.began:7.2f}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from obox.mailbox import Totals
 from obox.store import NewMail
 from obox.store.backend.jobs import DELAY_S_MAX, FIRST_DELAY_S, UNAVAILABLE_DELAY_S_MAX, Job, Jobs
 from obox.store.backend.upload import flush_all
+from obox.store.log.fence import Boot, Ended
 from obox.store.user.boxes import UNLOAD_AT_ONCE
 from obox.store.user.mailbox import Mailbox
 from obox.store.user.user import User
@@ -202,6 +204,27 @@ async def test_a_user_who_cannot_be_flushed_keeps_nobody_from_the_nightly_flush_
         )
         failed = [entry["user"] for entry in logs if entry["event"].startswith("user not flushed at stop")]
         assert failed == ["bad"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_boot_that_is_read_again_while_its_users_are_recorded(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """A sweep finds meanwhile that the boot is clean, or reads it anew."""
+    ended = Ended(Boot("b1", "boot1", {}), 3, 0, closed_before=True, clean=False, adopted=frozenset(), modseq_floor=0)
+    later = replace(ended, seq=9)
+
+    async def record(*_: Any) -> Ended:
+        store.takeover.boots = [later] if again else []
+        return replace(ended, seq=4, adopted=frozenset({"anna"}))
+
+    monkeypatch.setattr("obox.store.backend.upkeep.record", record)
+    async with machine.run(kill=True) as life:
+        store = life.store
+        store.takeover.boots, store.takeover.users["b1", "boot1"] = [ended], {"anna"}
+        await store.upkeep._record(ended)
+        assert store.takeover.boots == ([later] if again else [])
+        store.takeover.boots = []
 
 
 async def test_one_user_that_cannot_be_unloaded_or_swept_delays_nobody(

@@ -225,7 +225,8 @@ class Upkeep:
         named = takeover.users[ended.boot.backend, ended.boot.name]
         if not self._is_recorded(ended) or named <= ended.adopted:
             noted = await record(self._store.env, ended, named, self._done_of(ended), self._store.journal.modseq_floor)
-            takeover.boots[takeover.boots.index(ended)] = noted
+            # A sweep may have read the boot again meanwhile, or found it clean.
+            takeover.boots = [noted if one.is_before(noted) else one for one in takeover.boots]
 
     async def _take_over_user(self, sid: str) -> None:
         store = self._store

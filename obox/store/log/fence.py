@@ -86,6 +86,11 @@ class Ended:
     assigned: int = 0
     alive: bool = False
 
+    def is_before(self, other: Ended) -> bool:
+        """Return whether this is the same boot, read at the same time or earlier."""
+        same = (self.boot.backend, self.boot.name) == (other.boot.backend, other.boot.name)
+        return same and self.seq <= other.seq
+
 
 @dataclass
 class Replayed:

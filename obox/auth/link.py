@@ -20,6 +20,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -56,6 +57,19 @@ class Referred(Unavailable):
         self.number = number
         self.token = token
 
+    @property
+    def wire(self) -> str:
+        """The referral as members write it in their answers, in every protocol."""
+        return f"X-OBOX-REFERRAL {self.backend} {self.number} {self.token}"
+
+    @classmethod
+    def read(cls, text: str) -> Referred | None:
+        """Return the referral that a text is, or None."""
+        match = _REFERRAL.fullmatch(text)
+        return None if match is None else cls(match[1], int(match[2]), int(match[3]))
+
+
+_REFERRAL: Final = re.compile(r"X-OBOX-REFERRAL ([A-Za-z0-9._-]{1,64}) (\d{1,18}) (\d{1,20})")
 
 NO_OWNER: Final = 0
 """The number in a token for a member that forwards the client. No assignment has it."""

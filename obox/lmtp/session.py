@@ -31,8 +31,6 @@ from obox.spool import Spool
 
 log = structlog.get_logger("obox.lmtp")
 
-REFERRAL: Final = "X-OBOX-REFERRAL"
-"""Text of a reply to RCPT: the assignment of a recipient whom another backend owns."""
 TRACED_INLINE_BYTES: Final = 1 << 20
 """A mail of so many bytes is copied behind its trace fields on the loop: a millisecond.
 For a larger mail a thread copies, without the interpreter's lock."""
@@ -77,7 +75,7 @@ class Session:
             async with asyncio.timeout(self._settings.delivery_timeout_s):
                 recipient = await self._recipient(asked)
         except Referred as referred:
-            return Reply(451, "4.3.2", f"{REFERRAL} {referred.backend} {referred.number} {referred.token}"), None
+            return Reply(451, "4.3.2", referred.wire), None
         except Exception as error:
             reply = self._reply_for(error, asked.address)
             log.info(

@@ -26,8 +26,6 @@ from obox.pop3.session import Session
 
 Step = Callable[[SaslServer | LinkOwner], Challenge | Credentials | Forward]
 """Gives a line of the client to the mechanism."""
-REFERRAL: Final = "X-OBOX-REFERRAL"
-"""Response code with the assignment of a forwarded user that another backend owns."""
 _ALWAYS: Final = ("TOP", "UIDL", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING", "UTF8 USER")
 
 
@@ -117,7 +115,7 @@ async def _advance(session: Session, work: Step) -> Reply | None:
         try:
             return _entered(session, await _login(session).by_link(step))
         except Referred as referred:
-            return err(str(referred), f"{REFERRAL} {referred.backend} {referred.number} {referred.token}")
+            return err(str(referred), referred.wire)
     return _entered(session, await _login(session).by_password(step.user, step.password))
 
 

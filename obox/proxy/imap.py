@@ -19,7 +19,6 @@ from .dial import CONNECT_S, binding, context
 LOGIN_S: Final = 15.0
 """The time in which the backend opens the user's mail. It waits 10 s for the bucket."""
 _TAGGED: Final = re.compile(rb"[ab] (OK|NO|BAD)(?: \[([^\]\r\n]*)\])? ?(.*)", re.IGNORECASE)
-_REFERRAL: Final = re.compile(r"X-OBOX-REFERRAL ([A-Za-z0-9._-]{1,64}) (\d{1,18}) (\d{1,20})")
 
 
 class Answer(NamedTuple):
@@ -79,8 +78,8 @@ def _tagged(line: bytes) -> tuple[bytes, bytes, str]:
 
 
 def _refusal(code: str, text: str) -> OboxError | LinkRefused:
-    if (match := _REFERRAL.fullmatch(code)) is not None:
-        return Referred(match[1], int(match[2]), int(match[3]))
+    if (referred := Referred.read(code)) is not None:
+        return referred
     if code == "AUTHENTICATIONFAILED":
         return LinkRefused("the backend does not accept our proof")
     if code == "LIMIT":

@@ -24,7 +24,7 @@ from typing import Final, NamedTuple, Protocol, cast
 import structlog
 
 from obox.accounts import Account
-from obox.auth import LINK, LinkOwner, LinkRefused
+from obox.auth import LINK, LinkOwner, LinkRefused, Referred
 from obox.cluster import Assigned, Here, There
 from obox.errors import Elsewhere, NoPerm, NotFound, Unavailable
 from obox.lmtp import Deliverer, Envelope, Recipient, Reply
@@ -45,7 +45,6 @@ ANSWER_S: Final = 15.0
 """The time for a reply before the mail. The backend itself waits 10 s for the
 bucket."""
 NO_BACKEND: Final = Reply(451, "4.3.0", "The backend of this user does not answer, try again later")
-_REFERRAL: Final = re.compile(r"X-OBOX-REFERRAL ([A-Za-z0-9._-]{1,64}) (\d{1,18}) (\d{1,20})")
 _CLAIM: Final = re.compile(r"([A-Za-z0-9._-]{0,64}):(\d{1,18}):(\d{1,20})")
 _LINE: Final = re.compile(rb"(\d{3})([ -])(?:(\d\.\d{1,3}\.\d{1,3}) )?(.*)")
 
@@ -281,8 +280,8 @@ async def _envelope(dialogue: Dialogue, group: _Group) -> list[int]:
     accepted = []
     for index in asked:
         reply = await _reply(dialogue)
-        if (match := _REFERRAL.search(reply.text)) is not None:
-            group.moved[index] = Assigned(match[1], int(match[2]), int(match[3]))
+        if (referred := Referred.read(reply.text)) is not None:
+            group.moved[index] = Assigned(referred.backend, referred.number, referred.token)
         elif reply.accepted:
             accepted.append(index)
         else:

@@ -19,7 +19,6 @@ from .dial import CONNECT_S, binding, context
 from .imap import LOGIN_S, Answer
 
 _ERR: Final = re.compile(rb"-ERR(?: \[([^\]\r\n]*)\])? ?(.*)", re.IGNORECASE)
-_REFERRAL: Final = re.compile(r"X-OBOX-REFERRAL ([A-Za-z0-9._-]{1,64}) (\d{1,18}) (\d{1,20})")
 
 
 async def login(dialogue: Dialogue, make: Callable[[bytes], LinkSender]) -> Answer:
@@ -59,8 +58,8 @@ def _ok(line: bytes) -> None:
 
 
 def _refusal(code: str, text: str) -> OboxError | LinkRefused:
-    if (match := _REFERRAL.fullmatch(code)) is not None:
-        return Referred(match[1], int(match[2]), int(match[3]))
+    if (referred := Referred.read(code)) is not None:
+        return referred
     if code == LINK:
         return LinkRefused("the backend does not accept our proof")
     kind = {"AUTH": Disabled, "IN-USE": InUse, "LOGIN-DELAY": TooSoon}.get(code, Unavailable)

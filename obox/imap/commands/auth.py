@@ -24,8 +24,6 @@ from obox.imap.replies import Reply, bad, no
 from obox.imap.session import Session
 from obox.login import Login
 
-REFERRAL: Final = "X-OBOX-REFERRAL"
-"""Response code with the assignment of a forwarded user that another backend owns."""
 ID_VALUE_CHARS_MAX: Final = 200
 """Characters of a client's ID that are logged."""
 
@@ -173,7 +171,7 @@ async def _accept(session: Session, forward: Forward) -> Reply:
     try:
         await _login(session).by_link(forward)
     except Referred as referred:
-        return no(str(referred), f"{REFERRAL} {referred.backend} {referred.number} {referred.token}")
+        return no(str(referred), referred.wire)
     return _logged_in(session)
 
 

@@ -260,7 +260,7 @@ class Backend:
         relay = self._relay(admin)
         own = routes(admin, key=key, version=__version__, run=relay.run if relay is not None else guarded)
         api = [*own, *self._nginx(), *self._calls(admin, relay)]
-        draining = lambda: self.lifecycle.draining  # noqa: E731
+        draining = lambda: self.lifecycle.draining  # noqa: E731 - a name for two uses
         out = {"admin": HttpServer(application(routes=api))}
         if config.http is not None and config.metrics is not None:
             out["http"] = HttpServer(application(routes=api))

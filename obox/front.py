@@ -310,7 +310,7 @@ class Front:
         self.http["admin"] = HttpServer(application(routes=api))
         path = wiring.socket_path(self.config.state_dir)
         self.listeners.bind("admin", [Listen(path=path)], self.http["admin"].factory, unix_mode=0o600)
-        draining = lambda: self.lifecycle.draining  # noqa: E731
+        draining = lambda: self.lifecycle.draining  # noqa: E731 - a name for a short line
         app = application(metrics=self.metrics.exposition, draining=draining, routes=self.nginx())
         for name in ("http", "metrics"):
             section = getattr(self.config, name)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .membership import Joining
     from .net import Listeners
     from .parts import Parts
-from .server import Lifecycle
+    from .server import Lifecycle
 
 SOCKET: Final = "admin.sock"
 """Name of the socket in state_dir that serves the admin API to root and the service

@@ -110,7 +110,7 @@ async def metacache_pull(admin: Admin, account: Account, params: MetacachePullPa
         with store.pulling(sid):
             incoming = Incoming(store, sid)
             await incoming.begin()
-            shown = -1
+            shown = None
             async with aclosing(source.copies(sid, latest_only=params.latest_only, clean=params.clean)) as pieces:
                 async for data in pieces:
                     await incoming.feed(data)
@@ -219,12 +219,13 @@ def _source(admin: Admin, params: MetacachePullParams) -> _Source:
     text = params.source_backend_host
     own = admin.own_http
     parts = urlsplit(text if "://" in text else f"{'https' if own.tls else 'http'}://{text}")
+    wrong = Invalid("the source is not an address; allowed: host, host:port, http://host:port, https://host:port")
     try:
         port = parts.port
     except ValueError:
-        port = -1
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or parts.query or parts.fragment:
-        raise Invalid("the source is not an address; allowed: host, host:port, http://host:port, https://host:port")
+        raise wrong from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise wrong
     if port is None and "://" in text:
         port = 443 if parts.scheme == "https" else 80
     path = parts.path.rstrip("/").removesuffix(PATH)

@@ -231,7 +231,7 @@ class Supervisor(Front):
             *routes(self.admin, key=self._api_key(), version=__version__, run=relay.run, asked=relay.answer),
             *self.nginx(),
         ]
-        draining = lambda: self.lifecycle.draining  # noqa: E731
+        draining = lambda: self.lifecycle.draining  # noqa: E731 - a name for a short line
         probes = application(draining=draining, routes=[exposition.route(), *([] if config.metrics else api)])
         self.http["admin"] = HttpServer(application(routes=api))
         if config.http is not None:

@@ -2,8 +2,8 @@
 suspended and cut off, and while its proxies are killed.
 
 Short forms of `python -m bench.cluster`. They judge what is lost. Times without service
-are printed and not judged: they depend on the machine and on how many members are away
-at the same time, so the benchmark judges them.
+are printed and not judged, because they depend on the machine and on how many members
+are away at the same time. The benchmark judges them.
 """
 
 from __future__ import annotations

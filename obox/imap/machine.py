@@ -117,7 +117,7 @@ class Machine:
             session.out.close()
 
     def _refusal(self, session: Session, command: ast.Command) -> Reply:
-        """Why the command is not allowed in this state."""
+        """Return why the command is not allowed in this state."""
         states = [state for state in State if type(command) in self._table.rows[state]]
         if not states:
             return bad(f"{command.NAME} is not supported")

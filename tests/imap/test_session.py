@@ -46,7 +46,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 @pytest.fixture
 async def real(tmp_path: Path) -> AsyncIterator[Running]:
-    """The real store, for tests that inspect it or replace a part of it."""
+    """Yield the real store, for tests that inspect it or replace a part of it."""
     async with serving_real(tmp_path) as running:
         yield running
 

@@ -181,7 +181,7 @@ class Outgoing:
         for space in self._spaces:
             copy = metacache.load(sid, space.box)
             if copy is None or Stamp.decode(copy.stamp) is None:
-                continue  # cleaned meanwhile
+                continue  # the cleaner dropped it meanwhile
             try:
                 payload, uids = await asyncio.to_thread(_whole, space.box, copy)
             except ValueError as error:

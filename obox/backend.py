@@ -100,6 +100,10 @@ class Pop3Counters:
         self._metrics.pop3_commands.labels(name, result).inc()
 
 
+EVACUATIONS_S: Final = 2.0
+"""How often a backend looks whether another one is evacuated."""
+
+
 class LinkCounters:
     """Numbers of forwards and splices as metrics."""
 
@@ -368,6 +372,8 @@ class Backend:
             if started is not None:
                 started(self)
             members = [] if self.parts.joining is None else [tasks.create_task(self._join(self.parts.joining))]
+            if self.parts.joining is not None:
+                members.append(tasks.create_task(self._arrivals(self.parts.joining)))
             self._starting = tasks.create_task(self._start())
             beside = [
                 self._starting,
@@ -447,6 +453,18 @@ class Backend:
     async def _join(self, joining: Joining) -> None:
         """Be a member of the cluster. Raises ConfigError, which ends the process."""
         await joining.run(self._ports())
+
+    async def _arrivals(self, joining: Joining) -> None:
+        """Fetch local copies from members that are evacuated."""
+        admin, view, me = self.admin, joining.membership.member.view, self.parts.config.cluster.backend
+        if admin is None or admin.sources is None:
+            return
+        await joining.membership.ready()
+        while not any(orders.evacuate for orders in view.orders.values()):  # noqa: ASYNC110 - a view has no event
+            await asyncio.sleep(EVACUATIONS_S)
+        from .admin.arrivals import Arrivals  # most backends never see an evacuation
+
+        await Arrivals(admin, admin.sources, view, me).run()
 
     def _ports(self) -> dict[str, int]:
         """Return the ports that members and front ends connect to."""

@@ -42,10 +42,13 @@ log = structlog.get_logger("obox.admin")
 class Question(msgspec.Struct, frozen=True):
     """What a destination asks."""
 
-    what: Literal["identity", "copies", "drop"]
+    what: Literal["identity", "copies", "drop", "users"]
+    """users: whose copies are here although other members serve them. `after`: those
+    behind this storage id. Only members ask this, so it has no request."""
     storage_id: str = ""
     latest_only: bool = False
     clean: bool = False
+    after: str = ""
 
     def request(self) -> tuple[str, str]:
         """Method and path of the request that says the same."""
@@ -93,7 +96,9 @@ async def answer(admin: Admin, body: bytes, member: str) -> Response:
         question = msgspec.json.decode(body, type=Question)
     except (msgspec.DecodeError, RecursionError) as error:
         return Response(f"not a question of a pull: {error}\n", 400)
-    log.info("admin command of a member", member=member, command=f"metacache pull: {question.what}")
+    # The question for users is asked again and again.
+    write = log.debug if question.what == "users" else log.info
+    write("admin command of a member", member=member, command=f"metacache pull: {question.what}")
     return await _answered(partial(_here, admin), question)
 
 
@@ -105,6 +110,8 @@ async def _here(admin: Admin, question: Question) -> Response:
         return await copies.identity(admin)
     if question.what == "drop":
         return await copies.drop(admin, question.storage_id)
+    if question.what == "users":
+        return await copies.left_behind(admin, question.after)
     return await copies.send(admin, question.storage_id, latest_only=question.latest_only, clean=question.clean)
 
 

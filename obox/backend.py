@@ -22,9 +22,10 @@ from fscache import Stats
 
 from . import __version__, parts, rooms, wiring
 from .config import Config, Listen, by_client, load
-from .imap.server import ImapServer, starttls
+from .imap.server import ImapServer
 from .lmtp import LmtpServer
 from .lmtp.delivery import StoreDeliverer
+from .login import starttls
 from .net import Certificates, Listeners, TlsError, Via, inherited_sockets
 from .objectstore import open_store
 from .objectstore.stats import BUCKETS_S
@@ -70,8 +71,8 @@ class ImapCounters:
     def login(self, result: str) -> None:
         self._metrics.logins.labels(result).inc()
 
-    def command(self, name: str, condition: str) -> None:
-        self._metrics.imap_commands.labels(name, condition).inc()
+    def command(self, name: str, result: str) -> None:
+        self._metrics.imap_commands.labels(name, result).inc()
 
 
 class Pop3Counters:
@@ -82,6 +83,9 @@ class Pop3Counters:
 
     def session(self, change: int) -> None:
         self._metrics.pop3_sessions.inc(change)
+
+    def idle(self, change: int) -> None:
+        pass
 
     def login(self, result: str) -> None:
         self._metrics.logins.labels(result).inc()

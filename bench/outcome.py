@@ -57,8 +57,8 @@ class Outcome:
 
     @property
     def judged(self) -> bool:
-        """Return whether the machine was quick enough to judge times, and no two members
-        were disturbed at the same time."""
+        """Return whether times are judged: the machine was quick enough, and no two
+        members were disturbed at the same time."""
         return self.in_time >= 0.99 and self.at_once == 1
 
     @property

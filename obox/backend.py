@@ -253,7 +253,7 @@ class Backend:
             metrics.source("cluster", opened.joining.membership.member.figures)
 
     def _http(self) -> dict[str, HttpServer]:
-        from .web import Web  # see `LaterHttp`
+        from .web import Web  # `LaterHttp` says why
 
         web = Web(
             parts=self.parts,

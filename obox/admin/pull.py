@@ -151,7 +151,7 @@ async def bring(sources: Sources, there: There, store: MailStore, sid: StorageId
 
 
 def _incoming(store: MailStore, sid: StorageId) -> Incoming:
-    from ..store.operate.pull import Incoming  # not at the start
+    from ..store.operate.pull import Incoming  # a start does without it
 
     return Incoming(store, sid)
 

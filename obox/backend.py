@@ -22,9 +22,10 @@ from fscache import Stats
 
 from . import __version__, parts, rooms
 from .config import Config, Listen, by_client, load
-from .imap.server import ImapServer, starttls
+from .imap.server import ImapServer
 from .lmtp import LmtpServer
 from .lmtp.delivery import StoreDeliverer
+from .login import starttls
 from .net import Certificates, Listeners, TlsError, Via, inherited_sockets
 from .objectstore import open_store
 from .objectstore.stats import BUCKETS_S
@@ -72,8 +73,8 @@ class ImapCounters:
     def login(self, result: str) -> None:
         self._metrics.logins.labels(result).inc()
 
-    def command(self, name: str, condition: str) -> None:
-        self._metrics.imap_commands.labels(name, condition).inc()
+    def command(self, name: str, result: str) -> None:
+        self._metrics.imap_commands.labels(name, result).inc()
 
 
 class Pop3Counters:
@@ -85,11 +86,18 @@ class Pop3Counters:
     def session(self, change: int) -> None:
         self._metrics.pop3_sessions.inc(change)
 
+    def idle(self, change: int) -> None:
+        pass
+
     def login(self, result: str) -> None:
         self._metrics.logins.labels(result).inc()
 
     def command(self, name: str, result: str) -> None:
         self._metrics.pop3_commands.labels(name, result).inc()
+
+
+EVACUATIONS_S: Final = 2.0
+"""How often a backend looks whether another one is evacuated."""
 
 
 class LinkCounters:
@@ -255,7 +263,7 @@ class Backend:
         return wiring.of_parts(self.parts, server)
 
     def _http(self) -> dict[str, HttpServer]:
-        from .web import Web  # see `LaterHttp`
+        from .web import Web  # `LaterHttp` says why
 
         web = Web(
             parts=self.parts,
@@ -318,6 +326,8 @@ class Backend:
             if started is not None:
                 started(self)
             members = [] if self.parts.joining is None else [tasks.create_task(self._join(self.parts.joining))]
+            if self.parts.joining is not None:
+                members.append(tasks.create_task(self._arrivals(self.parts.joining)))
             self._starting = tasks.create_task(self._start())
             beside = [
                 self._starting,
@@ -393,6 +403,18 @@ class Backend:
     async def _join(self, joining: Joining) -> None:
         """Be a member of the cluster. Raises ConfigError, which ends the process."""
         await joining.run(self._ports())
+
+    async def _arrivals(self, joining: Joining) -> None:
+        """Fetch local copies from members that are evacuated."""
+        admin, view, me = self.admin, joining.membership.member.view, self.parts.config.cluster.backend
+        if admin is None or admin.sources is None:
+            return
+        await joining.membership.ready()
+        while not any(orders.evacuate for orders in view.orders.values()):  # noqa: ASYNC110 - a view has no event
+            await asyncio.sleep(EVACUATIONS_S)
+        from .admin.arrivals import Arrivals  # most backends never see an evacuation
+
+        await Arrivals(admin, admin.sources, view, me).run()
 
     def _ports(self) -> dict[str, int]:
         """Return the ports that members and front ends connect to."""

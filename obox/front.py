@@ -42,8 +42,9 @@ from .cluster import (
 from .config import Config, Listen, by_client, load
 from .errors import ConfigError, Unavailable
 from .forms import OF_PROXIES, reads
-from .imap.server import ImapServer, starttls
+from .imap.server import ImapServer
 from .lmtp import LmtpServer
+from .login import starttls
 from .membership import ports_of
 from .net import Certificates, Listeners, TlsError, inherited_sockets
 from .proxy import Forwarder, LmtpForwarder, Nowhere, ViewRouter

@@ -49,7 +49,7 @@ class SchemeError(ValueError):
 
 
 def split_secret(secret: str) -> tuple[str, str, str]:
-    """(SCHEME, encoding or "", rest) of a passwd-file's secret."""
+    """Return (SCHEME, encoding or "", rest) of a passwd-file's secret."""
     if not secret.startswith("{"):
         return DEFAULT_SCHEME, "", secret
     match = _SECRET.fullmatch(secret)
@@ -59,7 +59,7 @@ def split_secret(secret: str) -> tuple[str, str, str]:
 
 
 def scheme_problem(secret: str) -> str:
-    """Why this secret can never be checked, in a few words, or "".
+    """Return why this secret can never be checked, in a few words, or "".
 
     For the report about a file's lines.
     """
@@ -98,7 +98,7 @@ def verify_secret(secret: str, password: str) -> bool:
 
 
 def hash_password(scheme: str, password: str, *, rounds: int | None = None) -> str:
-    """`{SCHEME}secret` for a passwd-file.
+    """Return `{SCHEME}secret` for a passwd-file.
 
     `rounds`: the scheme's own cost; None chooses a cost of 50 to 100 ms. Raises:
     Invalid for a scheme that cannot be made here or a password that the scheme cannot
@@ -204,7 +204,7 @@ def _verify_argon2(secret: bytes, given: bytes) -> bool:
 
 
 def _verify_pbkdf2(secret: bytes, given: bytes) -> bool:
-    # ValueError if there are not five
+    # ValueError is raised if there are not five.
     empty, kind, salt, rounds, digest = secret.split(b"$")
     if empty or kind != b"1":
         raise SchemeError("{PBKDF2} is supported in the form $1$salt$rounds$hex only")
@@ -309,7 +309,7 @@ _MAKERS: dict[str, Callable[[bytes, int | None], str]] = {
     "PLAIN": _make_plain,
     "CLEAR": _make_plain,
     "CLEARTEXT": _make_plain,
-    "CRYPT": _make_bcrypt,  # the same as Dovecot 2.3
+    "CRYPT": _make_bcrypt,  # this is as in Dovecot 2.3
     "SHA256-CRYPT": _make_sha256_crypt,
     "SHA512-CRYPT": _make_sha512_crypt,
     "BLF-CRYPT": _make_bcrypt,

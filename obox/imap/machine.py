@@ -117,7 +117,7 @@ class Machine:
             session.out.close()
 
     def _refusal(self, session: Session, command: ast.Command) -> Reply:
-        """Why the command is not allowed in this state."""
+        """Return why the command is not allowed in this state."""
         states = [state for state in State if type(command) in self._table.rows[state]]
         if not states:
             return bad(f"{command.NAME} is not supported")
@@ -162,12 +162,12 @@ async def _refused(session: Session, event: events.TooBig | events.BadCommand) -
         session.saved = NO_UIDS
     session.write(wire.refusal(event))
     if isinstance(event, events.BadCommand):
-        session.count("", event.status)
+        session.count("", event.status, bad=event.status == "BAD")
     elif event.fatal:
         session.out.ended = "literal beyond all limits"
         session.out.close()
     else:
-        session.count(event.command, "NO")
+        session.count(event.command, "NO", bad=False)
 
 
 async def _bad_line(session: Session, reason: str) -> None:

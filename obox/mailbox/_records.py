@@ -39,16 +39,17 @@ class Table(Protocol):
 
     @property
     def uids(self) -> UidArray:
-        """Ascending."""
+        """Return the UIDs, ascending."""
 
     @property
     def modseqs(self) -> npt.NDArray[np.uint64]: ...
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """uid size internaldate zone savedate modseq home home_uid oid bits."""
+        """Return a column: uid size internaldate zone savedate modseq home home_uid oid
+        bits."""
 
     def flag_bits(self, where: Where | slice) -> list[int]:
-        """Flags of the mails at `where`.
+        """Return flags of the mails at `where`.
 
         Bit i stands for `State.flag_names[i]`, however many names there are.
         """
@@ -104,7 +105,8 @@ class Records:
 
 
 def with_wide(bits: list[int], masks: Mapping[str, npt.NDArray[np.bool_]], names: Sequence[str]) -> list[int]:
-    """Words of flags with the bits of wide keywords, which are beyond the 64th."""
+    """Return words of flags with the bits of wide keywords, which are beyond the
+    64th."""
     for name, mask in masks.items():
         if name in names:
             bit = 1 << names.index(name)
@@ -130,7 +132,7 @@ class Retained:
 
     @property
     def wanted(self) -> bool:
-        """Whether a view may still count mails that are expunged now."""
+        """Return whether a view may still count mails that are expunged now."""
         return bool(self._told)
 
     def enter(self, view: object) -> None:
@@ -172,7 +174,7 @@ class Retained:
         return found
 
     def used(self, names: Sequence[str]) -> set[str]:
-        """The flags that some record has."""
+        """Return the flags that some record has."""
         bits = 0
         out: set[str] = set()
         for _, part in self._parts:
@@ -191,8 +193,8 @@ class Retained:
 def by_home(
     uids: UidArray, home: npt.NDArray[np.int32], home_uid: UidArray, own: Guid, homes: Sequence[Guid]
 ) -> dict[Guid, tuple[UidArray, UidArray]]:
-    """The mails that are not in the object of their own UID, by the mailbox that has
-    their object: their UIDs, and the UIDs of the objects.
+    """Return the mails that are not in the object of their own UID, by the mailbox that
+    has their object: their UIDs, and the UIDs of the objects.
 
     uids, home, home_uid: columns of records of the mailbox `own`.
     """
@@ -207,6 +209,6 @@ def by_home(
 
 
 def home_of(table: Table, position: int, own: Guid, homes: Sequence[Guid]) -> tuple[Guid, int]:
-    """(mailbox guid, uid) of the object that holds the mail at a position."""
+    """Return (mailbox guid, uid) of the object that holds the mail at a position."""
     home = int(table.column("home")[position])
     return (own if home < 0 else homes[home]), int(table.column("home_uid")[position])

@@ -112,7 +112,7 @@ class Header:
 
     @property
     def frames(self) -> int:
-        """Number of frames."""
+        """Return the number of frames."""
         return len(self._table) - 1
 
     def frames_for(self, start: int, end: int) -> tuple[int, int]:

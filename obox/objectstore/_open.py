@@ -138,9 +138,8 @@ class OpenStore:
 
     @property
     def last_failure(self) -> str:
-        """The error of the latest attempt that failed, for the log of a caller that
-        waits.
-        """
+        """Return the error of the latest attempt that failed, for the log of a caller
+        that waits."""
         return self._inner.last_failure
 
     async def delete(self, keys: Sequence[str], *, kind: Kind) -> None:

@@ -130,7 +130,7 @@ _REMEMBERED_OIDS_MAX: Final = 4096
 _FIXED = struct.Struct("<4sBBBB8s16sIIQ")
 _CRC = struct.Struct("<I")
 _ENTRY = struct.Struct("<II")
-_ONE_FRAME = struct.Struct("<III")  # the header's checksum and the only entry
+_ONE_FRAME = struct.Struct("<III")  # it is the header's checksum and the only entry
 _NO_KEY: Final = bytes(KEY_ID_BYTES)
 assert _FIXED.size == _SIGNED_BYTES
 
@@ -227,14 +227,13 @@ def _read_plain(data: bytes, owner: Owner, major_min: int) -> _Plain | None:
 
 
 def _signed(prefix: bytes, major: int, owner: Owner) -> bytes:
-    """The beginning of what the header's CRC covers, and the associated data of the
-    seal.
-    """
+    """Return the beginning of what the header's CRC covers, and the associated data of
+    the seal."""
     return prefix[:_SIGNED_BYTES] if major == OLD_MAJOR else prefix[:_SIGNED_BYTES] + owner
 
 
 def _info(major: int, owner: Owner) -> bytes:
-    """The info of a key.
+    """Return the info of a key.
 
     It includes the owner, so that an object that is bound to another owner later, with
     the same oid, has another key.
@@ -424,7 +423,7 @@ class Codec:
         return Decoded(header.kind, header.oid, header.meta, payload, header.major)
 
     def _whole(self, data: bytes, owner: Owner, *, lenient: bool) -> Header:
-        """The header of an object that is complete."""
+        """Return the header of an object that is complete."""
         try:
             header = self.decode_header(data, owner, lenient=lenient)
         except ShortPrefix as short:

@@ -190,7 +190,7 @@ class Pool:
         if self._running:
             _, late = await asyncio.wait(self._running, timeout=LAST_S)
             for task in late:
-                task.cancel()  # which kills the process
+                task.cancel()  # this kills the process
 
     async def _watch(self, limit_s: float) -> None:
         """Kill a worker whose loop does not report. It is then started again."""

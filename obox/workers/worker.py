@@ -144,7 +144,7 @@ class Worker:
                     self.resting = self.gone = True
                     released(self)
                     await self._rest(REST_S)
-                    self.gone = False  # so that nobody fences its next boot
+                    self.gone = False  # then nobody fences its next boot
                     self._changed(self)
         finally:
             if self._inbox is not None:

@@ -92,7 +92,7 @@ def look(backend: Backend) -> dict[str, Any]:
 
 
 def write(backend: Backend, told: Told, own: str, flag: str) -> None:
-    """At the given backend: deliver and append mails, set flags, create a mailbox and
+    """Deliver and append mails at the given backend, set flags, create a mailbox and
     copy a mail to it."""
     assert [code for code, _ in backend.deliver(told.mail(), ANNA)] == [250]
     with backend.login(ANNA) as client:

@@ -199,7 +199,7 @@ class _Reader(Terminals):
         return name, values
 
     def quota(self) -> Any:
-        """quota-root-name SP "(" quota-resource *(SP quota-resource) ")". RFC 9208
+        """Read quota-root-name SP "(" quota-resource *(SP quota-resource) ")". RFC 9208
         §7."""
         root = self.astring()
         self.need(b" ")
@@ -394,7 +394,7 @@ class _Reader(Terminals):
             self.need(b">")
 
     def envelope(self) -> list[Any]:
-        """date, subject, from, sender, reply-to, to, cc, bcc, in-reply-to,
+        """Read date, subject, from, sender, reply-to, to, cc, bcc, in-reply-to,
         message-id"""
         self.need(b"(")
         found: list[Any] = []

@@ -54,8 +54,8 @@ class Passwords:
 
 @asynccontextmanager
 async def mail_store(path: Path, bucket: str = "memory://") -> AsyncIterator[MailStore]:
-    """The real store. Its bucket is in memory or at the URL `bucket`, and its caches
-    are below `path`."""
+    """Yield the real store. Its bucket is in memory or at the URL `bucket`, and its
+    caches are below `path`."""
     metacache = Metacache(path / "metacache", max_space=256 << 20, max_grace=32 << 20, clock=time.monotonic, sync=False)
     fscache = Fscache(path / "fscache", max_size=64 << 20, clock=time.monotonic)
     env = Env(

@@ -32,7 +32,7 @@ def run(steps: Generator[None, None, T]) -> T:
 
 
 def threaded(mails: Sequence[Mail], dates: Sequence[int] = ()) -> str:
-    """The answer for mails 1, 2, …, which came in this order, unless dates say
+    """Return the answer for mails 1, 2, …, which came in this order, unless dates say
     otherwise."""
     links = References(len(mails))
     for mail in mails:
@@ -115,8 +115,8 @@ def test_each_mail_is_in_one_thread() -> None:
 
 
 async def test_many_mails_in_short_steps() -> None:
-    """A chain, a star, and mails that refer to many that are not there; each step is a
-    turn of the loop."""
+    """There are a chain, a star, and mails that refer to many that are not there. Each
+    step is a turn of the loop."""
     count = 30_000
     chain = [Mail(f"m{at}", f"m{at - 1}") for at in range(count)]
     star = [Mail(f"m{at}", "m0", 1, True) for at in range(count)]

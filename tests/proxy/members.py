@@ -19,11 +19,12 @@ from imap.harness import Client, mail_store
 from obox.auth import Authenticator, PasswdFile, Penalties
 from obox.cluster import Assigned, Here, There
 from obox.errors import Unavailable
-from obox.imap.server import ImapServer, starttls
+from obox.imap.server import ImapServer
 from obox.imap.settings import ImapSettings
 from obox.lmtp import LmtpServer
 from obox.lmtp import Settings as LmtpSettings
 from obox.lmtp.delivery import StoreDeliverer
+from obox.login import starttls
 from obox.net import Hub
 from obox.proxy import Forwarder, LmtpForwarder, Nowhere
 from obox.store import MailStore
@@ -273,7 +274,7 @@ async def _stop(member: Member) -> None:
 
 @asynccontextmanager
 async def cluster(path: Path) -> AsyncIterator[Cluster]:
-    """A user database, certificates and rows that all members share."""
+    """Yield a user database, certificates and rows that all members share."""
     users = path / "users"
     users.write_text("".join(f"{user}:{{PLAIN}}secret::::::\n" for user in USERS))
     async with AsyncExitStack() as stack:

@@ -208,7 +208,7 @@ async def test_who_has_an_old_row_reads_it_anew(made: Cluster) -> None:
 
 
 async def test_a_call_is_never_forwarded_again(made: Cluster) -> None:
-    """Two backends each take the other for the owner, and what they read does not
+    """Each of two backends takes the other for the owner, and what they read does not
     change that."""
     b1, b2, proxy = (made.nodes[name] for name in ("b1", "b2", "p"))
     for node, other in ((b1, "b2"), (b2, "b1")):

@@ -184,8 +184,8 @@ class ClusterStory:
         await self.senders.send(via, self.chance)
 
     def _kept(self) -> Session | None:
-        """A session that a client has kept open, and uses now. Clients notice that a
-        session is over when they use it."""
+        """Return a session that a client has kept open, and uses now. Clients notice
+        that a session is over when they use it."""
         while self.stays and not self.stays[0][1].suspended:
             proxy, session = self.stays.pop(0)
             if session.lives():

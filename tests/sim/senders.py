@@ -103,7 +103,7 @@ class Senders:
         try:
             async with asyncio.timeout(ANSWERED_S):
                 await self._talk(via, token, told)
-        except OSError as error:  # a TimeoutError, too
+        except OSError as error:  # a TimeoutError is one, too
             world.note("mail", token, "ends with", type(error).__name__, error)
         took = world.clock() - began
         require(took < ANSWERED_S, "the sender of", token, "waited", round(took, 1), "s")

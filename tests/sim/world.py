@@ -140,7 +140,7 @@ class World:
         self.background(run())
 
     def step(self) -> int:
-        """The number of the step that begins now."""
+        """Return the number of the step that begins now."""
         self.steps += 1
         return self.steps
 

@@ -144,7 +144,7 @@ async def test_a_login_afterwards_makes_the_user_anew(machine: Machine) -> None:
 
 
 async def old(life: Life) -> None:
-    """A user with a mailbox of their own."""
+    """Make a user with a mailbox of their own."""
     await fill(life, "anna")
     user = life.users.pop()
     await user.create("Old")
@@ -155,7 +155,7 @@ async def old(life: Life) -> None:
 
 
 async def new(life: Life) -> None:
-    """Another user under the same storage id, with one mail."""
+    """Make another user under the same storage id, with one mail."""
     fresh = await life.user()
     await fresh.append("INBOX", [NewMail(simple(50))])
     await (await fresh.select("INBOX")).store_flags(uids(1), "add", ["\\Seen"])

@@ -20,8 +20,8 @@ def names(count: int, form: str, writer: str = "01a318707fc4e123") -> list[str]:
 
 @pytest.mark.parametrize("count", [0, 10, 288, 1440, 86_400])
 def test_superseded_bundles_fit_the_newest_first(count: int) -> None:
-    """The uploads of a day: none, a few, one in five minutes, one a minute, one a
-    second."""
+    """The counts are the uploads of a day: none, a few, one in five minutes, one a
+    minute, one a second."""
     old = [(name, 1.8e9 + 299.7 * at) for at, name in enumerate(names(count, "diff"))]
     known = Stamp(heads=tuple(names(2, "base")), superseded=tuple(old))
     stamp = known.encode()

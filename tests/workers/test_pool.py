@@ -79,7 +79,7 @@ async def until(true: Callable[[], object]) -> None:
 
 @asynccontextmanager
 async def unit(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Unit]:
-    """A unit of two workers that are stand-ins, and its directory."""
+    """Yield a unit of two workers that are stand-ins, and its directory."""
     (path / "program.py").write_text(PROGRAM)
     monkeypatch.setattr(workers, "PROGRAM", (sys.executable, str(path / "program.py")))
     config = config_of(path, SERVER__WORKERS="2")

@@ -104,7 +104,7 @@ async def _header(session: Session, uid: int, fields: Fields) -> bytes:
             mail = await mailbox.mail(uid, autofix=session.settings.autofix_storage)
         except (Expunged, Corrupt, NotFound):
             return b""
-        # One byte more, because the last line of a longer header is not read.
+        # One byte more is taken: the last line of a longer header is not read.
         begin = mail[: HEADER_BYTES_MAX + 1]
         header = begin[: header_end(begin)]
     return header

@@ -123,7 +123,7 @@ class Metrics:
 
     @property
     def own(self) -> list[Gauge | Counter | Histogram]:
-        """The numbers of this object, in the order in which they are shown."""
+        """Return the numbers of this object, in the order in which they are shown."""
         return [one for one in vars(self).values() if isinstance(one, Gauge | Counter | Histogram)]
 
     def delivered(self, result: str, seconds: float) -> None:

@@ -256,7 +256,7 @@ class Backend:
 
     @cached_property
     def admin(self) -> Admin:
-        """What verbs use."""
+        """Return what verbs use."""
         from . import wiring  # no start needs the verbs
 
         server = wiring.Running([self.imap, self.pop3], self.listeners, self.lifecycle)

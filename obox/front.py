@@ -17,13 +17,13 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import structlog
 
 from . import __version__, rooms, wiring
-from .admin.http import routes
 from .auth import Authenticator, PasswdFile, Penalties
 from .backend import ImapCounters, LinkCounters, Pop3Counters, client, imap_factory, lmtp_factory, pop3_factory
 from .changes import changes
@@ -42,30 +42,29 @@ from .cluster import (
 from .config import Config, Listen, by_client, load
 from .errors import ConfigError, Unavailable
 from .forms import OF_PROXIES, reads
-from .imap.server import ImapServer, starttls
+from .imap.server import ImapServer
 from .lmtp import LmtpServer
+from .login import starttls
 from .membership import ports_of
 from .net import Certificates, Listeners, TlsError, inherited_sockets
 from .proxy import Forwarder, LmtpForwarder, Nowhere, ViewRouter
-from .proxy.nginx import NginxAuth
 from .proxy.socketmap import Lookups, SocketmapServer
-from .relay import Relay
 from .server import (
     FileWatch,
-    HttpServer,
+    LaterHttp,
     Lifecycle,
     LoopLag,
     MemoryReturn,
     Metrics,
     Notifier,
     Reloaded,
-    application,
     raise_open_files_limit,
     set_level,
 )
 
 if TYPE_CHECKING:
     from .pop3 import Pop3Server
+    from .server.http import HttpServer
 
 log = structlog.get_logger()
 
@@ -127,7 +126,7 @@ class Front:
         self.pop3: Pop3Server | None = None
         self.lmtp: LmtpServer | None = None
         self.socketmap: SocketmapServer | None = None
-        self.http: dict[str, HttpServer] = {}
+        self.http = LaterHttp(("obox.server.http", "obox.admin.http", "obox.relay"), self.servers)
         self._started = time.time()
 
     async def run(self, *, signals: bool = True, started: Callable[[Front], None] | None = None) -> int:
@@ -298,28 +297,40 @@ class Front:
         return rooms.lmtp_settings(config, (lambda: certificates.context) if certificates else None)
 
     def _bind_http(self) -> None:
-        """Bind the listener of the probes, the metrics and the answers for nginx. Bind
-        the socket of the admin API, which serves the verbs of cluster, sessions and
-        process."""
+        """Bind the addresses of [http], [metrics] and the admin socket."""
+        self._administer()
+        path = wiring.socket_path(self.config.state_dir)
+        self.http.bind(self.listeners, "admin", (Listen(path=path),), unix_mode=0o600)
+        for name in ("http", "metrics"):
+            section = getattr(self.config, name)
+            if section is not None:
+                self.http.bind(self.listeners, name, section.listen)
+
+    def _administer(self) -> None:
+        """Make what verbs use."""
         self.admin = wiring.of_config(self.config, self.users)
         self.admin.authenticator = lambda: self.authenticator
         self.admin.server = wiring.Running([self.imap, self.pop3], self.listeners, self.lifecycle)
         self.admin.find_cluster = wiring.find_cluster(self.config, directory=self.directory)
+
+    def servers(self) -> dict[str, HttpServer]:
+        """Make the servers of the probes, the metrics and the answers for nginx, and of
+        the admin socket, which has the verbs of cluster, sessions and process. The
+        first client of HTTP lets `LaterHttp` call it."""
+        from .admin.http import routes
+        from .relay import Relay
+        from .server.http import HttpServer, application
+
         relay = Relay(self.admin, self.forwarder, self.view, self._owner, serves=False)
         api = routes(self.admin, key="", version=__version__, run=relay.run)
-        self.http["admin"] = HttpServer(application(routes=api))
-        path = wiring.socket_path(self.config.state_dir)
-        self.listeners.bind("admin", [Listen(path=path)], self.http["admin"].factory, unix_mode=0o600)
         draining = lambda: self.lifecycle.draining  # noqa: E731
-        app = application(metrics=self.metrics.exposition, draining=draining, routes=self.nginx())
-        for name in ("http", "metrics"):
-            section = getattr(self.config, name)
-            if section is not None:
-                self.http[name] = HttpServer(app)
-                self.listeners.bind(name, section.listen, self.http[name].factory)
+        shown = HttpServer(application(metrics=self.metrics.exposition, draining=draining, routes=self.nginx()))
+        return {"admin": HttpServer(application(routes=api)), "http": shown, "metrics": shown}
 
     def nginx(self) -> list[Any]:
         """Return the routes that answer nginx as a front end."""
+        from .proxy.nginx import NginxAuth
+
         router, here = self.places()
         return NginxAuth(self.forwarder, self._api_key, here, all_here=router is None).routes()
 
@@ -333,7 +344,7 @@ class Front:
     def _on_stop(self) -> None:
         async def stop_accepting() -> None:
             self._opening.cancel()
-            self.listeners.stop(keep=self.http)
+            self.listeners.stop(keep=self.http.names)
 
         async def end_sessions() -> None:
             grace_s = self.config.server.shutdown_timeout
@@ -353,8 +364,8 @@ class Front:
         self.lifecycle.on_stop("listeners", stop_accepting)
         self.lifecycle.on_stop("sessions", end_sessions)
         self.lifecycle.on_stop("probes", stop_probes)
-        for name, server in self.http.items():
-            self.lifecycle.on_stop(name, server.close)
+        for name in self.http.names:
+            self.lifecycle.on_stop(name, partial(self.http.close, name))
 
     # -- the directory ---------------------------------------------------------------------------------------------
 

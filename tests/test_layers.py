@@ -93,6 +93,7 @@ WIRING = (
     "obox.relay",
     "obox.reload",
     "obox.rooms",
+    "obox.web",
     "obox.wiring",
     "obox.workers",
 )

@@ -162,12 +162,12 @@ async def _refused(session: Session, event: events.TooBig | events.BadCommand) -
         session.saved = NO_UIDS
     session.write(wire.refusal(event))
     if isinstance(event, events.BadCommand):
-        session.count("", event.status)
+        session.count("", event.status, bad=event.status == "BAD")
     elif event.fatal:
         session.out.ended = "literal beyond all limits"
         session.out.close()
     else:
-        session.count(event.command, "NO")
+        session.count(event.command, "NO", bad=False)
 
 
 async def _bad_line(session: Session, reason: str) -> None:

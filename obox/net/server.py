@@ -1,11 +1,13 @@
-"""What the servers of all protocols with a login have in common: their connections are
-listed and ended in the same way.
+"""What the servers of all protocols have in common: clients connect to them, and their
+connections are listed and ended, in the same way.
 
 This module knows no protocol.
 """
 
 from __future__ import annotations
 
+import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Final
 
@@ -17,11 +19,18 @@ STOP_REASON: Final = "Server is shutting down, please reconnect"
 KICKED: Final = "Disconnected by the administrator"
 
 
-class Server:
-    """All sessions of a protocol in a process. A protocol adds its factory of
-    connections."""
+class Server(ABC):
+    """All sessions of a protocol in a process."""
 
     hub: Hub
+
+    @abstractmethod
+    def connection_factory(self, *, tls: bool = False, remote: str | None = None) -> asyncio.Protocol:
+        """Make the protocol of a new connection.
+
+        tls: whether it already uses TLS, also if a proxy does the TLS. remote: the
+        client's address, if a proxy reported it; None: the transport's address.
+        """
 
     def who(self) -> list[Who]:
         """Return all connections, the oldest first."""

@@ -382,10 +382,9 @@ async def test_the_sources_side(start: Start) -> None:
             row = (await client.delete(f"/metacache/{quote(ANNA)}")).json()
             assert set(row) == {"copies", "bytes", "kept", "why"}
             assert (await client.delete("/metacache/nobody")).json()["copies"] == 0
-            one.backend.parts.store.barred.add(ANNA)
-            got = await client.post(f"/metacache/{quote(ANNA)}")
-            assert (got.status_code, got.json()["exitCode"]) == (409, 75)
-            one.backend.parts.store.barred.clear()
+            with one.backend.parts.store.barring(ANNA):
+                got = await client.post(f"/metacache/{quote(ANNA)}")
+                assert (got.status_code, got.json()["exitCode"]) == (409, 75)
 
 
 async def test_a_destination_that_reads_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,8 @@ from certificates import certificate
 from obox.errors import Temporary
 from obox.imap.connection import Connection
 from obox.imap.intake import MAIL_MEMORY_BYTES, SESSION_MEMORY_BYTES, Intake
-from obox.imap.server import starttls
 from obox.imap.settings import ImapSettings
+from obox.login import starttls
 from tests.imap.harness import DEADLINE_S, Client, Running, serving_real
 
 MIB = 1 << 20

@@ -22,9 +22,10 @@ from obox.auth import AuthFailed, Disabled
 from obox.imap import ast, states
 from obox.imap.connection import Connection
 from obox.imap.replies import ERRORS, of_error
-from obox.imap.server import ImapServer, starttls
+from obox.imap.server import ImapServer
 from obox.imap.session import State
 from obox.imap.settings import ImapSettings
+from obox.login import starttls
 from obox.store import NewMail
 from obox.store.user.mailbox import Mailbox
 from obox.types import StorageId
@@ -559,7 +560,7 @@ async def test_a_handshake_that_fails(way: str, tmp_path: Path) -> None:
 
 
 async def test_a_handshake_has_little_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("obox.imap.server.TLS_HANDSHAKE_S", 0.1)
+    monkeypatch.setattr("obox.login.server.TLS_HANDSHAKE_S", 0.1)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate(tmp_path))
     async with serving(tmp_path, upgrade=starttls(lambda: context)) as running:

@@ -19,11 +19,12 @@ from imap.harness import Client, mail_store
 from obox.auth import Authenticator, PasswdFile, Penalties
 from obox.cluster import Assigned, Here, There
 from obox.errors import Unavailable
-from obox.imap.server import ImapServer, starttls
+from obox.imap.server import ImapServer
 from obox.imap.settings import ImapSettings
 from obox.lmtp import LmtpServer
 from obox.lmtp import Settings as LmtpSettings
 from obox.lmtp.delivery import StoreDeliverer
+from obox.login import starttls
 from obox.net import Hub
 from obox.proxy import Forwarder, LmtpForwarder, Nowhere
 from obox.store import MailStore

@@ -15,7 +15,8 @@ from starlette.routing import Route
 
 from obox.config import Listen
 from obox.net import Listeners
-from obox.server import HttpServer, Metrics, application
+from obox.server import Metrics
+from obox.server.http import HttpServer, application
 
 
 class Requests:

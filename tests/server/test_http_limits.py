@@ -24,7 +24,8 @@ from uvicorn.protocols.http.flow_control import FlowControl
 
 from obox.config import Listen
 from obox.net import Listeners
-from obox.server import HttpServer, application, http
+from obox.server import http
+from obox.server.http import HttpServer, application
 from tests.turns import turns
 
 TCP = Listen("127.0.0.1", 0)

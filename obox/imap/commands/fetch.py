@@ -93,7 +93,7 @@ async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
         said = _named(sorted(job.unreadable))
         if session.settings.fetch_failure == "no-after":
             return no(said, "CORRUPTION")
-        session.end_with_bye(said, "CORRUPTION")
+        session.end(said, "CORRUPTION")
         return None
     if job.unknown:
         return no("The transfer encoding of a part is unknown", "UNKNOWN-CTE")

@@ -26,7 +26,7 @@ async def unauthenticate(session: Session, command: ast.Unauthenticate) -> Reply
         await session.leave_user("unauthenticate")
     except Exception:
         session.log_bug(command.NAME)
-        session.end_with_bye("The session could not be reset", "UNAVAILABLE")
+        session.end("The session could not be reset", "UNAVAILABLE")
         return None
     session.context.registry.logout(name)
     session.user_name = ""

@@ -154,8 +154,7 @@ async def take_over_copy(
     done = Upgraded()
     if sid in store.users or store.opening(sid) is not None or store.env.metacache.boxes(sid):
         raise InUse("the user exists already; objects are bound to a new user only")
-    store.block_opening(sid)
-    try:
+    with store.barring(sid):
         indexes = await store.env.listing(bundles_prefix(sid), kind="index")
         roots = [info for info in indexes if info.key.startswith(bundles_prefix(sid, ROOT))]
         others = [info for info in indexes if not info.key.startswith(bundles_prefix(sid, ROOT))]
@@ -165,8 +164,6 @@ async def take_over_copy(
                 yield done
                 if rate:
                     await store.env.sleep(len(batch) / rate)
-    finally:
-        store.barred.discard(sid)
     yield done
 
 

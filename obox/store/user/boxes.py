@@ -342,9 +342,12 @@ class Boxes:
         self._exact.add(box.guid)
         return box
 
-    def rebuilt(self, box: Mailbox) -> None:
-        """Use a mailbox that was rebuilt from its mails, without earlier journals."""
+    def rebuilt(self, box: Mailbox, infos: list[ObjectInfo]) -> None:
+        """Use a mailbox that was rebuilt from its mails, without earlier journals.
+        infos: a LIST of its bundles."""
         self.pending.pop(box.guid, None)
+        self.env.metacache.drop(self.storage_id, box.guid)
+        box.rebuilt(infos)
         self.boxes[box.guid] = box
 
     def forget(self, guid: Guid) -> None:

@@ -75,7 +75,7 @@ def stream_safe(text: str) -> str:
     return text if text.isascii() else _run_in(text).sub(lambda run: run[0] + _BREAK, text)
 
 
-def starts_anew(char: str) -> bool:
+def can_begin(char: str) -> bool:
     """Return whether a text may be cut before this character, so that both sides can be
     normalised (NFKD) separately.
     """

@@ -14,10 +14,12 @@ from words import (
     comments_of_code,
     docstrings_of_functions,
     first_paragraph,
+    identifiers,
     is_fragment,
     prose_of_code,
     prose_of_page,
     texts_of_code,
+    words_of,
 )
 
 from obox.admin import rows
@@ -34,6 +36,14 @@ METAPHORS = re.compile(
     re.IGNORECASE,
 )
 """Words for which the field has a term (docs/glossary.md)."""
+
+NAME_METAPHORS = re.compile(
+    r"(?:aftermath|anew|buri\w+|bury\w*|dug|newcomers?|ones|reckon\w*|settle\w*|tells?|told|vouch\w*|whoever)$"
+)
+"""Words that a name of the code does not have."""
+
+NAMES_LEFT = ("obox.login", "obox.net.listeners", "obox.proxy", "obox.store")
+"""Rooms and files that still have such names. The list may only shrink."""
 
 PRONOUN_ONE = re.compile(
     r"\bones\b|\bone (?:that|which|who)\b|"
@@ -134,6 +144,12 @@ def test_docstrings_of_functions_and_comments_are_no_fragments(name: str) -> Non
     assert not fragments((FILES | TESTS)[name].read_text())
 
 
+@pytest.mark.parametrize("name", [name for name in FILES | TESTS if not name.startswith(NAMES_LEFT)])
+def test_names_have_no_metaphors(name: str) -> None:
+    names = {(0, name.rpartition(".")[2]), *identifiers((FILES | TESTS)[name].read_text())}
+    assert not [f"{line}: {found}" for line, found in names if any(map(NAME_METAPHORS.match, words_of(found)))]
+
+
 @pytest.mark.parametrize("name", [name for name in FILES if room_of(name) not in TEXTS_LEFT])
 def test_events_errors_and_descriptions_are_plain(name: str) -> None:
     assert not [f"{text.line}: {text.text}" for text in texts_of_code(FILES[name].read_text()) if not_plain(text)]
@@ -204,6 +220,12 @@ def test_the_checks_see_what_they_look_for() -> None:
     code = "x = 1  # deleted meanwhile\n# The rest\n# of it.\n# ruff: noqa\ny = 2  # bytes of it\n"
     assert fragments(code) == ["2: The rest of it.", "1: deleted meanwhile"][::-1]
     assert not not_a_term("Only one of several writers succeeds; each has one key.")
+
+
+def test_the_checks_see_names() -> None:
+    code = "class ToldNames:\n    def f(self, settle_s):\n        self._vouched = SETTLE_S = 1\n        told()\n"
+    found = [name for _, name in identifiers(code) if any(map(NAME_METAPHORS.match, words_of(name)))]
+    assert sorted(found) == ["SETTLE_S", "ToldNames", "_vouched", "settle_s"]
 
 
 def test_the_checks_see_the_texts_of_the_program() -> None:

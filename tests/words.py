@@ -166,6 +166,24 @@ def is_fragment(text: str) -> bool:
     return verbs <= clauses
 
 
+def identifiers(text: str) -> Iterator[tuple[int, str]]:
+    """Yield line and spelling of each name that a file defines."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.attr
+
+
+def words_of(identifier: str) -> list[str]:
+    """Return the words of a name: "many" and "names" of `ManyNames` or `MANY_NAMES`."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", identifier)]
+
+
 class Text(NamedTuple):
     """A text of the running program. kind: `event`, `error` or `description`. In text,
     `{}` stands for each value. keys: those of a line of the log."""

@@ -109,9 +109,9 @@ def test_each_mail_is_in_one_thread() -> None:
             )
             for one in ids
         ]
-        told = threaded(mails, [chance.randint(1, 9) for _ in mails])
-        numbers = told.replace("(", " ").replace(")", " ").split()
-        assert sorted(map(int, numbers)) == list(range(1, count + 1)), (mails, told)
+        answer = threaded(mails, [chance.randint(1, 9) for _ in mails])
+        numbers = answer.replace("(", " ").replace(")", " ").split()
+        assert sorted(map(int, numbers)) == list(range(1, count + 1)), (mails, answer)
 
 
 async def test_many_mails_in_short_steps() -> None:
@@ -130,9 +130,9 @@ async def test_many_mails_in_short_steps() -> None:
         with turns() as found:
             steps = links.forest(ranks, [mail.subject for mail in mails], [mail.reply for mail in mails])
             forest = await _in_turns(steps)
-            told = await _in_turns(forest.written(range(1, count + 1)))
+            answer = await _in_turns(forest.written(range(1, count + 1)))
             found.check()
-        assert told.count(b"(") == told.count(b")")
+        assert answer.count(b"(") == answer.count(b")")
 
 
 async def _in_turns(steps: Generator[None, None, T]) -> T:

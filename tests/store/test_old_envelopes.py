@@ -201,7 +201,7 @@ async def test_a_finished_bucket_has_version_2_alone(old: Old) -> None:
         await old.check(life)
 
 
-async def test_files_of_the_cache_are_fetched_anew_after_the_upgrade(old: Old) -> None:
+async def test_files_of_the_cache_are_fetched_again_after_the_upgrade(old: Old) -> None:
     await finished(old)
     async with served(old) as life:
         life.store.env.recent.clear()

@@ -18,7 +18,7 @@ from obox.imap.commands.auth import enable_condstore
 from obox.imap.objectid import oid_of
 from obox.imap.replies import Reply
 from obox.imap.searchkeys import SearchKey
-from obox.imap.session import NO_UIDS, Session
+from obox.imap.session import NO_UIDS, Session, UidRequired
 from obox.imap.sets import SequenceSet, format_set
 from obox.mailbox import UidArray, uid_array, united
 from obox.mailbox import search as query
@@ -60,6 +60,8 @@ async def matching(session: Session, key: SearchKey) -> UidArray:
     mailbox, view = session.need_mailbox()
     meaning = _Meaning(session)
     for one in _sets_in(key):
+        if session.uidonly and not (one.uid or one.sequence.saved):
+            raise UidRequired
         meaning.note(one)
         await session.pause()
     wanted = meaning.of(key)

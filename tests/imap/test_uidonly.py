@@ -27,7 +27,7 @@ class Checked(Client):
 
 
 async def selected(running: Running, *options: str) -> Checked:
-    """A client with mails of the UIDs 3 to 6."""
+    """Return a client that has selected a mailbox with the UIDs 3 to 6."""
     plain = await running.client(login="anna")
     for number in range(1, 7):
         await plain.append("INBOX", b"Subject: %d\r\n\r\n%b" % (number, b"x" * number))

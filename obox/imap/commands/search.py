@@ -16,6 +16,7 @@ from obox.imap import ast, searchkeys, wire
 from obox.imap.ast import SearchReturn
 from obox.imap.commands.auth import enable_condstore
 from obox.imap.objectid import oid_of
+from obox.imap.progress import in_progress
 from obox.imap.replies import Reply
 from obox.imap.searchkeys import SearchKey
 from obox.imap.session import NO_UIDS, Session, UidRequired
@@ -38,7 +39,8 @@ async def search(session: Session, command: ast.Search) -> Reply:
     _, view = session.need_mailbox()
     saves = command.returns is not None and SearchReturn.SAVE in command.returns
     try:
-        found = await matching(session, command.key)
+        with in_progress(session, command):
+            found = await matching(session, command.key)
     except BaseException:
         if saves:
             session.saved = NO_UIDS  # RFC 5182 §2.1: a SEARCH that fails leaves nothing

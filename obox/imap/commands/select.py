@@ -13,6 +13,7 @@ import numpy as np
 from obox.imap import ast, wire
 from obox.imap.earlier import vanished_earlier, within
 from obox.imap.objectid import mailbox_id
+from obox.imap.progress import in_progress
 from obox.imap.replies import Reply, bad
 from obox.imap.session import Session, UidRequired
 from obox.imap.sets import SequenceSet
@@ -33,7 +34,8 @@ async def select(session: Session, command: ast.Select) -> Reply:
         raise UidRequired
     user = session.need_user()
     await session.leave(closed="Previous mailbox was closed")
-    mailbox = await user.select(command.mailbox)
+    with in_progress(session, command):
+        mailbox = await user.select(command.mailbox)
     state = mailbox.state
     view = View(state)
     session.enter(command.mailbox, mailbox, view, read_only=command.read_only)

@@ -54,7 +54,6 @@ ARROWS: dict[str, set[str]] = {
     "obox.imap.parser": {*LEAVES, "obox.imap"},
     "obox.lmtp": VIEW,
     "obox.pop3": VIEW,
-    "obox.managesieve": VIEW,
     "obox.net": {"obox", "obox.config", *LEAVES},
     "obox.server": {"obox", "obox.net", "obox.config", *LEAVES},
     "obox.admin": {
@@ -68,7 +67,6 @@ ARROWS: dict[str, set[str]] = {
         "obox.objectstore",
         "metacache",
     },
-    "obox.events": LEAVES,
     "obox.proxy": {
         *LEAVES,
         "obox.auth",

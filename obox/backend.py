@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
 from fscache import Stats
 
-from . import __version__, parts, rooms, wiring
+from . import __version__, parts, rooms
 from .config import Config, Listen, by_client, load
 from .imap.server import ImapServer
 from .lmtp import LmtpServer
@@ -40,9 +40,11 @@ from .server import (
     Reloaded,
     raise_open_files_limit,
 )
+from .statelock import ADMIN
 from .types import StorageId
 
 if TYPE_CHECKING:
+    from .admin import Admin
     from .cluster import Router
     from .membership import Joining
     from .pop3 import Pop3Server
@@ -252,6 +254,14 @@ class Backend:
         if opened.joining is not None:
             metrics.source("cluster", opened.joining.membership.member.figures)
 
+    @cached_property
+    def admin(self) -> Admin:
+        """Return what verbs use."""
+        from . import wiring  # no start needs the verbs
+
+        server = wiring.Running([self.imap, self.pop3], self.listeners, self.lifecycle)
+        return wiring.of_parts(self.parts, server)
+
     def _http(self) -> dict[str, HttpServer]:
         from .web import Web  # `LaterHttp` says why
 
@@ -272,7 +282,7 @@ class Backend:
             later.bind(self.listeners, "http", config.http.listen)
         if config.metrics is not None:
             later.bind(self.listeners, "metrics", config.metrics.listen)
-        later.bind(self.listeners, "admin", (Listen(path=wiring.socket_path(config.state_dir)),), unix_mode=0o600)
+        later.bind(self.listeners, "admin", (Listen(path=config.state_dir / ADMIN),), unix_mode=0o600)
         return later
 
     def _socketmap(self) -> SocketmapServer | None:
@@ -360,20 +370,17 @@ class Backend:
         if config.pop3 is not None:
             self.pop3 = self._pop3()
             self.listeners.bind("pop3", config.pop3.listen, pop3_factory(self.pop3))
-        server = wiring.Running([self.imap, self.pop3], self.listeners, self.lifecycle)
-        self.admin = wiring.of_parts(self.parts, server)
         self.socketmap = self._socketmap()
-        http = self._bind_http()
+        self.http = self._bind_http()
         if not any((config.imap, config.lmtp, config.pop3)):
             log.warning("no mail is served, [imap], [lmtp] and [pop3] are not configured", next_step="add one of them")
-        self._on_stop(http)
+        self._on_stop()
         self.lifecycle.on_reload("configuration", self._prepare_reload)
 
     def _prepare_reload(self) -> Callable[[], Reloaded]:
         """See `Reload.prepare`."""
         from .reload import Reload  # most backends never reload
 
-        assert self.admin is not None
         reload = Reload(
             parts=self.parts,
             read=self._read,
@@ -432,13 +439,13 @@ class Backend:
         await self.ready.wait()
         await self.parts.race()
 
-    def _on_stop(self, http: LaterHttp) -> None:
+    def _on_stop(self) -> None:
         """Register what SIGTERM does, in order."""
         store = self.parts.store
 
         async def stop_accepting() -> None:
             """Stop accepting. The probes continue, and report that we drain."""
-            self.listeners.stop(keep=http.names)
+            self.listeners.stop(keep=self.http.names)
             # The start must end before the caches are closed below.
             if self._starting is not None:
                 self._starting.cancel()
@@ -479,8 +486,8 @@ class Backend:
         self.lifecycle.on_stop("sessions", end_sessions)
         self.lifecycle.on_stop("flush", flush)
         self.lifecycle.on_stop("probes", stop_probes)
-        for name in http.names:
-            self.lifecycle.on_stop(name, partial(http.close, name))
+        for name in self.http.names:
+            self.lifecycle.on_stop(name, partial(self.http.close, name))
         self.lifecycle.on_stop("caches", close)
 
     async def _leave(self) -> None:

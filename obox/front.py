@@ -61,6 +61,7 @@ from .server import (
     raise_open_files_limit,
     set_level,
 )
+from .statelock import ADMIN
 
 if TYPE_CHECKING:
     from .pop3 import Pop3Server
@@ -299,8 +300,7 @@ class Front:
     def _bind_http(self) -> None:
         """Bind the addresses of [http], [metrics] and the admin socket."""
         self._administer()
-        path = wiring.socket_path(self.config.state_dir)
-        self.http.bind(self.listeners, "admin", (Listen(path=path),), unix_mode=0o600)
+        self.http.bind(self.listeners, "admin", (Listen(path=self.config.state_dir / ADMIN),), unix_mode=0o600)
         for name in ("http", "metrics"):
             section = getattr(self.config, name)
             if section is not None:
@@ -319,12 +319,14 @@ class Front:
         first client of HTTP lets `LaterHttp` call it."""
         from .admin.http import routes
         from .relay import Relay
+        from .server.exposition import Exposition
         from .server.http import HttpServer, application
 
         relay = Relay(self.admin, self.forwarder, self.view, self._owner, serves=False)
         api = routes(self.admin, key="", version=__version__, run=relay.run)
         draining = lambda: self.lifecycle.draining  # noqa: E731
-        shown = HttpServer(application(metrics=self.metrics.exposition, draining=draining, routes=self.nginx()))
+        text = Exposition(self.metrics).text
+        shown = HttpServer(application(metrics=text, draining=draining, routes=self.nginx()))
         return {"admin": HttpServer(application(routes=api)), "http": shown, "metrics": shown}
 
     def nginx(self) -> list[Any]:

@@ -17,6 +17,7 @@ from .admin.http import routes
 from .admin.run import guarded
 from .parts import Parts
 from .server import Lifecycle, Metrics
+from .server.exposition import Exposition
 from .server.http import HttpServer, application
 
 if TYPE_CHECKING:
@@ -48,13 +49,14 @@ class Web:
         )
         api = [*own, *self._nginx(), *self._calls(relay)]
         draining = lambda: self.lifecycle.draining  # noqa: E731
+        shown = Exposition(self.metrics).text
         out = {"admin": HttpServer(application(routes=api))}
         if config.http is not None and config.metrics is not None:
             out["http"] = HttpServer(application(routes=api))
         elif config.http is not None:
-            out["http"] = HttpServer(application(metrics=self.metrics.exposition, draining=draining, routes=api))
+            out["http"] = HttpServer(application(metrics=shown, draining=draining, routes=api))
         if config.metrics is not None:
-            out["metrics"] = HttpServer(application(metrics=self.metrics.exposition, draining=draining))
+            out["metrics"] = HttpServer(application(metrics=shown, draining=draining))
         return out
 
     def _relay(self) -> Relay | None:

@@ -18,10 +18,10 @@ from packaging.utils import canonicalize_name
 from obox import demo
 
 ROOT = Path(__file__).parent.parent
-LIBRARY_MODULES_MAX = 465
+LIBRARY_MODULES_MAX = 360
 """The modules of a start with a directory as the bucket. A module costs half a
 millisecond on average; 100 of them are numpy's."""
-OWN_BYTES_MAX = 1_590_000
+OWN_BYTES_MAX = 1_560_000
 """The size of obox's own modules at a start. Their cost follows from their size,
 however many files they are. The verbs of the administrator are not among them."""
 PACKAGES_MAX = 50
@@ -30,12 +30,13 @@ without downloads."""
 OWN = ("obox", "metacache", "fscache")
 
 UNUSED = (
-    "aioboto3", "aiobotocore", "aiohttp", "attr", "boto3", "botocore", "cassandra", "cryptography.x509", "h11",
-    "hypothesis", "obox.admin.http", "obox.pop3", "obox.server.http", "obox.web", "pygments", "pytest", "rich",
-    "starlette", "uvicorn", "watchdog",
+    "aioboto3", "aiobotocore", "aiohttp", "argon2", "attr", "bcrypt", "boto3", "botocore", "cassandra", "cryptography",
+    "h11", "hypothesis", "obox.admin", "obox.pop3", "obox.server.http", "obox.web", "obox.wiring", "passlib",
+    "prometheus_client", "psutil", "pygments", "pytest", "rich", "starlette", "uvicorn", "watchdog",
 )  # fmt: skip
 """Libraries and rooms that a backend does not need if its bucket is a directory, it
-has no certificates and no [pop3], and no client of HTTP has connected yet."""
+has no keys, no certificates and no [pop3], nobody has logged in, and no client of HTTP
+has connected."""
 
 START = """
 import asyncio, json, sys

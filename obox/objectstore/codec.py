@@ -77,7 +77,6 @@ from obox.objectstore._frames import (
     TAG_BYTES,
     Compression,
     Header,
-    Seal,
     decompress,
     split,
     zstd,
@@ -286,6 +285,8 @@ class Codec:
             raise ConfigError(
                 f"encryption key {encrypt_with!r} is not among the keys; allowed: {', '.join(keys) or 'none'}"
             )
+        if keys:  # see its text; no mail has to wait for it later
+            import obox.objectstore._seal  # noqa: F401
         self._keys = dict(keys)
         self._encrypt_with = encrypt_with
         self._level = _parse_compress(compress)
@@ -356,6 +357,8 @@ class Codec:
         )
         bound = signed + owner
         if key_id:
+            from obox.objectstore._seal import Seal
+
             seal = Seal(self._keys[key_id], oid, _info(MAJOR, owner), bound)
             last = len(frames) - 1
             frames = [seal.seal(frame, number, number == last) for number, frame in enumerate(frames)]
@@ -494,6 +497,8 @@ class Codec:
             master = self._keys.get(key_id)
             if master is None:
                 raise UnknownKey(f"sealed under key {key_id!r}, which is not configured")
+            from obox.objectstore._seal import Seal
+
             seal = Seal(master, oid, _info(major, owner), bound)
             meta = seal.open(meta, META_FRAME, False)
         entries = [_ENTRY.unpack_from(prefix, HEADER_BYTES + i * _ENTRY.size) for i in range(frames)]

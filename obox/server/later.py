@@ -35,10 +35,11 @@ class LaterHttp:
         def factory(entry: Listen, via: Via | None) -> asyncio.Protocol:
             return self._servers[name].factory(entry, via)
 
-        listeners.bind(name, entries, factory, unix_mode=unix_mode, before=self._before)
+        listeners.bind(name, entries, factory, unix_mode=unix_mode, before=self.load)
         self.names.append(name)
 
-    async def _before(self) -> None:
+    async def load(self) -> None:
+        """Make the servers, if no client has connected yet."""
         async with self._making:
             if not self._servers:
                 for module in self._modules:

@@ -64,10 +64,13 @@ async def run(start: Start) -> int:
     # The supervisor stops all workers, or starts this worker again.
     backend = Backend(start.config, read=read, leaves=False)
 
+    loading: list[asyncio.Future[None]] = []  # the loop would forget a task of its own
+
     def started(_: Backend) -> None:
-        assert backend.admin is not None
         backend.admin.own_http = start.own_http
         _Obeying(backend).begin()
+        # The supervisor asks for metrics, and waits for two seconds only.
+        loading.append(asyncio.ensure_future(backend.http.load()))
 
     return await backend.run(started=started)
 

@@ -226,20 +226,20 @@ class Supervisor(Front):
         """Make the HTTP servers as a backend does: the API, the probes, and the metrics
         of all workers."""
         from obox.admin.http import routes
+        from obox.server import exposition
         from obox.server.http import HttpServer, application
 
         from .exposition import Exposition
         from .verbs import Relay
 
         config = self.config
-        exposition = Exposition(
-            config.cluster.backend, self.metrics.exposition, lambda: list(self.pool.workers.values())
-        )
+        own = exposition.Exposition(self.metrics).text
+        shown = Exposition(config.cluster.backend, own, lambda: list(self.pool.workers.values()))
         relay = Relay(self.pool, self._inner, _Process(self).stop_logins)
-        own = routes(self.admin, key=self._api_key(), version=__version__, run=relay.run, asked=relay.answer)
-        api = [*own, *self.nginx()]
+        verbs = routes(self.admin, key=self._api_key(), version=__version__, run=relay.run, asked=relay.answer)
+        api = [*verbs, *self.nginx()]
         draining = lambda: self.lifecycle.draining  # noqa: E731
-        probes = application(draining=draining, routes=[exposition.route(), *([] if config.metrics else api)])
+        probes = application(draining=draining, routes=[shown.route(), *([] if config.metrics else api)])
         out = {"admin": HttpServer(application(routes=api)), "metrics": HttpServer(probes)}
         out["http"] = out["metrics"] if config.metrics is None else HttpServer(application(routes=api))
         return out

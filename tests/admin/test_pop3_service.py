@@ -16,6 +16,7 @@ from patience import PATIENT_S
 
 from obox.backend import Backend
 from obox.errors import Elsewhere
+from obox.server.exposition import Exposition
 
 ANNA = "anna@example.org"
 
@@ -61,8 +62,8 @@ async def test_tls_and_what_the_administrator_sees(config: Path) -> None:
         rows = await service.call("who", separateConnections=True)
         assert [row["tls"] for row in rows if row["service"] == "pop3"] == [False, True, True]
         assert len({row["id"] for row in rows}) == 4, "kick chooses sessions by their numbers"
-        assert b"obox_pop3_sessions 3.0" in backend.metrics.exposition()
-        assert b'obox_pop3_commands_total{command="PASS",result="OK"} 3.0' in backend.metrics.exposition()
+        assert b"obox_pop3_sessions 3.0" in Exposition(backend.metrics).text()
+        assert b'obox_pop3_commands_total{command="PASS",result="OK"} 3.0' in Exposition(backend.metrics).text()
         await asyncio.to_thread(clients[0].dele, 1)
         assert await service.call("kick", user=ANNA) == [{"username": ANNA, "connections": 4}]
         with pytest.raises((poplib.error_proto, EOFError, ConnectionError)):

@@ -32,7 +32,7 @@ from obox.store.memory import MemoryStore
 from tests.imap.grammar import parse
 
 DEADLINE_S = 20.0
-_FETCH = re.compile(rb"\* [0-9]+ FETCH \(")
+_FETCH = re.compile(rb"\* [0-9]+ (?:UID)?FETCH \(")
 _FETCHED_FLAGS = re.compile(rb"[( ]FLAGS \(([^)]*)\)")
 PASSWORDS = {"anna": "secret", "ben": "secret", "gone": "secret"}
 

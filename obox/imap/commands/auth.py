@@ -64,6 +64,9 @@ async def enable(session: Session, command: ast.Enable) -> Reply:
             session.qresync = True
             enable_condstore(session)
             enabled.append(b"QRESYNC")
+        elif name == "UIDONLY" and not session.uidonly:
+            session.uidonly = True
+            enabled.append(b"UIDONLY")
     session.write(wire.line(b"ENABLED", *enabled))
     return Reply("Enabled")
 

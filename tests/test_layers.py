@@ -181,11 +181,6 @@ def test_rooms_of_the_store(name: str) -> None:
             assert target not in STORE_FACES, f"{name} may not import {target}, which is for others"
 
 
-def test_modules_have_one_noun() -> None:
-    long = {name: lines for name, path in MODULES if (lines := len(path.read_text().splitlines())) > 600}
-    assert not long, "past 600 lines look for the second noun"
-
-
 def test_no_two_files_import_each_other() -> None:
     """The test also finds circles of several files, and imports at any place in a
     file."""

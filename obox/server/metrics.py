@@ -86,8 +86,9 @@ class _Source(Collector):
 class Metrics:
     """The registry and the numbers that the protocols keep.
 
-    imap_sessions.inc() / .dec(), deliveries("ok"), logins("failed"),
-    loop_lag.observe(seconds) and so on.
+    sessions["imap"].inc() / .dec(), delivered("250", 0.1), logins.labels("failed"),
+    loop_lag.observe(seconds) and so on. sessions, commands: by the name of the
+    protocol.
     """
 
     def __init__(self, version: str) -> None:
@@ -96,12 +97,17 @@ class Metrics:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
         Gauge("obox_build_info", "The version that runs.", ["version"], registry=registry).labels(version).set(1)
-        self.imap_sessions = Gauge("obox_imap_sessions", "Open IMAP connections.", registry=registry)
+        self.sessions = {
+            name: Gauge(f"obox_{name}_sessions", f"Open {name.upper()} connections.", registry=registry)
+            for name in ("imap", "pop3", "lmtp")
+        }
+        self.commands = {
+            name: _counter(
+                registry, f"obox_{name}_commands", f"{name.upper()} commands answered.", ["command", "result"]
+            )
+            for name in ("imap", "pop3")
+        }
         self.imap_idling = Gauge("obox_imap_idling", "IMAP sessions in IDLE.", registry=registry)
-        self.pop3_sessions = Gauge("obox_pop3_sessions", "Open POP3 connections.", registry=registry)
-        self.pop3_commands = _counter(registry, "obox_pop3_commands", "POP3 commands answered.", ["command", "result"])
-        self.imap_commands = _counter(registry, "obox_imap_commands", "IMAP commands answered.", ["command", "result"])
-        self.lmtp_sessions = Gauge("obox_lmtp_sessions", "Open LMTP connections.", registry=registry)
         self.lmtp_deliveries = _counter(registry, "obox_lmtp_deliveries", "Recipients answered after DATA.", ["result"])
         self.logins = _counter(registry, "obox_logins", "Attempts to log in.", ["result"])
         self.forwards = _counter(

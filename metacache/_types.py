@@ -48,6 +48,10 @@ class Copy(NamedTuple):
     deltas: list[bytes]
     change: Change
 
+    def parts(self) -> list[bytes]:
+        """Return base and deltas, in the order in which they were written."""
+        return self.deltas if self.base is None else [self.base, *self.deltas]
+
 
 class BoxSpace(NamedTuple):
     """What a box takes, as of the last commit."""

@@ -12,40 +12,36 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from fscache import Stats
 
-from . import __version__, parts, rooms, wiring
-from .admin import Admin
-from .admin.http import routes
-from .admin.run import guarded
+from . import parts, rooms
 from .config import Config, Listen, load
 from .lmtp.delivery import StoreDeliverer
 from .objectstore import open_store
 from .objectstore.stats import BUCKETS_S
 from .server import (
-    HttpServer,
+    LaterHttp,
     LoopLag,
     MemoryReturn,
     Reloaded,
-    application,
     raise_open_files_limit,
 )
 from .serving import Serving
+from .statelock import ADMIN
 from .types import StorageId
 
 if TYPE_CHECKING:
-    from starlette.responses import Response
-
-    from .auth import Forward
+    from .admin import Admin
     from .cluster import Router
     from .lmtp import Settings
     from .membership import Joining
     from .proxy import Forwarder
-    from .relay import Relay
+    from .server.http import HttpServer
 
 log = structlog.get_logger()
 
@@ -121,82 +117,40 @@ class Backend(Serving):
         if opened.joining is not None:
             metrics.source("cluster", opened.joining.membership.member.figures)
 
-    def _http(self, admin: Admin) -> dict[str, HttpServer]:
-        """Make the servers of [http], [metrics] and the admin socket. If there is a
-        section [metrics], only its server has /metrics and the probes. The admin API is
-        on the admin socket. It is also in [http], if there is a key or a unix
-        socket."""
-        config = self.parts.config
-        key = self._api_key
-        relay = self._relay(admin)
-        own = routes(admin, key=key, version=__version__, run=relay.run if relay is not None else guarded)
-        api = [*own, *self._nginx(), *self._calls(admin, relay)]
-        draining = lambda: self.lifecycle.draining  # noqa: E731
-        out = {"admin": HttpServer(application(routes=api))}
-        if config.http is not None and config.metrics is not None:
-            out["http"] = HttpServer(application(routes=api))
-        elif config.http is not None:
-            out["http"] = HttpServer(application(metrics=self.metrics.exposition, draining=draining, routes=api))
+    @cached_property
+    def admin(self) -> Admin:
+        """Return what verbs use."""
+        from . import wiring  # no start needs the verbs
+
+        server = wiring.Running(self.logins.values(), self.listeners, self.lifecycle)
+        return wiring.of_parts(self.parts, server)
+
+    def _http(self) -> dict[str, HttpServer]:
+        from .web import Web  # `LaterHttp` says why
+
+        web = Web(
+            parts=self.parts,
+            admin=self.admin,
+            metrics=self.metrics,
+            lifecycle=self.lifecycle,
+            forwarder=self.forwarder,
+            here=self._here,
+        )
+        return web.servers()
+
+    def _bind_http(self) -> LaterHttp:
+        """Bind the addresses of [http], [metrics] and the admin socket."""
+        config, later = self.parts.config, LaterHttp(("obox.web",), self._http)
+        if config.http is not None:
+            later.bind(self.listeners, "http", config.http.listen)
         if config.metrics is not None:
-            out["metrics"] = HttpServer(application(metrics=self.metrics.exposition, draining=draining))
-        return out
-
-    def _relay(self, admin: Admin) -> Relay | None:
-        """Return the admin API of the cluster. A worker has none: its supervisor asks
-        all workers. Members are sources of `metacache pull`, workers as well."""
-        joining, config = self.parts.joining, self.parts.config
-        if self.forwarder is None or joining is None:
-            return None
-        from .proxy.pulls import Sources
-
-        member = joining.membership.member
-        admin.sources = Sources(self.forwarder, member.view)
-        if config.cluster.address.startswith("unix:"):
-            return None
-        from .relay import Relay
-
-        return Relay(admin, self.forwarder, member.view, member.owner, serves=True)
-
-    def _calls(self, admin: Admin, relay: Relay | None) -> list[Any]:
-        """Return the routes where other members call the admin API and pull local
-        copies."""
-        if admin.sources is None or self.forwarder is None:
-            return []
-        from .admin import source
-        from .proxy import calls
-
-        async def pull(body: bytes, forward: Forward) -> Response:
-            return await source.answer(admin, body, forward.member)
-
-        pulls = calls.answering(self.forwarder, calls.PULL_PATH, pull)
-        return [pulls] if relay is None else [calls.route(self.forwarder, relay.serve), pulls]
+            later.bind(self.listeners, "metrics", config.metrics.listen)
+        later.bind(self.listeners, "admin", (Listen(path=config.state_dir / ADMIN),), unix_mode=0o600)
+        return later
 
     def _here(self) -> tuple[str, dict[str, int]]:
         """Return where front ends reach this backend."""
         return self.parts.config.cluster.address or "127.0.0.1", self.ports("http")
-
-    def _nginx(self) -> list[Any]:
-        """Return the routes that answer nginx."""
-        if self.forwarder is None:
-            return []
-        from .proxy.nginx import NginxAuth
-
-        return NginxAuth(self.forwarder, lambda: self._api_key, self._here).routes()
-
-    @property
-    def _api_key(self) -> str:
-        http = self.parts.config.http
-        return http.api_key.reveal() if http is not None else ""
-
-    def _bind_http(self, servers: dict[str, HttpServer]) -> None:
-        config = self.parts.config
-        listens = {"http": config.http, "metrics": config.metrics}
-        for name, server in servers.items():
-            section = listens.get(name)
-            if section is not None:
-                self.listeners.bind(name, section.listen, server.factory)
-        socket_path = wiring.socket_path(config.state_dir)
-        self.listeners.bind("admin", [Listen(path=socket_path)], servers["admin"].factory, unix_mode=0o600)
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -257,22 +211,19 @@ class Backend(Serving):
             self.parts.joining.membership.member.view.listen(self.forwarder.changed)
         self.serve_logins(self.parts.store, self.parts.authenticator, self.forwarder)
         self.serve_lmtp(self._deliverer, self.forwarder, lambda: self.parts.users)
-        self.admin = wiring.of_parts(self.parts, wiring.Running(self.logins.values(), self.listeners, self.lifecycle))
         if self.parts.config.socketmap is not None:
             from .linking import serve_socketmap
 
             serve_socketmap(self, lambda: self.parts.users, self.router, self._here)
-        https = self._http(self.admin)
-        self._bind_http(https)
+        self.http = self._bind_http()
         self.warn_without_mail()
-        self._on_stop(https)
+        self._on_stop()
         self.lifecycle.on_reload("configuration", self._prepare_reload)
 
     def _prepare_reload(self) -> Callable[[], Reloaded]:
         """See `Reload.prepare`."""
         from .reload import Reload  # most backends never reload
 
-        assert self.admin is not None
         reload = Reload(
             parts=self.parts,
             read=self._read,
@@ -318,13 +269,13 @@ class Backend(Serving):
         await self.ready.wait()
         await self.parts.race()
 
-    def _on_stop(self, https: dict[str, HttpServer]) -> None:
+    def _on_stop(self) -> None:
         """Register what SIGTERM does, in order."""
         store = self.parts.store
 
         async def stop_accepting() -> None:
             """Stop accepting. The probes continue, and report that we drain."""
-            self.listeners.stop(keep=https)
+            self.listeners.stop(keep=self.http.names)
             # The start must end before the caches are closed below.
             if self._starting is not None:
                 self._starting.cancel()
@@ -356,8 +307,8 @@ class Backend(Serving):
         self.lifecycle.on_stop("sessions", end_sessions)
         self.lifecycle.on_stop("flush", flush)
         self.lifecycle.on_stop("probes", stop_probes)
-        for name, server in https.items():
-            self.lifecycle.on_stop(name, server.close)
+        for name in self.http.names:
+            self.lifecycle.on_stop(name, partial(self.http.close, name))
         self.lifecycle.on_stop("caches", close)
 
     async def _leave(self) -> None:

@@ -16,13 +16,13 @@ import asyncio
 import fcntl
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import structlog
 
 from . import __version__, rooms, wiring
-from .admin.http import routes
 from .auth import Authenticator, PasswdFile, Penalties
 from .changes import changes
 from .cluster import (
@@ -42,17 +42,18 @@ from .errors import ConfigError, Unavailable
 from .forms import OF_PROXIES, reads
 from .linking import forwarder_of, serve_socketmap
 from .proxy import Nowhere, ViewRouter
-from .proxy.nginx import NginxAuth
-from .relay import Relay
 from .server import (
-    HttpServer,
+    LaterHttp,
     LoopLag,
     MemoryReturn,
     Reloaded,
-    application,
     raise_open_files_limit,
 )
 from .serving import Serving
+from .statelock import ADMIN
+
+if TYPE_CHECKING:
+    from .server.http import HttpServer
 
 log = structlog.get_logger()
 
@@ -95,7 +96,7 @@ class Front(Serving):
         self.authenticator = Authenticator(
             self.users, cache_ttl_s=config.auth.cache_ttl, penalties=Penalties(rooms.login_delays(config))
         )
-        self.http: dict[str, HttpServer] = {}
+        self.http = LaterHttp(("obox.server.http", "obox.admin.http", "obox.relay"), self.servers)
         self._started = time.time()
 
     @property
@@ -210,28 +211,41 @@ class Front(Serving):
         self.lifecycle.on_reload("configuration", self._prepare)
 
     def _bind_http(self) -> None:
-        """Bind the listener of the probes, the metrics and the answers for nginx. Bind
-        the socket of the admin API, which serves the verbs of cluster, sessions and
-        process."""
+        """Bind the addresses of [http], [metrics] and the admin socket."""
+        self._administer()
+        self.http.bind(self.listeners, "admin", (Listen(path=self.config.state_dir / ADMIN),), unix_mode=0o600)
+        for name in ("http", "metrics"):
+            section = getattr(self.config, name)
+            if section is not None:
+                self.http.bind(self.listeners, name, section.listen)
+
+    def _administer(self) -> None:
+        """Make what verbs use."""
         self.admin = wiring.of_config(self.config, self.users)
         self.admin.authenticator = lambda: self.authenticator
         self.admin.server = wiring.Running(self.logins.values(), self.listeners, self.lifecycle)
         self.admin.find_cluster = wiring.find_cluster(self.config, directory=self.directory)
+
+    def servers(self) -> dict[str, HttpServer]:
+        """Make the servers of the probes, the metrics and the answers for nginx, and of
+        the admin socket, which has the verbs of cluster, sessions and process. The
+        first client of HTTP lets `LaterHttp` call it."""
+        from .admin.http import routes
+        from .relay import Relay
+        from .server.exposition import Exposition
+        from .server.http import HttpServer, application
+
         relay = Relay(self.admin, self.forwarder, self.view, self._owner, serves=False)
         api = routes(self.admin, key="", version=__version__, run=relay.run)
-        self.http["admin"] = HttpServer(application(routes=api))
-        path = wiring.socket_path(self.config.state_dir)
-        self.listeners.bind("admin", [Listen(path=path)], self.http["admin"].factory, unix_mode=0o600)
         draining = lambda: self.lifecycle.draining  # noqa: E731
-        app = application(metrics=self.metrics.exposition, draining=draining, routes=self.nginx())
-        for name in ("http", "metrics"):
-            section = getattr(self.config, name)
-            if section is not None:
-                self.http[name] = HttpServer(app)
-                self.listeners.bind(name, section.listen, self.http[name].factory)
+        text = Exposition(self.metrics).text
+        shown = HttpServer(application(metrics=text, draining=draining, routes=self.nginx()))
+        return {"admin": HttpServer(application(routes=api)), "http": shown, "metrics": shown}
 
     def nginx(self) -> list[Any]:
         """Return the routes that answer nginx as a front end."""
+        from .proxy.nginx import NginxAuth
+
         router, here = self.places()
         return NginxAuth(self.forwarder, self._api_key, here, all_here=router is None).routes()
 
@@ -245,7 +259,7 @@ class Front(Serving):
     def _on_stop(self) -> None:
         async def stop_accepting() -> None:
             self._opening.cancel()
-            self.listeners.stop(keep=self.http)
+            self.listeners.stop(keep=self.http.names)
 
         async def end_sessions() -> None:
             await self.end_sessions(self.config.server.shutdown_timeout)
@@ -256,8 +270,8 @@ class Front(Serving):
         self.lifecycle.on_stop("listeners", stop_accepting)
         self.lifecycle.on_stop("sessions", end_sessions)
         self.lifecycle.on_stop("probes", stop_probes)
-        for name, server in self.http.items():
-            self.lifecycle.on_stop(name, server.close)
+        for name in self.http.names:
+            self.lifecycle.on_stop(name, partial(self.http.close, name))
 
     # -- the directory ---------------------------------------------------------------------------------------------
 

@@ -113,7 +113,7 @@ class Serving(ABC):
     @property
     @abstractmethod
     def used(self) -> Config:
-        """The configuration in use."""
+        """Return the configuration in use."""
 
     # -- the servers -----------------------------------------------------------------------------------------------
 

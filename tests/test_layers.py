@@ -20,7 +20,7 @@ LEAVES = {
     "obox.statelock",
     "obox.unixsocket",
 }
-# What a protocol may import.
+# what a protocol may import
 VIEW = {"obox", "obox.auth", "obox.login", "obox.net", "obox.spool", "obox.store", "obox.mailbox", "obox.mime", *LEAVES}
 # room -> rooms that it may import beside itself. The longest matching prefix counts.
 ARROWS: dict[str, set[str]] = {
@@ -96,6 +96,7 @@ WIRING = (
     "obox.renewal",
     "obox.rooms",
     "obox.serving",
+    "obox.web",
     "obox.wiring",
     "obox.workers",
 )

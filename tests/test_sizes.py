@@ -20,7 +20,7 @@ PUBLIC_METHODS_MAX = 25
 
 LONG: dict[str, str] = {
     "tests.e2e.test_clients.test_mbsync_both_ways_and_then_nothing": "one story of a client, read from top to bottom",
-    "tests.objectstore.test_faultproxy.test_what_is_told_is_true": "one story: each fault and what must be told",
+    "tests.objectstore.test_faultproxy.test_what_is_reported_is_true": "one story: each fault and its report",
     "tests.sim.test_fair.contend": "two backends and their senders, started, run and counted in one place",
     "tests.servers.run_seaweedfs": "starts a server in the order that it needs, and stops it in reverse",
 }
@@ -34,7 +34,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def definitions(node: ast.AST, name: str) -> Iterator[tuple[str, Function | ast.ClassDef]]:
-    """Each function and class below a node, with its dotted name."""
+    """Yield each function and class below a node, with its dotted name."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, Function | ast.ClassDef):
             inner = f"{name}.{child.name}"

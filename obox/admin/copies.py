@@ -31,7 +31,7 @@ deleted while a pull runs."""
 
 
 async def identity(admin: Admin) -> Response:
-    """Who answers, and of which bucket. Raises Unavailable."""
+    """Return who answers, and of which bucket. Raises Unavailable."""
     store = admin.store
     if not store.started:
         raise Unavailable("the source is starting or stopping")
@@ -50,7 +50,7 @@ def _checked(sid: str) -> StorageId:
 
 
 async def send(admin: Admin, sid: str, *, latest_only: bool, clean: bool) -> Response:
-    """The stream of a user. Raises Outdated, NotFound, InUse, Unavailable."""
+    """Return the stream of a user. Raises Outdated, NotFound, InUse, Unavailable."""
     from ..store.operate.pull import Outgoing
 
     owner, store = _checked(sid), admin.store
@@ -110,6 +110,6 @@ async def drop(admin: Admin, sid: str) -> Response:
         await upload.unload(store, owner, upload=True)
     except InUse:
         pass  # the row says what was kept
-    from .caches import cleaned  # with the verbs
+    from .caches import cleaned  # loaded with the verbs
 
     return JSONResponse(await cleaned(admin, owner))

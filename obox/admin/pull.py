@@ -53,7 +53,7 @@ SILENCE_S: Final = 120.0
 mailboxes before it sends."""
 READ_BYTES: Final = 256 * 1024
 ANSWER_BYTES_MAX: Final = 64 * 1024
-TOLD_CHARS_MAX: Final = 300
+MESSAGE_CHARS_MAX: Final = 300
 """The source's message is repeated up to so many characters."""
 
 
@@ -151,7 +151,7 @@ async def bring(sources: Sources, there: There, store: MailStore, sid: StorageId
 
 
 def _incoming(store: MailStore, sid: StorageId) -> Incoming:
-    from ..store.operate.pull import Incoming  # not at the start
+    from ..store.operate.pull import Incoming  # a start does without it
 
     return Incoming(store, sid)
 
@@ -246,7 +246,7 @@ class _Source(ABC):
             return Unavailable(f"{self._name}: HTTP {status}")
         kinds = (Outdated, NotFound, InUse, Unavailable, Corrupt, Exists, NoPerm)
         kind = next((kind for kind in kinds if of(kind("")) == failure.exit_code), Temporary)
-        shown = "".join(char if char.isprintable() else "?" for char in failure.message[:TOLD_CHARS_MAX])
+        shown = "".join(char if char.isprintable() else "?" for char in failure.message[:MESSAGE_CHARS_MAX])
         return kind(f"{self._name}: {shown}")
 
 

@@ -51,7 +51,7 @@ class Question(msgspec.Struct, frozen=True):
     after: str = ""
 
     def request(self) -> tuple[str, str]:
-        """Method and path of the request that says the same."""
+        """Return method and path of the request that says the same."""
         wanted = [f"{name}=true" for name, given in (("latestOnly", self.latest_only), ("clean", self.clean)) if given]
         path = f"/{quote(self.storage_id, safe='')}"
         if self.what == "copies":
@@ -104,7 +104,7 @@ async def answer(admin: Admin, body: bytes, member: str) -> Response:
 
 async def _here(admin: Admin, question: Question) -> Response:
     """Raises OboxError."""
-    from . import copies  # with the verbs, not at the start
+    from . import copies  # loaded with the verbs, not at the start
 
     if question.what == "identity":
         return await copies.identity(admin)

@@ -59,7 +59,8 @@ class Referred(Unavailable):
 
     @property
     def wire(self) -> str:
-        """The referral as members write it in their answers, in every protocol."""
+        """Return the referral as members write it in their answers, in every
+        protocol."""
         return f"X-OBOX-REFERRAL {self.backend} {self.number} {self.token}"
 
     @classmethod
@@ -174,7 +175,7 @@ class LinkOwner:
         if len(data) != len(VERSION) + NONCE_BYTES + ID_BYTES or not data.startswith(VERSION):
             raise SaslError("Bad first message, or of another version")
         wanted = data[-ID_BYTES:]
-        for secret in self._secrets:  # all of them, so that the time says nothing
+        for secret in self._secrets:  # all are compared, so that the time says nothing
             if hmac.compare_digest(secret_id(secret), wanted):
                 self._secret, self._known = secret, True
         self._nonces = data[len(VERSION) : -ID_BYTES] + self._nonce

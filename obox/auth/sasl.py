@@ -39,7 +39,7 @@ class Challenge:
 
     @property
     def wire(self) -> bytes:
-        """The data in base64."""
+        """Return the data in base64."""
         return base64.b64encode(self.data)
 
 
@@ -52,8 +52,8 @@ class Credentials:
 
 
 def mechanisms(tls: bool) -> tuple[str, ...]:
-    """Names to advertise: both mechanisms send the password readably, so none without
-    TLS.
+    """Return names to advertise. Both mechanisms send the password readably, so none
+    without TLS.
 
     The caller decides what counts as TLS; Dovecot treats a loopback peer as secured.
     """

@@ -91,9 +91,8 @@ class Listen:
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can connect: a unix socket, or an address of the
-        loopback net.
-        """
+        """Return whether only this machine can connect: a unix socket, or an address of
+        the loopback net."""
         if self.path is not None or self.host == "localhost":
             return True
         try:
@@ -139,7 +138,7 @@ class Kind:
 
 
 def quote(text: str) -> str:
-    """Text as a TOML basic string."""
+    """Return text as a TOML basic string."""
     out = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in out) + '"'
 
@@ -185,9 +184,8 @@ def show_duration(seconds: float) -> str:
 
 
 def read_listen(raw: object, base: Path) -> Listen:
-    """`host:port`, `[v6]:port` or `unix:path`, then `/tls` and `/proxy` in any
-    order.
-    """
+    """Read `host:port`, `[v6]:port` or `unix:path`, then `/tls` and `/proxy` in any
+    order."""
     text, suffixes = _text(raw).strip(), set()
     while (cut := text.rpartition("/"))[2] in ("tls", "proxy") and cut[0]:
         suffixes.add(cut[2])
@@ -213,7 +211,7 @@ def read_network(raw: object) -> Network:
 
 
 def read_priority_weights(text: str) -> tuple[tuple[float, float], ...]:
-    """`<percent>% +<duration>` for each metacache priority 0 to 3.
+    """Read `<percent>% +<duration>` for each metacache priority 0 to 3.
 
     Returns (percent, boost in seconds).
     """
@@ -227,7 +225,7 @@ def read_priority_weights(text: str) -> tuple[tuple[float, float], ...]:
 
 
 def read_size_weights(text: str) -> tuple[tuple[int, float], tuple[int, float]]:
-    """`<low size> +<seconds> <high size> +<seconds>`, as two (bytes, seconds)."""
+    """Read `<low size> +<seconds> <high size> +<seconds>`, as two (bytes, seconds)."""
     low, low_boost, high, high_boost = text.split()
     if read_size(low) > read_size(high):
         raise ValueError
@@ -342,7 +340,7 @@ def url(allowed: str, *schemes: str, optional: bool = False, words: tuple[str, .
 
 
 def mask_url(text: str) -> str:
-    """The same URL, with a password before its host masked."""
+    """Return the same URL, with a password before its host masked."""
     return re.sub(r"(://[^/@\s:]*):[^/@\s]*@", rf"\1:{MASK}@", text)
 
 
@@ -402,7 +400,7 @@ def _new_mailbox(raw: object, base: Path) -> NewMailbox:
 
 
 def list_of(allowed: str, parse_one: Callable[[object, Path], Any]) -> Kind:
-    """A TOML array, or text whose parts are separated by commas."""
+    """Return the kind of a TOML array, or text whose parts are separated by commas."""
 
     def parse(raw: object, base: Path) -> tuple[Any, ...]:
         items = [item.strip() for item in raw.split(",")] if isinstance(raw, str) else raw
@@ -417,9 +415,8 @@ def list_of(allowed: str, parse_one: Callable[[object, Path], Any]) -> Kind:
 
 
 def _keys(raw: object, base: Path) -> Mapping[str, Path]:
-    """Key ids and their files, in order: the first encrypts. Text form:
-    `id=file,id=file`.
-    """
+    """Return key ids and their files, in order. The first encrypts. Text form:
+    `id=file,id=file`."""
     if isinstance(raw, str):
         raw = dict(item.strip().split("=", 1) for item in raw.split(",") if item.strip())
     if not isinstance(raw, dict) or not all(re.fullmatch(r"[A-Za-z0-9._-]{1,32}", key) for key in raw):

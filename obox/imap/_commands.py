@@ -79,7 +79,7 @@ def _id(scan: Scan, tag: bytes) -> Command:
 def _authenticate(scan: Scan, tag: bytes) -> Command:
     """authenticate = "AUTHENTICATE" SP auth-type [SP (base64 / "=")]. RFC 4959 §7."""
     scan.sp("a mechanism")
-    # aioimaplib and others quote it.
+    # Some clients, aioimaplib among them, quote it.
     quoted = scan.peek() in (b'"', b"{")
     mechanism = scan.astring("a mechanism").decode("ascii", "replace").upper() if quoted else scan.word("a mechanism")
     initial = None

@@ -64,6 +64,7 @@ class Session(login.Session[ImapSettings]):
         "qresync",
         "read_only",
         "saved",
+        "uidonly",
         "view",
         "waiting_tag",
     )
@@ -79,6 +80,8 @@ class Session(login.Session[ImapSettings]):
         self.read_only = False
         self.condstore = False
         self.qresync = False
+        self.uidonly = False
+        """Whether no sequence numbers are sent or read. RFC 9586."""
         self.saved: UidArray = NO_UIDS
         """What SEARCH RETURN (SAVE) left for `$`. RFC 5182."""
         self.idling = False
@@ -263,5 +266,16 @@ class Session(login.Session[ImapSettings]):
 
 
 class BadSet(Invalid):
-    """A sequence number beyond the last. It is the client's mistake, and is answered
-    BAD."""
+    """A sequence number that must not be used. It is the client's mistake, and is
+    answered BAD."""
+
+    def __init__(self, reason: str, code: str | None = None) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class UidRequired(BadSet):
+    """A sequence number although UIDONLY is enabled. RFC 9586 §3."""
+
+    def __init__(self) -> None:
+        super().__init__("UIDONLY is enabled: use UIDs", "UIDREQUIRED")

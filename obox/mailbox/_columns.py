@@ -57,7 +57,8 @@ class Columns:
         return self._n
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """uid size internaldate zone savedate modseq home home_uid oid bits: a view."""
+        """Return a view of a column: uid size internaldate zone savedate modseq home
+        home_uid oid bits."""
         return self._columns[name][: self._n]
 
     @property
@@ -92,7 +93,7 @@ class Columns:
         return where, there
 
     def position(self, uid: int) -> int | None:
-        """The row of a UID, or None."""
+        """Return the row of a UID, or None."""
         where = int(np.searchsorted(self.uids, uid))
         return where if where < self._n and int(self.uids[where]) == uid else None
 
@@ -117,7 +118,7 @@ class Columns:
         return Records(columns, self._wide_masks(where), self.flag_names)
 
     def rows(self, where: npt.NDArray[np.bool_] | npt.NDArray[np.intp] | None = None) -> Rows:
-        """The records; with `where` those of a mask, or at these positions."""
+        """Return the records; with `where` those of a mask, or at these positions."""
         index: npt.NDArray[np.bool_] | npt.NDArray[np.intp] | slice = slice(0, self._n) if where is None else where
         fixed = {name: self._columns[name][: self._n][index] for name in FIXED}
         stamps = {flag: column[: self._n][index] for flag, column in self._stamps.items()}
@@ -153,7 +154,7 @@ class Columns:
 
     @property
     def flag_names(self) -> list[str]:
-        """Names by bit, the system's five first; `bits` has the first 64."""
+        """Return names by bit, the system's five first; `bits` has the first 64."""
         return self.flags.names
 
     @property
@@ -163,7 +164,7 @@ class Columns:
 
     @property
     def full(self) -> bool:
-        """Whether no new keyword is accepted: KEYWORDS_MAX are in use, or
+        """Return whether no new keyword is accepted: KEYWORDS_MAX are in use, or
         KEYWORDS_STAMPED_MAX are remembered.
 
         Of the latter, those that only expunged mails had count until they are
@@ -175,7 +176,7 @@ class Columns:
         return len(self.flag_names) - len(SYSTEM_FLAGS) >= KEYWORDS_MAX and len(self._used()) >= KEYWORDS_MAX
 
     def mask_of(self, flags: Iterable[str]) -> int:
-        """The bits in the word for those of `flags` that this mailbox knows."""
+        """Return the bits in the word for those of `flags` that this mailbox knows."""
         mask = 0
         for flag in flags:
             name = self.flags.known(flag)
@@ -202,7 +203,7 @@ class Columns:
         return [name for i, name in enumerate(self.flag_names) if bits >> i & 1]
 
     def spell(self, flags: Iterable[str]) -> list[str]:
-        """`FlagNames.spelled`. Raises Limit if the keywords do not fit.
+        """Do `FlagNames.spelled`. Raises Limit if the keywords do not fit.
 
         They fit if the keywords that mails have or are about to get, and these, are at
         most KEYWORDS_MAX. Keywords that are all in use fit too, even if a merge has
@@ -221,7 +222,7 @@ class Columns:
         return {name: self.has_flag(name, where) for name in self.flags.wide}
 
     def _used(self) -> set[str]:
-        """Keywords, in lower case, that some mail has; retained mails count."""
+        """Return keywords, in lower case, that some mail has; retained mails count."""
         bits = int(np.bitwise_or.reduce(self.bits))
         used = {name for i, name in enumerate(self.flag_names[:NARROW]) if bits >> i & 1}
         used |= {name for name, mask in self._wide_masks(slice(0, self._n)).items() if mask.any()}
@@ -229,7 +230,7 @@ class Columns:
         return {name.lower() for name in used.difference(SYSTEM_FLAGS)}
 
     def home_of(self, position: int) -> tuple[Guid, int]:
-        """(mailbox guid, uid) of the object that holds the mail of a row."""
+        """Return (mailbox guid, uid) of the object that holds the mail of a row."""
         return home_of(self, position, self.guid, self.homes)
 
     def foreign(self) -> npt.NDArray[np.bool_]:

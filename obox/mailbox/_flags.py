@@ -45,7 +45,8 @@ class FlagNames:
         return self.names[NARROW:]
 
     def known(self, flag: str) -> str | None:
-        """The spelling of a flag that has a place. Flags are case-insensitive."""
+        """Return the spelling of a flag that has a place. Flags are
+        case-insensitive."""
         if flag in self.names:
             return flag
         low = flag.lower()
@@ -104,9 +105,8 @@ class FlagNames:
 
     @property
     def coming(self) -> set[str]:
-        """Keywords, in lower case, of mails that are not visible yet. They count
-        against the limit.
-        """
+        """Return keywords, in lower case, of mails that are not visible yet. They count
+        against the limit."""
         return set(self._coming)
 
     def expect(self, flags: Iterable[str]) -> Callable[[], None]:
@@ -118,6 +118,6 @@ class FlagNames:
 
         def end() -> None:
             self._coming.subtract(names)
-            self._coming = +self._coming  # drops keywords with a count of 0
+            self._coming = +self._coming  # this drops keywords with a count of 0
 
         return end

@@ -56,20 +56,20 @@ class State(Columns):
         self.gaps: list[tuple[int, int]] = []
         self.bytes = 0
         self.unseen = 0
-        # Changes whose mail or expunge comes later, as with deltas of two writers.
+        # These changes have a mail or expunge that comes later, from another writer.
         self._early_flags: dict[str, dict[int, int]] = {}
         self._early_purged: set[int] = set()
 
     # -- what has gone, and since when -------------------------------------------------------------------------------
 
     def gone_since(self, modseq: int, known: UidArray | None = None) -> UidArray:
-        """UIDs expunged after `modseq`, out of `known`. RFC 7162 §3.2.5.2."""
+        """Return UIDs expunged after `modseq`, out of `known`. RFC 7162 §3.2.5.2."""
         uids = self.gone_uid[self.gone_modseq > np.uint64(self.trusted(modseq))]
         return uids if known is None else uids[np.isin(uids, known, assume_unique=True)]
 
     def trusted(self, modseq: int) -> int:
-        """The modseq to use for a client that presents `modseq`: the same, or 0 for
-        "everything".
+        """Return the modseq to use for a client that presents `modseq`: the same, or 0
+        for "everything".
 
         It is 0 inside a gap that a takeover or a merge has left, where the client may
         have received changes that were lost, and above the highest modseq.
@@ -79,15 +79,16 @@ class State(Columns):
         return modseq
 
     def next_modseq(self, now_ms: int) -> int:
-        """max(last + 1, unix milliseconds): owners need no communication."""
+        """Return max(last + 1, unix milliseconds), so that owners need no
+        communication."""
         return min(max(self.highestmodseq + 1, now_ms), MODSEQ_MAX)
 
     def active_holders(self) -> UidArray:
-        """Home UIDs whose object some record in another mailbox still shares."""
+        """Return home UIDs whose object some record in another mailbox still shares."""
         return self.holders.needed()
 
     def dead(self, before_modseq: int) -> UidArray:
-        """Expunged UIDs to whose object nothing has referred since then."""
+        """Return expunged UIDs to whose object nothing has referred since then."""
         mask = ~self.gone_purged & (self.gone_modseq < np.uint64(max(before_modseq, 0)))
         uids = self.gone_uid[mask]
         if len(uids) and self.holders:
@@ -95,7 +96,8 @@ class State(Columns):
         return uids
 
     def garbage_since(self) -> int:
-        """Modseq of the earliest expunge, or last claim, with an object left; or 0."""
+        """Return the modseq of the earliest expunge, or last claim, with an object
+        left; or 0."""
         left = self.gone_modseq[~self.gone_purged]
         if len(left):
             return int(left.min())
@@ -106,8 +108,8 @@ class State(Columns):
     def flag_delta(
         self, uids: UidArray, op: FlagOp, flags: Iterable[str], now_ms: int
     ) -> tuple[Delta | None, UidArray]:
-        """The change that adds, removes or replaces `flags`, and the UIDs that it
-        alters.
+        """Return the change that adds, removes or replaces `flags`, and the UIDs that
+        it alters.
 
         It is for those of `uids` that exist. The delta is None if all of them have
         these flags already: a STORE that changes nothing costs nothing. Raises Limit.
@@ -135,7 +137,7 @@ class State(Columns):
         return Delta(flags=changes, highestmodseq=modseq), uids[altered]
 
     def expunge_delta(self, uids: UidArray, now_ms: int) -> tuple[Delta | None, UidArray]:
-        """The change that expunges those of `uids` that exist, and those UIDs.
+        """Return the change that expunges those of `uids` that exist, and those UIDs.
 
         Records whose object lies in another mailbox have no object here: `purged`.
         """
@@ -149,7 +151,7 @@ class State(Columns):
         return Delta(gone=Gone.at(modseq, uids), highestmodseq=modseq, purged=foreign if len(foreign) else None), uids
 
     def takeover_delta(self, now_ms: int, ahead_ms: int = 60_000, *, merged: bool = False) -> Delta:
-        """The gap of an unclean takeover: modseqs shown, but in no journal.
+        """Return the gap of an unclean takeover: modseqs shown, but in no journal.
 
         merged: histories of two writers have been joined. Changes of each may lie below
         a modseq that the clients of the other know: no earlier value can be trusted.
@@ -158,7 +160,8 @@ class State(Columns):
         return Delta(gaps=[(0 if merged else self.highestmodseq, high)], highestmodseq=high)
 
     def renewal(self, changed: Changed, now_ms: int) -> Delta | None:
-        """A fresh modseq for changes of a merge, so that open sessions report them."""
+        """Return a delta with a fresh modseq for changes of a merge, so that open
+        sessions report them."""
         if not changed:
             return None
         modseq = self.next_modseq(now_ms)
@@ -351,7 +354,8 @@ class State(Columns):
         self.unseen += int(np.count_nonzero(before & seen)) - int(np.count_nonzero(after & seen))
 
     def _stamped_name(self, flag: str) -> str:
-        """Our spelling of a flag that some mail has had; makes its column if needed."""
+        """Return our spelling of a flag that some mail has had; makes its column if
+        needed."""
         if flag in self._stamps:
             return flag
         low = flag.lower()
@@ -362,7 +366,8 @@ class State(Columns):
         return name
 
     def forgettable(self, before_modseq: int) -> list[str]:
-        """Keywords that no mail has, and that no mail has had since `before_modseq`."""
+        """Return keywords that no mail has, and that no mail has had since
+        `before_modseq`."""
         out = []
         for name, column in self._stamps.items():
             stamps = column[: self._n]
@@ -390,7 +395,7 @@ class State(Columns):
     # -- bundles ---------------------------------------------------------------------------------------------------
 
     def extract(self, since: int = 0, *, without: Iterable[str] = ()) -> Delta:
-        """Everything that was changed after modseq `since`, as a delta.
+        """Return everything that was changed after modseq `since`, as a delta.
 
         0 gives the content of a base bundle, other values the content of a diff bundle.
         without: keywords whose stamps are left out.
@@ -424,7 +429,8 @@ class State(Columns):
         return self.extract(since, without=without)
 
     def fingerprint(self) -> tuple[object, ...]:
-        """The parts in which equal states agree for every order of their joins."""
+        """Return the parts in which equal states agree for every order of their
+        joins."""
         return _invariants.fingerprint(self, self._stamps, self._early_flags, self._early_purged)
 
     def check(self) -> None:

@@ -150,7 +150,7 @@ class MemoryMailbox:
         self.state.check()
 
     def totals(self) -> Totals:
-        """What STATUS says."""
+        """Return what STATUS says."""
         state = self.state
         recent = int(np.count_nonzero(state.uids >= np.uint32(state.recent)))
         deleted = int(np.count_nonzero(state.bits & np.uint64(DELETED)))
@@ -338,7 +338,7 @@ class MemoryStore:
         self.users: dict[StorageId, MemoryUser] = {}
 
     def now_ms(self) -> int:
-        """Unix milliseconds."""
+        """Return unix milliseconds."""
         return int(self.now() * 1000)
 
     async def admit(self, storage_id: StorageId) -> None:

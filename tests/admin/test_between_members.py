@@ -31,7 +31,7 @@ USERS = "".join(f"{name}:{{PLAIN}}secret::::::storage_id={ANNA}\n" for name in (
 
 
 def member(tmp_path: Path, name: str, secret: str = "shared") -> Path:
-    """The configuration of a member without a key."""
+    """Return the configuration of a member without a key."""
     file = tmp_path / f"{secret}.secret"
     file.write_text(secret * 8)
     file.chmod(0o600)

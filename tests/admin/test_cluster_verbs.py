@@ -236,7 +236,8 @@ async def test_upgrade_names_members_that_are_behind(board: Board, monkeypatch: 
 
 @pytest.fixture
 def newer(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """A form that only tests register: this code writes its second version."""
+    """Return the versions of a form that only tests register. This code writes its
+    second version."""
     monkeypatch.setitem(FORMS, "test", Form(first=1, reads=2))
     return {**READS, "test": 2}
 

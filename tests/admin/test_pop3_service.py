@@ -16,6 +16,7 @@ from patience import PATIENT_S
 
 from obox.backend import Backend
 from obox.errors import Elsewhere
+from obox.server.exposition import Exposition
 
 ANNA = "anna@example.org"
 
@@ -55,7 +56,7 @@ async def test_tls_and_what_the_administrator_sees(config: Path) -> None:
         lmtp = int(backend.listeners.addresses("lmtp")[0].rpartition(":")[2])
         reader, writer = await asyncio.open_connection("127.0.0.1", lmtp)
         await reader.readline()
-        assert b"obox_lmtp_sessions 1.0" in backend.metrics.exposition()
+        assert b"obox_lmtp_sessions 1.0" in Exposition(backend.metrics).text()
         writer.close()
         ways = [(clear, "clear"), (clear, "stls"), (secure, "tls")]
         clients = [await asyncio.to_thread(login, port, how) for port, how in ways]
@@ -66,8 +67,8 @@ async def test_tls_and_what_the_administrator_sees(config: Path) -> None:
         rows = await service.call("who", separateConnections=True)
         assert [row["tls"] for row in rows if row["service"] == "pop3"] == [False, True, True]
         assert len({row["id"] for row in rows}) == 4, "kick chooses sessions by their numbers"
-        assert b"obox_pop3_sessions 3.0" in backend.metrics.exposition()
-        assert b'obox_pop3_commands_total{command="PASS",result="OK"} 3.0' in backend.metrics.exposition()
+        assert b"obox_pop3_sessions 3.0" in Exposition(backend.metrics).text()
+        assert b'obox_pop3_commands_total{command="PASS",result="OK"} 3.0' in Exposition(backend.metrics).text()
         await asyncio.to_thread(clients[0].dele, 1)
         assert await service.call("kick", user=ANNA) == [{"username": ANNA, "connections": 4}]
         with pytest.raises((poplib.error_proto, EOFError, ConnectionError)):

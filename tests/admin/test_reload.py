@@ -284,7 +284,7 @@ async def test_each_setting_that_needs_no_restart_is_used_and_taken_back(service
 # -- what clients see --------------------------------------------------------------------------------------------------
 
 
-async def test_new_connections_get_new_limits_old_ones_keep_theirs(service: Service, file: File) -> None:
+async def test_new_connections_get_new_limits_and_earlier_connections_keep_theirs(service: Service, file: File) -> None:
     line, _ = await Line.open(service)
     assert f"APPENDLIMIT={50 << 20}" in (await line.ask(f"LOGIN {ANNA} secret"))[-1]
     lmtp_line, _ = await Line.open(service, "lmtp")

@@ -141,10 +141,10 @@ class Fleet:
         member = BackendMember(view, store, DeadWatch(name, "default", 15.0), world)
         self.stores[name], self.members[name] = store, member
 
-        async def settle() -> None:
+        async def begin() -> None:
             await make_settings(way, GROUPS, now=lambda: self.time, sleep=self.sleep, random_bytes=lambda n: b"r" * n)
 
-        member._myself = Myself(Member("backend", "default", "127.0.0.1"), self.joins_as, settle)
+        member._myself = Myself(Member("backend", "default", "127.0.0.1"), self.joins_as, begin)
         assert await member._join()
         return member
 
@@ -236,7 +236,7 @@ async def test_a_release_whose_row_was_not_answered_is_not_served_and_written_ag
     assert tried in fleet.stores["b"].units
 
 
-async def test_a_backend_that_lost_units_tells_the_owner_also_if_nothing_was_left(fleet: Fleet) -> None:
+async def test_a_backend_that_lost_units_informs_the_owner_also_if_nothing_was_left(fleet: Fleet) -> None:
     """It may have uploaded after the owner compared, and before it knew of the loss."""
     store = fleet.stores["a"]
     unit = min(store.units)

@@ -22,7 +22,7 @@ __all__ = ["cassandra_server"]
 
 ACTIONS = ("evacuate", "kill", "suspend", "lose the disk", "evacuate and stop", "kill a proxy")
 SMALL = Size(seconds=30, backends=3, proxies=1, rate=5, users=12, sessions=6, seed=1, dead_after="5s", actions=ACTIONS)
-REAL = Size(seconds=120, backends=4, proxies=2, rate=30, users=60, sessions=30, seed=1, dead_after="5s")
+REAL = Size(seconds=120, backends=4, proxies=2, rate=30, users=60, sessions=30, seed=1, dead_after="5s", at_once=2)
 
 
 async def test_nothing_is_lost_while_backends_come_and_go(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 @pytest.fixture
 async def real(tmp_path: Path) -> AsyncIterator[Running]:
-    """The real store, for tests that inspect it or replace a part of it."""
+    """Yield the real store, for tests that inspect it or replace a part of it."""
     async with serving_real(tmp_path) as running:
         yield running
 
@@ -96,8 +96,8 @@ async def test_a_clients_address_chooses_its_settings(tmp_path: Path) -> None:
             await running.client(login="anna", address="127.0.0.2")
         refused = await running.client(address="127.0.0.2")
         assert (await refused.cmd("LOGIN anna secret"))[-1].startswith(b"NO [LIMIT]")
-        told = [member for member in running.imap.context.registry if isinstance(member, Connection)]
-        times = {member.remote: member.settings.idle_timeout_s for member in told}
+        reported = [member for member in running.imap.context.registry if isinstance(member, Connection)]
+        times = {member.remote: member.settings.idle_timeout_s for member in reported}
         assert times == {"127.0.0.1": 1800.0, "127.0.0.2": 7200.0}
         behind = running.imap.connection_factory(remote="192.0.2.7")
         assert isinstance(behind, Connection)
@@ -292,7 +292,7 @@ async def test_an_idle_session_has_no_task_and_little_memory(running: Running) -
             await asyncio.sleep(0)
 
 
-async def test_many_changes_at_once_are_told_together(running: Running) -> None:
+async def test_many_changes_at_once_are_reported_together(running: Running) -> None:
     watcher = await running.client(login="anna")
     await watcher.ok("SELECT INBOX")
     watcher.send(b"i IDLE\r\n")

@@ -294,11 +294,11 @@ async def test_idle_connections_keep_nobody_out(tmp_path: Path) -> None:
 
 async def test_an_address_has_so_many_connections(tmp_path: Path) -> None:
     async with serving(tmp_path, address_connections_max=2, trusted_networks=("::/0", "0.0.0.0/0")) as world:
-        server, told = world.server, []
+        server, reported = world.server, []
 
         class Transport(asyncio.Transport):
             def write(self, data: bytes | bytearray | memoryview) -> None:
-                told.append(bytes(data))
+                reported.append(bytes(data))
 
             def close(self) -> None:
                 pass
@@ -313,7 +313,7 @@ async def test_an_address_has_so_many_connections(tmp_path: Path) -> None:
             protocol.connection_made(Transport())
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-        assert [line[:3] for line in told] == [b"220", b"220", b"421", b"220", b"220"]
+        assert [line[:3] for line in reported] == [b"220", b"220", b"421", b"220", b"220"]
         assert server.addresses == {"2001:db8::/64": 2, "2001:db8:0:1::/64": 1, "192.0.2.1": 1}
         for connection in list(server.connections):
             connection.connection_lost(None)

@@ -229,7 +229,7 @@ async def test_a_client_that_guesses_or_speaks_another_protocol_is_disconnected(
     await client.leaves()
 
 
-async def test_a_client_that_does_not_log_in_is_told_and_closed(server: LineServer) -> None:
+async def test_a_client_that_does_not_log_in_is_closed_with_a_reason(server: LineServer) -> None:
     client = Client(server)
     assert client.connection.timer_due(60.0) is None
     assert client.transport.output == b"hello\nbye timeout\n"

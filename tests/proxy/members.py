@@ -274,7 +274,7 @@ async def _stop(member: Member) -> None:
 
 @asynccontextmanager
 async def cluster(path: Path) -> AsyncIterator[Cluster]:
-    """A user database, certificates and rows that all members share."""
+    """Yield a user database, certificates and rows that all members share."""
     users = path / "users"
     users.write_text("".join(f"{user}:{{PLAIN}}secret::::::\n" for user in USERS))
     async with AsyncExitStack() as stack:

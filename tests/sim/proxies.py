@@ -62,7 +62,7 @@ class Session:
         return self._node.host.frozen
 
     def lives(self) -> bool:
-        """Whether neither the proxy nor the backend has ended it."""
+        """Return whether neither the proxy nor the backend has ended it."""
         return not self.was_cut and not self._node.ended
 
     async def run(self, work: Callable[[MailStore], Coroutine[Any, Any, T]]) -> T:
@@ -158,7 +158,7 @@ class Proxy:
             session.was_cut = True
 
     def at_rest(self) -> bool:
-        """Whether nobody waits, and nothing is watched."""
+        """Return whether nobody waits, and nothing is watched."""
         return not self.forwarder.waiting.count and not self.forwarder.moves and not self.sessions
 
 

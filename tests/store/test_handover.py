@@ -492,7 +492,7 @@ async def test_a_copy_that_an_owner_did_not_know_of_is_another_history(
         box = await user.select("INBOX")
         await user.flush(everything=True)
         async with member(other, rows, kill=True) as two:
-            # The directory says that the owner before released the user in order.
+            # The directory says that the former owner has released the user in order.
             await two.gain("anna", orderly=True)
             theirs = await (await two.life.user("anna")).select("INBOX")
             await box.store_flags(uids(1), "add", ["ours"])
@@ -669,8 +669,8 @@ async def test_changes_that_come_while_a_user_is_opened_and_a_mailbox_loaded_are
 async def test_a_command_for_all_users_touches_users_of_this_backend(
     machine: Machine, rows: Rows, tmp_path: Path, everybody: bool
 ) -> None:
-    """A command without a running backend, too. A user who is named and served
-    elsewhere is refused."""
+    """The same holds for a command without a running backend. A user who is named and
+    served elsewhere is refused."""
     (tmp_path / "users").write_text("anna:{PLAIN}x\nben:{PLAIN}x\n")
     users = PasswdFile(tmp_path / "users", "")
     async with member(machine, rows) as one:

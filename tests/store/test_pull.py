@@ -606,10 +606,8 @@ async def test_deleting_and_pulling_wait_for_each_other(machine: Machine, tmp_pa
             with life.store.pulling(SID), pytest.raises(InUse, match="pulled"):
                 async for _ in operate.delete(life.store, SID):
                     pass
-            life.store.block_opening(SID)
-            with pytest.raises(InUse, match="deleted"):
+            with life.store.barring(SID), pytest.raises(InUse, match="deleted"):
                 await (sent(life) if life is one else take(life, data))
-            life.store.barred.clear()
         await take(other, data)
 
 

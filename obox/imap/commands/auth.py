@@ -53,7 +53,8 @@ async def identify(session: Session, command: ast.Id) -> Reply:
 
 
 async def enable(session: Session, command: ast.Enable) -> Reply:
-    """RFC 5161; RFC 7162 §3.1.8, §3.2.3: QRESYNC brings CONDSTORE along."""
+    """Handle ENABLE. RFC 5161; RFC 7162 §3.1.8, §3.2.3: QRESYNC brings CONDSTORE
+    along."""
     enabled = []
     for name in command.capabilities:
         if name == "CONDSTORE" and not session.condstore:
@@ -63,6 +64,9 @@ async def enable(session: Session, command: ast.Enable) -> Reply:
             session.qresync = True
             enable_condstore(session)
             enabled.append(b"QRESYNC")
+        elif name == "UIDONLY" and not session.uidonly:
+            session.uidonly = True
+            enabled.append(b"UIDONLY")
     session.write(wire.line(b"ENABLED", *enabled))
     return Reply("Enabled")
 

@@ -128,8 +128,8 @@ async def _matching(session: Session, patterns: Sequence[Pattern], known: Iterab
 
 
 def _joined(reference: str, pattern: str) -> str:
-    """RFC 9051 §6.3.9: the reference is a prefix of the pattern, unless that starts at
-    the root."""
+    """The reference is a prefix of the pattern unless the pattern starts at the root.
+    RFC 9051 §6.3.9."""
     if not reference or pattern.startswith(SEPARATOR):
         return pattern.removeprefix(SEPARATOR) if reference else pattern
     return reference + pattern

@@ -369,10 +369,7 @@ async def _drop(store: MailStore, user: User) -> bool:
     """Forget a user whom another backend has deleted, so that an upload does not bring
     the user back."""
     log.info("changes of a user whom another backend deleted are dropped", user=user.storage_id)
-    store.users.pop(user.storage_id, None)
-    user.deleted = True
-    store.forget(user.storage_id)
-    await user.wait_idle()
+    await store.drop(user)
     store.env.metacache.drop_user(user.storage_id)
     return False
 

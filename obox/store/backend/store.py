@@ -63,6 +63,17 @@ _GENERATION: Final = "generation"
 _BUCKET: Final = "bucket"
 
 
+@contextmanager
+def _counted(counter: Counter[StorageId], sid: StorageId) -> Iterator[None]:
+    counter[sid] += 1
+    try:
+        yield
+    finally:
+        counter[sid] -= 1
+        if not counter[sid]:
+            del counter[sid]
+
+
 class MailStore:
     """See the module's text and `api.Store`."""
 
@@ -75,8 +86,7 @@ class MailStore:
         self.changing = asyncio.Lock()
         """Held while this backend gains or loses units."""
         self.users: dict[StorageId, User] = {}
-        self.barred: set[StorageId] = set()
-        """Users that are being deleted. They cannot be opened."""
+        self._barred: Counter[StorageId] = Counter()
         self._pulling: Counter[StorageId] = Counter()
         self._rooming = asyncio.Lock()
         self._opening: dict[StorageId, asyncio.Task[User]] = {}
@@ -295,7 +305,7 @@ class MailStore:
         copies and journal.
         """
         self.beginning.decide()
-        if not self.started:  # perhaps during its start
+        if not self.started:  # it may come during the start
             return await self._end_tasks()
         self.started = False
         await self._wait_for_slots()
@@ -387,7 +397,7 @@ class MailStore:
     ) -> User:
         """See `api.Store.open_user`."""
         user = self.users.get(storage_id)
-        if user is not None and self.started and self._cluster is None and storage_id not in self.barred:
+        if user is not None and self.started and self._cluster is None and storage_id not in self._barred:
             user.used_at = self.env.clock()  # nothing has to be waited for
         else:
             async with answer_within(OPEN_S):
@@ -397,7 +407,7 @@ class MailStore:
                     await self._cluster.confirm()
                 await self.env.owned.admit(storage_id)
                 user = await self._user(storage_id, name)
-        if not self.env.owned.owns(storage_id):  # lost while it was opened
+        if not self.env.owned.owns(storage_id):  # the user was lost while it was opened
             raise Elsewhere("another backend serves the user; try again")
         user.name = name
         user.limit(quota_bytes, quota_messages)
@@ -419,21 +429,37 @@ class MailStore:
     def pulling(self, sid: StorageId) -> Iterator[None]:
         """Mark that a user's copies are sent to or received from another backend.
         Raises InUse if the user is being deleted."""
-        if sid in self.barred:
+        if sid in self._barred:
             raise InUse("the user is being deleted")
-        self._pulling[sid] += 1
-        try:
+        with _counted(self._pulling, sid):
             yield
-        finally:
-            self._pulling[sid] -= 1
-            self._pulling += Counter()  # without zeros
 
-    def block_opening(self, sid: StorageId) -> None:
-        """Mark that a user is being deleted. Raises InUse if its copies are being
-        pulled."""
+    @contextmanager
+    def barring(self, sid: StorageId) -> Iterator[None]:
+        """Let nobody open a user, because it is being deleted or rebuilt. Raises InUse
+        if its copies are being pulled."""
         if sid in self._pulling:
             raise InUse("the user is being pulled; try again in a while")
-        self.barred.add(sid)
+        with _counted(self._barred, sid):
+            yield
+
+    async def drop(self, user: User, *, within_s: float | None = None) -> None:
+        """Forget a user who is deleted, without an upload. Nothing of the user is in
+        flight on return.
+
+        Raises InUse if that takes longer than `within_s`. Then the user stays.
+        """
+        sid = user.storage_id
+        self.users.pop(sid, None)
+        user.deleted = True
+        try:
+            async with asyncio.timeout(within_s):
+                await user.wait_idle()
+        except TimeoutError:
+            user.deleted = False
+            self.users[sid] = user
+            raise InUse("deliveries to this user are still undecided; try again in a while") from None
+        self.forget(sid)
 
     def bucket_id(self) -> bytes:
         """Return the oid of `_format`, which identifies a bucket and its prefix. It is
@@ -482,7 +508,7 @@ class MailStore:
         make |= not upkeep
         waited = False
         while True:
-            if not self.started or sid in self.barred:
+            if not self.started or sid in self._barred:
                 raise Unavailable(TRY_LATER)
             user = self.users.get(sid)
             if user is not None:

@@ -114,12 +114,12 @@ class Box(ABC, Generic[S, D]):
         """Return UIDNEXT of the state; 0 if it has no UIDs."""
         return 0
 
-    def lacking(self) -> D:
+    def _lacking(self) -> D:
         """Return a delta that has at least what the bundles lack of the state."""
         delta: D = self.state.extract()
         return delta
 
-    def wants_bundle(self, change: Change) -> bool:
+    def _wants_bundle(self, change: Change) -> bool:
         """Return whether a change must be uploaded within the interval."""
         return True
 
@@ -151,7 +151,7 @@ class Box(ABC, Generic[S, D]):
 
     # -- joining -------------------------------------------------------------------------------------------------------
 
-    def decoded(self, data: bytes) -> D:
+    def _decoded(self, data: bytes) -> D:
         """Return a delta out of bytes. Raises Corrupt."""
         try:
             return self._decode(data)
@@ -161,7 +161,7 @@ class Box(ABC, Generic[S, D]):
     def join(self, data: bytes) -> None:
         """Join data of a bundle, a local copy or the journal of a boot that has ended.
         Raises Corrupt."""
-        self.state.join(self.decoded(data))
+        self.state.join(self._decoded(data))
 
     async def _join_all(self, datas: list[bytes]) -> None:
         """Join data of a box that nobody uses yet; a thread joins much of it. Raises
@@ -179,17 +179,17 @@ class Box(ABC, Generic[S, D]):
     async def _read(self, data: bytes) -> D:
         """Return a delta out of bytes; a thread decodes a large one. Raises Corrupt."""
         if len(data) > INLINE_DECODED_BYTES:
-            return await asyncio.to_thread(self.decoded, data)
-        return self.decoded(data)
+            return await asyncio.to_thread(self._decoded, data)
+        return self._decoded(data)
 
-    def join_others(self, delta: D, *, renew: bool) -> None:
+    def _join_others(self, delta: D, *, renew: bool) -> None:
         """Join a bundle that another backend has written. renew: sessions use the
         box."""
         self.state.join(delta)
 
     async def _take_others(self, delta: D, *, renew: bool) -> None:
-        """`join_others` of any size: others run meanwhile."""
-        self.join_others(delta, renew=renew)
+        """Do `_join_others` of any size; others run meanwhile."""
+        self._join_others(delta, renew=renew)
 
     def join_unflushed(self, fragments: Iterable[bytes]) -> None:
         """Join changes that no bundle has, from journals or from a local copy without a
@@ -215,14 +215,14 @@ class Box(ABC, Generic[S, D]):
     def _behind(self, change: Change) -> None:
         self.changes += 1
         self.change = max(self.change, change)
-        if self.due_at is None and self.wants_bundle(change):
+        if self.due_at is None and self._wants_bundle(change):
             self.due_at = self.env.clock() + self.env.settings.upload_interval_s
 
     def restate(self) -> None:
         """Write what the bundles lack to the journal again, because the journal of the
         boot before may not have it."""
         edit = Edit(self.sid)
-        edit.add_journal_only(self.box, self.lacking())
+        edit.add_journal_only(self.box, self._lacking())
         self.log.stage(edit)
 
     @abstractmethod
@@ -234,7 +234,8 @@ class Box(ABC, Generic[S, D]):
 
     @property
     def stamp(self) -> Stamp:
-        """What is known of the bundles. Once it is saved, the local copy has it too."""
+        """Return what is known of the bundles. Once it is saved, the local copy has it
+        too."""
         return self.bundles.stamp
 
     @stamp.setter
@@ -243,7 +244,7 @@ class Box(ABC, Generic[S, D]):
 
     @property
     def assignment(self) -> Assignment:
-        """The assignment under which this backend has the user at present."""
+        """Return the assignment under which this backend has the user at present."""
         return self.env.assignment(self.sid)
 
     async def load_copy(self, *, made_here: bool = False) -> tuple[Trust, list[bytes]]:
@@ -257,7 +258,7 @@ class Box(ABC, Generic[S, D]):
         stamp = None if copy is None else Stamp.decode(copy.stamp)
         if copy is not None and stamp is not None:
             try:
-                await self._join_all(([copy.base] if copy.base is not None else []) + copy.deltas)
+                await self._join_all(copy.parts())
             except Corrupt as exc:
                 _log.warning("local copy damaged and dropped", user=self.sid, mailbox=self.box, error=str(exc))
                 self.env.metacache.drop(self.sid, self.box)
@@ -272,7 +273,7 @@ class Box(ABC, Generic[S, D]):
         """Read new bundles of a LIST, or all of them, after `load_copy` has returned a
         copy that is not trusted. Raises Unavailable, Corrupt."""
         if worth is Trust.REBUILD:
-            found = Found.HISTORY if await self.rebuild(infos) else Found.NOTHING
+            found = Found.HISTORY if await self._rebuild(infos) else Found.NOTHING
         else:
             found = await self.take_bundles(infos)
             if found is not Found.NOTHING:
@@ -280,6 +281,14 @@ class Box(ABC, Generic[S, D]):
                 self.stamp = self.stamp.uncompared()
         self.stamp = replace(self.stamp, checked=self.env.now())
         return found
+
+    def rebuilt(self, infos: list[ObjectInfo]) -> None:
+        """Note that the state was made anew, from mails. infos: a LIST of the bundles,
+        which the next bundle covers, also if they do not decode."""
+        self.bundles.cover(infos)
+        self.stamp = replace(self.stamp, generation=self.assignment.generation)
+        self.changed(Change.IMPORTANT)
+        self.save()
 
     def compared(self, assignment: Assignment, *, listed: float | None = None) -> None:
         """Note that the state has everything that the bucket has. The local copy is
@@ -291,7 +300,7 @@ class Box(ABC, Generic[S, D]):
         self.stamp = stamp if listed is None else replace(stamp, listed=listed)
         self.save()
 
-    async def rebuild(self, infos: list[ObjectInfo]) -> bool:
+    async def _rebuild(self, infos: list[ObjectInfo]) -> bool:
         """Join the heads of the bundles in a LIST. Returns True if they are of several
         histories. Raises Unavailable, Corrupt."""
         loaded = await self.bundles.load(infos)

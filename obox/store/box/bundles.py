@@ -87,6 +87,18 @@ class Bundles:
         """LIST the bundles of the box, without foreign objects. Raises Unavailable."""
         return by_box(await self._env.listing(self._prefix, kind="index")).get(self._box, [])
 
+    def cover(self, infos: list[ObjectInfo]) -> None:
+        """Let the next bundle cover all bundles of a LIST, also bundles that do not
+        decode."""
+        heads = [info for info in infos if not info.key.endswith(".cache")]
+        segments = tuple(name_of(info.key) for info in infos if info.key.endswith(".cache"))
+        self.stamp = Stamp(
+            version=max((parse_bundle_key(info.key).version for info in heads), default=0),
+            heads=tuple(name_of(info.key) for info in heads),
+            segments=segments,
+            cached_uid=max((segment_range(name)[1] for name in segments), default=0),
+        )
+
     async def load(self, infos: list[ObjectInfo]) -> Loaded:
         """Read the heads among `infos`, this box's part of a LIST. It reads the newest
         first, so that most bundles are never read."""
@@ -109,7 +121,7 @@ class Bundles:
             for (key, info), body in sorted(zip(wanted, bodies, strict=True), key=lambda p: -p[0][0].version):
                 if name_of(info.key) in covered:
                     continue
-                # Covered and deleted since the LIST, which does not have the covering
+                # It was covered and deleted since the LIST, which lacks the covering
                 # bundle.
                 if body is None:
                     raise Unavailable(TRY_LATER)

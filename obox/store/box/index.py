@@ -150,6 +150,14 @@ def give_modseq(delta: Delta, modseq: int) -> None:
     delta.highestmodseq = modseq
 
 
+def state_of(guid: Guid, parts: Iterable[bytes]) -> State:
+    """Return the state that these parts of a local copy make. Raises ValueError."""
+    state = State(guid)
+    for data in parts:
+        state.join(Delta.decode(data))
+    return state
+
+
 class Index(Box[State, Delta]):
     """See the module's text."""
 
@@ -189,7 +197,7 @@ class Index(Box[State, Delta]):
 
     # -- the state (box.Box) -------------------------------------------------------------------------------------------
 
-    def join_others(self, delta: Delta, *, renew: bool) -> None:
+    def _join_others(self, delta: Delta, *, renew: bool) -> None:
         changed = self.state.join(delta)
         renewal = self.state.renewal(changed, self.env.now_ms()) if renew else None
         if renewal is not None:
@@ -200,7 +208,7 @@ class Index(Box[State, Delta]):
         for part in delta.slices(JOIN_MAILS):
             if turn.over():
                 await turn.end()
-            self.join_others(part, renew=renew)
+            self._join_others(part, renew=renew)
 
     async def join_journaled(self, deltas: Iterable[bytes]) -> None:
         """Join changes of a journal that ended, while sessions use the mailbox. The
@@ -218,17 +226,17 @@ class Index(Box[State, Delta]):
     def join_journal(self, data: bytes) -> bool:
         """Join changes that no bundle has, from the journal of a boot that is over.
         Returns whether mails or flags differ. Raises Corrupt."""
-        changed = self.state.join(self.decoded(data))
+        changed = self.state.join(self._decoded(data))
         self.change, self.stamp = Change.IMPORTANT, replace(self.stamp, need_base=True)
         return bool(changed)
 
     def whole(self, *, without: Collection[str] = ()) -> Encoded:
         return self.state.snapshot(without=without).parts()
 
-    def lacking(self) -> Delta:
+    def _lacking(self) -> Delta:
         return self.state.extract(0 if self.stamp.need_base else self.stamp.base_modseq)
 
-    def wants_bundle(self, change: Change) -> bool:
+    def _wants_bundle(self, change: Change) -> bool:
         return change is Change.IMPORTANT or self.unflushed_mails > self.env.settings.max_rescan_mail_count
 
     async def _before_bundle(self) -> None:
@@ -268,7 +276,7 @@ class Index(Box[State, Delta]):
 
     @property
     def cleared(self) -> bool:
-        """Whether the mailbox is deleted, and nothing of it is left in the bucket."""
+        """Return whether the mailbox is deleted, and the bucket has nothing of it."""
         entry = self.user.root.entries.get(self.guid)
         return self.clearing or (entry is not None and bool(entry.cleared))
 

@@ -7,7 +7,7 @@ entry means.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from metacache import Change
@@ -29,6 +29,14 @@ class Owner(Protocol):
     def sync_totals(self) -> bool:
         """Copy the totals of mailboxes in memory to the list. Returns True if any
         differed."""
+
+
+def list_of(parts: Iterable[bytes]) -> Root:
+    """Return the list that these parts of a local copy make. Raises ValueError."""
+    root = Root()
+    for data in parts:
+        root.join(RootDelta.decode(data))
+    return root
 
 
 class RootBox(Box[Root, RootDelta]):

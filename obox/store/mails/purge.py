@@ -15,7 +15,7 @@ backend is fenced when it renews its lease. It then compares its mailboxes, and 
 the copies.
 
 All objects of a user who is being deleted are deleted (`purge_all`). No session has the
-user open, and none can open it (`MailStore.block_opening`).
+user open, and none can open it (`MailStore.barring`).
 
 Invariant: no other file deletes a key of a mail; tests/store/test_purge.py checks that.
 This module does not know why a mail was expunged, and knows no bundles and no journals.

@@ -30,12 +30,14 @@ from msgspec.structs import replace
 from metacache import BoxSpace, Change, Copy, MetacacheError
 
 from ...errors import Corrupt, InUse, Invalid, NotFound, OboxError, Temporary, Unavailable
-from ...mailbox import Delta, Root, RootDelta, State, UidArray
+from ...mailbox import Delta, RootDelta, UidArray
 from ...objectstore import Codec, CorruptObject, NewerFormat, ObjectKind, UnknownKey
 from ...objectstore.keys import ROOT, bundles_prefix, pull_owner
 from ...types import Guid, StorageId
 from ..backend import upload
 from ..box.bundles import by_box
+from ..box.index import state_of
+from ..box.root import list_of
 from ..env import TRY_LATER
 from ..stamp import Stamp
 from . import users as operate
@@ -181,7 +183,7 @@ class Outgoing:
         for space in self._spaces:
             copy = metacache.load(sid, space.box)
             if copy is None or Stamp.decode(copy.stamp) is None:
-                continue  # cleaned meanwhile
+                continue  # the cleaner dropped it meanwhile
             try:
                 payload, uids = await asyncio.to_thread(_whole, space.box, copy)
             except ValueError as error:
@@ -198,15 +200,10 @@ class Outgoing:
 
 def _whole(box: str, copy: Copy) -> tuple[bytes, UidArray]:
     """Return a copy as a single delta, and its live UIDs. Raises ValueError."""
-    parts = [*([] if copy.base is None else [copy.base]), *copy.deltas]
+    parts = copy.parts()
     if box == ROOT:
-        root = Root()
-        for part in parts:
-            root.join(RootDelta.decode(part))
-        return root.extract().encode(), np.empty(0, dtype=np.uint32)
-    state = State(Guid(box))
-    for part in parts:
-        state.join(Delta.decode(part))
+        return list_of(parts).extract().encode(), np.empty(0, dtype=np.uint32)
+    state = state_of(Guid(box), parts)
     return parts[0] if len(parts) == 1 else state.extract().encode(), state.uids
 
 
@@ -412,9 +409,7 @@ class Incoming:
             if box == ROOT:
                 both, _ = _whole(box, mine._replace(deltas=[*mine.deltas, payload]))
                 return both, both not in (ours, payload)
-            state, other = State(Guid(box)), State(Guid(box))
-            state.join(Delta.decode(ours))
-            other.join(Delta.decode(payload))
+            state, other = state_of(Guid(box), [ours]), state_of(Guid(box), [payload])
             merged = bool(state.join(Delta.decode(payload))) and bool(other.join(Delta.decode(ours)))
             if merged:
                 state.join(state.takeover_delta(self._store.env.now_ms(), 0, merged=True))

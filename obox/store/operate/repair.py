@@ -19,22 +19,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import structlog
 
-from metacache import Change
-
 from ...errors import Corrupt, Limit
 from ...mailbox import Delta, MailboxEntry, Root, RootDelta, Rows
 from ...objectstore import ObjectInfo
-from ...objectstore.keys import ROOT, UID_MAX, mail_key, parse_bundle_key
+from ...objectstore.keys import ROOT, UID_MAX, mail_key
 from ...types import Guid, StorageId, Uid
 from ..backend import upload
-from ..box.bundles import Bundles, segment_range
+from ..box.bundles import Bundles
 from ..box.index import give_modseq
 from ..env import ANSWER_S
 from ..mails.listed import listed_uids
 from ..mails.lost import expunge as expunge_lost
 from ..mails.write import write_claim
-from ..stamp import Stamp, name_of
 from ..user.discover import read_listed
+from ..user.mailboxes import first_list
 from . import users as operate
 
 if TYPE_CHECKING:
@@ -107,7 +105,7 @@ async def _lost_mails(box: Mailbox, listed: dict[int, int]) -> dict[int, str]:
             await asyncio.sleep(0)
         at = state.position(uid)
         if at is None:
-            continue  # expunged meanwhile
+            continue  # it was expunged meanwhile
         home, home_uid = state.home_of(at)
         if home not in homes:
             homes[home] = await listed_uids(box.env, sid, home)
@@ -148,8 +146,7 @@ async def rebuild(store: MailStore, sid: StorageId, name: str, wanted: Callable[
     if (done := await _root(store, sid)) is not None:
         yield done
     user = await store.load_user(name, sid, make=True)
-    store.barred.add(sid)
-    try:
+    with store.barring(sid):
         found = await operate.mailboxes_in_bucket(store, sid)
         orphans = [guid for guid, mails in found.items() if mails and guid not in user.root.entries]
         for guid in orphans:
@@ -176,8 +173,6 @@ async def rebuild(store: MailStore, sid: StorageId, name: str, wanted: Callable[
             await box.flush()
         if anew:
             await user.rootbox.flush()
-    finally:
-        store.barred.discard(sid)
 
 
 async def _root(store: MailStore, sid: StorageId) -> Rebuilt | None:
@@ -192,37 +187,25 @@ async def _root(store: MailStore, sid: StorageId) -> Rebuilt | None:
         return None  # a damaged bundle does not matter if a good bundle covers it
     except (Corrupt, ValueError):
         pass
-    root, version = Root(), 0
+    root = Root()
     for info in infos:
-        version = max(version, parse_bundle_key(info.key).version)
         data = await env.get(info.key, kind="index")
         try:
             root.join(RootDelta.decode((await bundles.decode(info.key, data or b""))[1]))
         except (Corrupt, ValueError) as error:
             log.error("list of mailboxes is damaged", key=info.key, error=str(error))
     copy = env.metacache.load(sid, ROOT)
-    for data in ([copy.base] if copy.base is not None else []) + copy.deltas if copy is not None else []:
+    for data in [] if copy is None else copy.parts():
         try:
             root.join(RootDelta.decode(data))
         except ValueError:
             continue
     lost = not root.entries
     if lost:
-        now = env.now_ms()
-        wanted = [("INBOX", ""), *env.settings.mailboxes]
-        root.join(
-            RootDelta(
-                [
-                    MailboxEntry(env.random_bytes(16).hex(), name, now, now + at, now // 1000 + at, use)
-                    for at, (name, use) in enumerate(wanted)
-                ],
-                {name: now * 2 + 1 for name, _ in wanted},
-                {},
-                now,
-                now // 1000 + len(wanted),
-            )
-        )
-    bundles.stamp = Stamp(version=version, heads=tuple(name_of(info.key) for info in infos))
+        anew = first_list(env)
+        anew.identity = root.identity  # the user is still the same
+        root.join(anew)
+    bundles.cover(infos)
     await bundles.put("base", root.extract().encode(), modseq=root.highestmodseq)
     env.metacache.drop(sid, ROOT)
     await env.commit_staged()
@@ -253,19 +236,7 @@ async def _mailbox(user: User, entry: MailboxEntry) -> Mailbox:
         give_modseq(delta, max(box.state.next_modseq(env.now_ms()), least.highestmodseq + 1))
         box.state.join(delta)
     box.state.join(Delta(uidnext=max(uidnext, least.uidnext), highestmodseq=least.highestmodseq))
-    segments = tuple(name_of(info.key) for info in infos if info.key.endswith(".cache"))
-    box.stamp = Stamp(
-        generation=box.assignment.generation,
-        version=max((parse_bundle_key(one.key).version for one in infos if not one.key.endswith(".cache")), default=0),
-        heads=tuple(name_of(info.key) for info in infos if not info.key.endswith(".cache")),
-        segments=segments,
-        cached_uid=max((segment_range(name)[1] for name in segments), default=0),
-    )
-    env.metacache.drop(sid, guid)
-    box.change = Change.IMPORTANT
-    box.save()
-    user.rebuilt(box)
-    box.changed(Change.IMPORTANT)
+    user.rebuilt(box, infos)
     return box
 
 

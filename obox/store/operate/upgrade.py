@@ -126,7 +126,7 @@ async def upgrade(
         for batch in await _batches(await store.env.listing(bundles_prefix(sid), kind="index")):
             await _batch(store, batch, Upgraded(), dry_run=False)
         user = await store.load_user(name, sid)
-    user.sessions += 1  # keeps the user in memory, and with it the locks
+    user.sessions += 1  # this keeps the user in memory, and with it the locks
     try:
         for part in ("x/", "m/"):
             listed = await store.env.listing(user_prefix(sid) + part, kind="mail")
@@ -154,8 +154,7 @@ async def take_over_copy(
     done = Upgraded()
     if sid in store.users or store.opening(sid) is not None or store.env.metacache.boxes(sid):
         raise InUse("the user exists already; objects are bound to a new user only")
-    store.block_opening(sid)
-    try:
+    with store.barring(sid):
         indexes = await store.env.listing(bundles_prefix(sid), kind="index")
         roots = [info for info in indexes if info.key.startswith(bundles_prefix(sid, ROOT))]
         others = [info for info in indexes if not info.key.startswith(bundles_prefix(sid, ROOT))]
@@ -165,8 +164,6 @@ async def take_over_copy(
                 yield done
                 if rate:
                     await store.env.sleep(len(batch) / rate)
-    finally:
-        store.barred.discard(sid)
     yield done
 
 
@@ -222,7 +219,7 @@ async def _one(
     header_only = copied_from is None and (dry_run or info.size >= HEADER_FIRST)
     data = await env.get(key, kind=kind, end=HEADER_BYTES if header_only else None)
     if data is None:
-        return  # deleted since the LIST
+        return  # it was deleted since the LIST
     done.objects += 1
     try:
         was = owner_of(key) if copied_from is None else _bound_to(env.codec, key, data, copied_from)

@@ -110,8 +110,7 @@ async def delete(store: MailStore, sid: StorageId) -> AsyncIterator[Deleted]:
     not remove are reported and left. Raises InUse, Unavailable.
     """
     env = store.env
-    store.block_opening(sid)
-    try:
+    with store.barring(sid):
         await _unload(store, sid)
         space = sum(one.space_bytes for one in env.metacache.box_spaces(sid))
         copies = len(env.metacache.boxes(sid))
@@ -122,7 +121,7 @@ async def delete(store: MailStore, sid: StorageId) -> AsyncIterator[Deleted]:
         undeletable: dict[str, ObjectInfo] = {}
         for _ in range(PASSES_MAX):
             found = False
-            # The index first, so that a partly deleted user cannot be opened.
+            # The index goes first: a partly deleted user cannot be opened.
             for part in ("x", "m", "t", ""):
                 async for batch in _remaining_objects(
                     store, user_prefix(sid) + (f"{part}/" if part else ""), undeletable
@@ -142,8 +141,6 @@ async def delete(store: MailStore, sid: StorageId) -> AsyncIterator[Deleted]:
         env.metacache.drop_user(sid)
         await env.commit_staged()
         await store.record_deletion(sid)
-    finally:
-        store.barred.discard(sid)
 
 
 async def _unload(store: MailStore, sid: StorageId) -> None:
@@ -151,19 +148,12 @@ async def _unload(store: MailStore, sid: StorageId) -> None:
     if (task := store.opening(sid)) is not None:
         await asyncio.wait([task])
     user = store.users.get(sid)
-    if user is not None:
-        if user.sessions:
-            raise InUse(f"{user.sessions} sessions or deliveries have the user's mail open; kick them first")
-        store.users.pop(sid, None)
-        user.deleted = True
-        try:
-            async with asyncio.timeout(SETTLE_S):
-                await user.wait_idle()
-        except TimeoutError:
-            user.deleted = False
-            store.users[sid] = user
-            raise InUse("deliveries to this user are still undecided; try again in a while") from None
-    store.forget(sid)
+    if user is None:
+        store.forget(sid)
+        return
+    if user.sessions:
+        raise InUse(f"{user.sessions} sessions or deliveries have the user's mail open; kick them first")
+    await store.drop(user, within_s=SETTLE_S)
 
 
 async def _remaining_objects(

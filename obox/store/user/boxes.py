@@ -100,7 +100,7 @@ class Boxes:
 
     @property
     def root(self) -> Root:
-        """The list of mailboxes."""
+        """Return the list of mailboxes."""
         return self.rootbox.state
 
     @property
@@ -148,8 +148,8 @@ class Boxes:
 
     @property
     def _unclean(self) -> bool:
-        """Whether an owner has crashed, so that clients may know MODSEQs that no object
-        has."""
+        """Return whether an owner has crashed, so that clients may know MODSEQs that no
+        object has."""
         return self._store.unclean or self.env.owned.is_unclean(self.storage_id)
 
     async def wait_idle(self) -> None:
@@ -342,9 +342,12 @@ class Boxes:
         self._exact.add(box.guid)
         return box
 
-    def rebuilt(self, box: Mailbox) -> None:
-        """Use a mailbox that was rebuilt from its mails, without earlier journals."""
+    def rebuilt(self, box: Mailbox, infos: list[ObjectInfo]) -> None:
+        """Use a mailbox that was rebuilt from its mails, without earlier journals.
+        infos: a LIST of its bundles."""
         self.pending.pop(box.guid, None)
+        self.env.metacache.drop(self.storage_id, box.guid)
+        box.rebuilt(infos)
         self.boxes[box.guid] = box
 
     def forget(self, guid: Guid) -> None:

@@ -17,6 +17,7 @@ from ...types import Guid
 from ..api import MailboxInfo
 from ..box.bundles import BundleMeta
 from ..box.index import Index, Owner
+from ..env import Env
 from ..log.stage import Edit
 from ..mails.purge import purge_last
 from ..stamp import Stamp, name_of
@@ -69,10 +70,9 @@ def infos(root: Root) -> list[MailboxInfo]:
     return out
 
 
-async def first(user: Lister) -> bool:
-    """Write the first root bundle of a new user under its fixed name. Returns False if
-    another backend was first."""
-    env = user.env
+def first_list(env: Env) -> RootDelta:
+    """Return the mailboxes of the settings, subscribed, as the whole list of a user who
+    has no list."""
     now = env.now_ms()
     validity = now // 1000
     wanted = [(INBOX, ""), *((canonical(name), use) for name, use in env.settings.mailboxes)]
@@ -81,7 +81,13 @@ async def first(user: Lister) -> bool:
         for i, (name, use) in enumerate(wanted)
     ]
     subscriptions = {name: now * 2 + 1 for name, _ in wanted}
-    delta = RootDelta(entries, subscriptions, {}, now, validity + len(wanted), identity=entries[0].guid)
+    return RootDelta(entries, subscriptions, {}, now, validity + len(wanted), identity=entries[0].guid)
+
+
+async def first(user: Lister) -> bool:
+    """Write the first root bundle of a new user under its fixed name. Returns False if
+    another backend was first."""
+    env, delta = user.env, first_list(user.env)
     oid = env.new_oid()
     key = first_root_key(user.storage_id)
     meta = msgspec.msgpack.encode(BundleMeta())
@@ -93,7 +99,7 @@ async def first(user: Lister) -> bool:
         raise env.unavailable("put", key, exc) from exc
     user.root.join(delta)
     user.rootbox.stamp = Stamp(heads=(name_of(key),), need_base=False)
-    user.created_here = {Guid(entry.guid) for entry in entries}
+    user.created_here = {Guid(entry.guid) for entry in delta.entries}
     log.info("user created", user=user.name, storage_id=user.storage_id)
     return True
 
@@ -189,7 +195,7 @@ async def clear_deleted(user: Lister, entry: MailboxEntry) -> None:
     copy needs it."""
     box = await user.box(Guid(entry.guid))
     homes = await box.homes()
-    # Mails that arrived while it was deleted, or by another writer.
+    # Mails may have arrived while it was deleted, or by another writer.
     box.expunge_now(box.state.uids, homes)
     await _flush.sweep(box)
     async with box.flushing:

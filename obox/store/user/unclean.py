@@ -12,10 +12,10 @@ from typing import Final
 
 from metacache import Change, Copy
 
-from ...mailbox import Delta, State
+from ...mailbox import Delta
 from ...objectstore.keys import ROOT
 from ...types import Guid
-from ..box.index import Owner
+from ..box.index import Owner, state_of
 from ..env import INLINE_DECODED_BYTES
 from ..stamp import Stamp
 
@@ -54,10 +54,7 @@ async def journal_unflushed(user: Owner) -> None:
 
 def _since(guid: Guid, copy: Copy, since: int) -> Delta:
     """Return what a copy has of changes after a MODSEQ. Raises ValueError."""
-    state = State(guid)
-    for data in [*([] if copy.base is None else [copy.base]), *copy.deltas]:
-        state.join(Delta.decode(data))
-    return state.extract(since)
+    return state_of(guid, copy.parts()).extract(since)
 
 
 def modseq_floor(user: Owner, *, unclean: bool) -> int:

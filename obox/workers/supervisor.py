@@ -25,7 +25,6 @@ from obox.cluster import Assigned, Directory, Here, Router, There
 from obox.config import Config, load
 from obox.errors import Unavailable
 from obox.front import Front
-from obox.membership import ports_of
 from obox.proxy import ViewRouter
 from obox.server import Lifecycle, Notifier, Reloaded
 from obox.server.log import recent_problems
@@ -179,10 +178,7 @@ class Supervisor(Front):
 
     def places(self) -> tuple[None, Callable[[], tuple[str, Mapping[str, int]]]]:
         """Name this process for all users, since front ends cannot reach a worker."""
-        return None, lambda: (self.config.cluster.address or "127.0.0.1", self._ports())
-
-    def _ports(self) -> dict[str, int]:
-        return ports_of(("imap", "pop3", "lmtp"), self.listeners.addresses)
+        return None, lambda: (self.config.cluster.address or "127.0.0.1", self.ports())
 
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -53,7 +53,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _override(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> list[tuple[str, object]]:
-    """`section.key=value` as a setting of the configuration.
+    """Return `section.key=value` as a setting of the configuration.
 
     An unknown setting is refused later, when the configuration is read.
     """

@@ -9,7 +9,9 @@ backend over the same bucket is then asked for all mails.
 
 The exit code is 1 if something was lost. It is also 1 if a user was without service for
 too long. The times do not count if the event loops of the members, or of this process,
-were late: then the machine was too slow for a judgement.
+were late: then the machine was too slow for a judgement. They do not count either if
+several members are disturbed at the same time (`--at-once`). Of several backends that
+look dead, only one is taken for dead in each interval of `dead_after`.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ service meanwhile."""
 HEALED_S: Final = 3.0
 """A backend that was cut off is not disturbed for so long after it. It may still have
 to write changes that it has acknowledged."""
-SETTLE_S: Final = 3.0
+REST_S: Final = 3.0
 """The pause between the last answer and the end of the cluster. It must be longer than
 `journal_interval`."""
 
@@ -81,6 +83,8 @@ class Size:
     sessions: int = 100
     seed: int = 1
     dead_after: str = "10s"
+    at_once: int = 1
+    """So many loops disturb the cluster, each a single member at a time."""
     actions: tuple[str, ...] = ()
     """These actions happen in turn. If there are none, they are chosen at random."""
 
@@ -393,14 +397,14 @@ async def run(
             await _load(size, cluster, clients)
         finally:
             watching.cancel()
-        note("settle")
-        await asyncio.sleep(SETTLE_S)
+        note("rest")
+        await asyncio.sleep(REST_S)
         fresh = await cluster.end()
         note("judge")
         await _judge(fresh, clients)
         errors = [line for one in (*cluster.backends, *cluster.proxies, fresh) for line in one.errors()]
         lags = [lag for one in (*cluster.backends, *cluster.proxies) for lag in one.lags.values()]
-        return Outcome(witness, clients, cluster.actions, errors, lags, ours)
+        return Outcome(witness, clients, cluster.actions, errors, lags, ours, size.at_once)
     finally:
         closing.close()
         for one in (*cluster.backends, *cluster.proxies, *([fresh] if fresh else [])):
@@ -424,7 +428,7 @@ async def _made(directory: CassandraDirectory) -> None:
 
 async def _load(size: Size, cluster: Cluster, clients: Patient) -> None:
     calm = asyncio.Event()
-    disturbances = [asyncio.ensure_future(cluster.disturb(which, calm)) for which in range(max(1, size.backends // 2))]
+    disturbances = [asyncio.ensure_future(cluster.disturb(which, calm)) for which in range(size.at_once)]
     work = [asyncio.ensure_future(clients.session(which)) for which in range(size.sessions)]
     work.append(asyncio.ensure_future(clients.deliver(size.rate)))
     done, _ = await asyncio.wait([*disturbances, *work], timeout=size.seconds, return_when=asyncio.FIRST_EXCEPTION)
@@ -485,6 +489,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="cassandra (Maven fetches a server), lmdb, or cassandra://role@host:port/keyspace",
     )
     parser.add_argument("--dead-after", default=Size.dead_after)
+    parser.add_argument("--at-once", type=int, default=Size.at_once, help="members that are disturbed at the same time")
     parser.add_argument("--password-file", default="", help="file with the password of the role in Cassandra")
     parser.add_argument("--actions", default="", help=f"events in place of chance, with commas: {', '.join(_ACTIONS)}")
     parser.add_argument("--keep", type=Path, help="keep configurations and logs in this new folder")
@@ -505,6 +510,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked.sessions,
         asked.seed,
         asked.dead_after,
+        asked.at_once,
         actions,
     )
     head = machine()

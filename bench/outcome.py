@@ -32,7 +32,8 @@ class Event:
 @dataclass
 class Outcome:
     """The figures of a run. lags: the delays of the members' event loops, for each
-    process. ours: the delays of the timers of this process, in seconds."""
+    process. ours: the delays of the timers of this process, in seconds. at_once: how
+    many members were disturbed at the same time."""
 
     witness: Witness
     clients: Patient
@@ -40,6 +41,7 @@ class Outcome:
     errors: list[str]
     lags: list[Lag] = field(default_factory=list)
     ours: list[float] = field(default_factory=list)
+    at_once: int = 1
 
     @property
     def lost(self) -> list[str]:
@@ -55,8 +57,9 @@ class Outcome:
 
     @property
     def judged(self) -> bool:
-        """Return whether the machine was quick enough to judge times."""
-        return self.in_time >= 0.99
+        """Return whether times are judged: the machine was quick enough, and no two
+        members were disturbed at the same time."""
+        return self.in_time >= 0.99 and self.at_once == 1
 
     @property
     def late(self) -> list[str]:

@@ -34,7 +34,7 @@ from fscache.order import FRESH, ONCE, Entry
 
 log = structlog.get_logger()
 
-CLOSE_TIMEOUTS = 5  # of the disk's timeouts, so 10 s, for a disk that hangs at a stop
+CLOSE_TIMEOUTS = 5  # timeouts of the disk that a stop waits, so 10 s if the disk hangs
 
 
 class Fscache:

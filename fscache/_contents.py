@@ -48,9 +48,9 @@ class Planned:
     """A step of a round, and what it means for the accounts."""
 
     step: Step
-    removed: dict[str, int] = field(default_factory=dict)  # out of `removals`
+    removed: dict[str, int] = field(default_factory=dict)  # taken out of `removals`
     evicted: list[tuple[str, Entry]] = field(default_factory=list)
-    name: str = ""  # of the pending object
+    name: str = ""  # name of the pending object
     pending: Pending | None = None
 
 
@@ -253,7 +253,7 @@ class Contents:
             if current:
                 entry = Entry(item.pending.space, item.step.mtime, False)
                 self.index.add(name, entry, item.pending.queue, item.step.mtime)
-            else:  # put again or dropped while it was written
+            else:  # it was put again or dropped while it was written
                 self._removals[name] = item.pending.space
         return progress
 
@@ -274,7 +274,7 @@ class Contents:
             elif name in self._superseded:
                 self._removals[name] = entry.space
             else:
-                self.index.restore(name, entry)  # last, so that another is next
+                self.index.restore(name, entry)  # another is the next to go
         return progress
 
     def end_round(self) -> None:

@@ -23,7 +23,7 @@ class Stats(NamedTuple):
     errors: int
     skipped: int  # objects not stored: too large, or too many were waiting
     oldest: float = 0.0  # about when the longest unread object was last read
-    pending: int = 0  # bytes waiting to be written
+    pending: int = 0  # bytes that wait to be written
     max_size: int = 0
 
 
@@ -43,5 +43,5 @@ class Rescanned(NamedTuple):
 
     @property
     def right(self) -> bool:
-        """Whether the accounts were right before the recount."""
+        """Return whether the accounts were right before the recount."""
         return not (self.added or self.removed or self.changed) and self.before == self.bytes

@@ -37,7 +37,7 @@ class Accounts:
 
     @property
     def limit(self) -> int:
-        """The most bytes that may be accounted. It may be set at any time."""
+        """Return the most bytes that may be accounted. It may be set at any time."""
         return self._disk.limit
 
     @limit.setter

@@ -162,7 +162,7 @@ class Metacache:
             nbytes += len(value) + OP_BYTES
             total += len(value)
         if pieces[0]:
-            self._writer.admit(total)  # all of it or nothing
+            self._writer.admit(total)  # the commit has all of it or nothing
             for piece in pieces:
                 self._writer.stage(PutFields(user, box, piece), 0)
 

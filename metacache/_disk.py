@@ -119,7 +119,7 @@ class Disk:
 
     @contextmanager
     def snapshot(self) -> Iterator[Txn]:
-        """A read transaction. Raises: MetacacheError."""
+        """Yield a read transaction. Raises: MetacacheError."""
         with _translated("read"), self.env.lmdb.begin() as txn:
             yield txn
 

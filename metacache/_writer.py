@@ -66,7 +66,7 @@ class Writer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="metacache")
         self._layers: deque[Layer] = deque()  # oldest first; the first is written
         self.touched: dict[BoxKey, float] = {}  # last accesses, not committed
-        self.written_txn_id = 0  # of the last layer that left the queue
+        self.written_txn_id = 0  # number of the last layer that left the queue
         self.failing = False  # the last commit failed
         self.closed = False
         self._task: asyncio.Task[None] | None = None

@@ -35,7 +35,7 @@ def parsed(remote: str) -> Address | None:
 
 
 def counted(remote: str) -> str:
-    """What a limit counts: the IPv4 address, or the network of an IPv6 address.
+    """Return what a limit counts: the IPv4 address, or the network of an IPv6 address.
 
     "" for addresses of this machine, which a proxy or a webmail server uses for many
     clients, and for what is no address, such as a unix socket.
@@ -49,7 +49,8 @@ def counted(remote: str) -> str:
 
 
 def literal(remote: str) -> str:
-    """An address literal: `[192.0.2.1]` or `[IPv6:2001:db8::1]`. RFC 5321 §4.1.3."""
+    """Return an address literal: `[192.0.2.1]` or `[IPv6:2001:db8::1]`. RFC 5321
+    §4.1.3."""
     address = parsed(remote)
     if address is None:
         return f"[{remote}]"

@@ -41,7 +41,7 @@ class Lanes:
         await mine
 
     def _next(self, user: str) -> None:
-        """In each round of the loop: the turn of the first who still waits."""
+        """Give the turn to the first who still waits, in each round of the loop."""
         queue = self._waiting[user]
         while queue:
             first = queue.popleft()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -23,7 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-import psutil
 import structlog
 
 from fscache import Fscache
@@ -293,7 +293,7 @@ def disk_room(path: Path) -> dict[str, float]:
     It is empty while the file system does not answer.
     """
     try:
-        usage = psutil.disk_usage(str(next(place for place in (path, *path.parents) if place.exists())))
+        usage = shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists()))
     except OSError:
         return {}
     return {"disk_free_bytes": usage.free, "disk_total_bytes": usage.total}

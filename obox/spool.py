@@ -45,7 +45,7 @@ class Spool:
 
     @property
     def in_memory(self) -> bool:
-        """Whether no file has been needed."""
+        """Return whether no file has been needed."""
         return self._file is None
 
     def add(self, data: bytes) -> bool:
@@ -68,12 +68,12 @@ class Spool:
             self.failed = True
 
     def take_memory(self) -> bytes:
-        """The mail, if it is in memory."""
+        """Return the mail if it is in memory."""
         assert self._file is None
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
     async def take(self) -> bytes:
-        """The mail, from memory or the file. Raises: OSError."""
+        """Return the mail, from memory or the file. Raises: OSError."""
         if self._file is None:
             return self.take_memory()
         if self._parts:
@@ -81,7 +81,8 @@ class Spool:
         return await asyncio.to_thread(self._read)
 
     async def read(self, start: int, size: int) -> bytes:
-        """A range of the mail, which `flush` has put into the file. Raises: OSError."""
+        """Return a range of the mail, which `flush` has put into the file. Raises:
+        OSError."""
         if self._file is None or self.failed:
             raise OSError("the spool has failed")
         data = await asyncio.to_thread(os.pread, self._file.fileno(), size, start)
@@ -90,7 +91,7 @@ class Spool:
         return data
 
     async def head(self, size: int) -> bytes | None:
-        """Its first bytes, at most `size`; None: the file cannot be read.
+        """Return the first bytes, at most `size`. None: the file cannot be read.
 
         A mail that is in a file is in there whole, by `flush`.
         """
@@ -102,7 +103,7 @@ class Spool:
             return None
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The whole mail in pieces, which costs no more memory than a piece.
+        """Yield the whole mail in pieces, which costs no more memory than a piece.
 
         A mail that is in a file is in there whole, by `flush`. Raises: OSError.
         """
@@ -120,7 +121,7 @@ class Spool:
             await asyncio.to_thread(file.close)
 
     def close(self) -> None:
-        """`reset` without a loop, at the end of a connection."""
+        """Do `reset` without a loop, at the end of a connection."""
         self._parts = []
         if self._file is not None:
             self._file.close()

@@ -1,4 +1,5 @@
-"""The lock of a state directory: one process at a time uses it. A leaf.
+"""The lock of a state directory, which one process at a time uses, and the socket of
+this process. A leaf.
 
 `obox.parts` takes the lock with `flock` on the file LOCK for as long as the process
 runs; others ask here whether a process holds it.
@@ -12,6 +13,9 @@ from typing import Final
 
 LOCK: Final = "lock"
 """The file in a state directory."""
+ADMIN: Final = "admin.sock"
+"""The socket in a state directory. It serves the admin API to root and the service
+user."""
 
 
 def is_locked(state_dir: Path) -> bool:

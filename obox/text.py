@@ -38,7 +38,8 @@ _ASTRAL: Final = re.compile("[\U00010000-\U0010ffff]")
 
 @cache
 def _long_run(most: int) -> re.Pattern[str]:
-    """A pattern that finds NONSTARTERS_MAX non-starters that are followed by another.
+    """Return a pattern that finds NONSTARTERS_MAX non-starters that are followed by
+    another.
 
     most: the last non-starter that the pattern knows. A pattern for those up to U+FFFF
     is ten times as fast.
@@ -65,7 +66,7 @@ def is_stream_safe(text: str) -> bool:
 
 
 def stream_safe(text: str) -> str:
-    """The text with a grapheme joiner after each NONSTARTERS_MAX consecutive
+    """Return the text with a grapheme joiner after each NONSTARTERS_MAX consecutive
     non-starters.
 
     Linear time; the same text if it was stream-safe. UAX #15 §13 (Stream-Safe Text
@@ -74,7 +75,7 @@ def stream_safe(text: str) -> str:
     return text if text.isascii() else _run_in(text).sub(lambda run: run[0] + _BREAK, text)
 
 
-def starts_anew(char: str) -> bool:
+def can_begin(char: str) -> bool:
     """Return whether a text may be cut before this character, so that both sides can be
     normalised (NFKD) separately.
     """
@@ -82,7 +83,7 @@ def starts_anew(char: str) -> bool:
 
 
 def nfc_name(name: str, bytes_max: int, what: str) -> str:
-    """The NFC form of a name. The name is measured before it is normalised.
+    """Return the NFC form of a name. The name is measured before it is normalised.
 
     bytes_max: limit of the name in UTF-8 as it arrives. NFC of a stream-safe text has
     at most three times as many bytes (UAX #15 §17), so the caller checks its own limit
@@ -99,13 +100,14 @@ def nfc_name(name: str, bytes_max: int, what: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the form that people use: "2 s", "36 h", "1 d", "250 ms"."""
+    """Return a time in the form that people use: "2 s", "36 h", "1 d", "250 ms"."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length and seconds % length == 0:
             return f"{seconds / length:g} {unit}"
-    return f"{_decimal(seconds)} s" if seconds >= 1 or not seconds else f"{_decimal(seconds * 1000)} ms"
+    return f"{decimal(seconds)} s" if seconds >= 1 or not seconds else f"{decimal(seconds * 1000)} ms"
 
 
-def _decimal(number: float) -> str:
-    """A number without an exponent, and with as few of three decimals as it needs."""
+def decimal(number: float) -> str:
+    """Return a number without an exponent, and with as few of three decimals as it
+    needs."""
     return f"{number:.3f}".rstrip("0").rstrip(".")

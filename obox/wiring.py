@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from .admin.parts import Admin, ClusterParts, Evaluate, FindCluster, OwnHttp, Probe, Session
@@ -27,7 +26,6 @@ __all__ = [
     "offline",
     "own_http",
     "quiet_logging",
-    "socket_path",
 ]
 
 if TYPE_CHECKING:
@@ -40,10 +38,6 @@ if TYPE_CHECKING:
     from .parts import Parts
     from .server import Lifecycle
 
-SOCKET: Final = "admin.sock"
-"""Name of the socket in state_dir that serves the admin API to root and the service
-user."""
-
 START_S: Final = 30.0
 """How long the tool waits for the bucket's answer when it opens a state directory."""
 
@@ -55,10 +49,6 @@ def quiet_logging() -> None:
     from .server.log import set_up_logging
 
     set_up_logging("warning", "console")
-
-
-def socket_path(state_dir: Path) -> Path:
-    return state_dir / SOCKET
 
 
 class Running:

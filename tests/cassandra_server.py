@@ -266,7 +266,7 @@ def _wait_ready(process: subprocess.Popen[bytes], server: CassandraServer) -> bo
 
 @pytest.fixture(scope="session")
 def cassandra_server() -> Iterator[CassandraServer]:
-    """A Cassandra for the whole session."""
+    """Yield a Cassandra for the whole session."""
     pytest.importorskip("cassandra", reason="needs PyPI package cassandra-driver (make install)")
     if GIVEN:
         host, _, port = GIVEN.partition(":")

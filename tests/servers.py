@@ -215,7 +215,9 @@ def s3_client(server: S3Server) -> Any:
         aws_access_key_id=server.access_key_id,
         aws_secret_access_key=server.secret_access_key,
         region_name=server.region,
-        config=Config(retries={"max_attempts": 1}, connect_timeout=2, read_timeout=10, s3={"addressing_style": "path"}),
+        config=Config(
+            retries={"max_attempts": 1}, connect_timeout=2, read_timeout=PATIENT_S, s3={"addressing_style": "path"}
+        ),
     )
 
 
@@ -224,21 +226,21 @@ _serial = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def seaweedfs() -> Iterator[S3Server]:
-    """A SeaweedFS for the whole session."""
+    """Yield a SeaweedFS for the whole session."""
     with run_seaweedfs() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def moto() -> Iterator[S3Server]:
-    """A moto server for the whole session."""
+    """Yield a moto server for the whole session."""
     with run_moto() as server:
         yield server
 
 
 @pytest.fixture
 def moto_bucket(moto: S3Server) -> S3Bucket:
-    """An empty bucket of moto's for one test."""
+    """Return an empty bucket of moto's for one test."""
     name = f"test-{os.getpid()}-{next(_serial)}"
     s3_client(moto).create_bucket(Bucket=name)
     return S3Bucket(moto, name)
@@ -246,7 +248,7 @@ def moto_bucket(moto: S3Server) -> S3Bucket:
 
 @pytest.fixture
 def s3_bucket(seaweedfs: S3Server) -> S3Bucket:
-    """An empty bucket for one test."""
+    """Return an empty bucket for one test."""
     name = f"test-{os.getpid()}-{next(_serial)}"
     s3_client(seaweedfs).create_bucket(Bucket=name)
     return S3Bucket(seaweedfs, name)

@@ -30,7 +30,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def witness(clock: Clock) -> Witness:
-    """A witness that knows a mail with a flag, and a copy of this mail."""
+    """Return a witness that knows a mail with a flag, and a copy of this mail."""
     made = Witness(clock, 1.0)
     made.validity(USER, "INBOX", 5)
     made.accepted(USER, "m1")

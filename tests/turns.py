@@ -122,8 +122,8 @@ class Turns:
 
     @property
     def slowdown(self) -> float:
-        """How much a shared processor lengthens a turn: the slow tenth of the samples
-        divided by the best time."""
+        """Return how much a shared processor lengthens a turn: the slow tenth of the
+        samples divided by the best time."""
         if not self.samples:
             return 1.0
         return max(1.0, sorted(self.samples)[len(self.samples) * 9 // 10] / _best_s)

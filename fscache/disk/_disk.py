@@ -87,7 +87,7 @@ class Known(Protocol):
 
     @property
     def space(self) -> int:
-        """Bytes in whole blocks."""
+        """Return bytes in whole blocks."""
         ...
 
 
@@ -105,7 +105,7 @@ class Disk(Protocol):
 
     @property
     def name(self) -> str:
-        """Where the files are, for the log."""
+        """Return where the files are, for the log."""
         ...
 
     @property

@@ -38,7 +38,7 @@ class FileDisk:
         self.timeout_s = timeout_s
         self._readers = Readers(timeout_s)
         self._changer = ThreadPoolExecutor(1, thread_name_prefix="fscache-change")
-        self._change_began: float | None = None  # of the loop's clock
+        self._change_began: float | None = None  # time of the loop's clock
 
     def open(self, digest: Callable[[Listing], T], read_ended: Callable[[], None]) -> Future[T]:
         self._readers.ended = read_ended

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> object:
     if name == "TABLE":
-        from .loading import verbs  # see there
+        from .loading import verbs  # `loading` says why
 
         return verbs()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

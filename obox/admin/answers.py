@@ -60,7 +60,7 @@ def _parts(value: Any) -> Iterator[bytes]:
     elif isinstance(value, dict):
         yield b"{"
         for at, (name, one) in enumerate(value.items()):
-            # The name and its colon, out of `{"name":null}`.
+            # This cuts the name and its colon out of `{"name":null}`.
             yield (b"," if at else b"") + msgspec.json.encode({name: None})[1:-5]
             yield from _parts(one)
         yield b"}"

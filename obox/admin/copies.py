@@ -4,6 +4,7 @@ whether they are dropped. `source` says how it is asked."""
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from typing import Final
@@ -14,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..errors import InUse, Invalid, Unavailable
 from ..escaping import escape, unescape
+from ..turn import Turn
 from ..types import StorageId
 from . import exits
 from .parts import Admin
@@ -21,13 +23,15 @@ from .parts import Admin
 log = structlog.get_logger("obox.admin")
 
 MEDIA_TYPE: Final = "application/vnd.obox.pull"
+USERS_MAX: Final = 64
+"""So many users are named in one answer, which has at most 64 KiB."""
 SILENCE_S: Final = 120.0
 """A pull ends if its destination reads nothing for this time. The user cannot be
 deleted while a pull runs."""
 
 
 async def identity(admin: Admin) -> Response:
-    """Who answers, and of which bucket. Raises Unavailable."""
+    """Return who answers, and of which bucket. Raises Unavailable."""
     store = admin.store
     if not store.started:
         raise Unavailable("the source is starting or stopping")
@@ -46,7 +50,7 @@ def _checked(sid: str) -> StorageId:
 
 
 async def send(admin: Admin, sid: str, *, latest_only: bool, clean: bool) -> Response:
-    """The stream of a user. Raises Outdated, NotFound, InUse, Unavailable."""
+    """Return the stream of a user. Raises Outdated, NotFound, InUse, Unavailable."""
     from ..store.operate.pull import Outgoing
 
     owner, store = _checked(sid), admin.store
@@ -83,6 +87,20 @@ class _Stream(StreamingResponse):
                 log.info("pull ended, the destination reads nothing", silent_s=SILENCE_S)
 
 
+async def left_behind(admin: Admin, after: str) -> Response:
+    """Some users behind `after` of whom copies are here although another backend serves
+    them, by storage id. Raises Unavailable."""
+    store, turn = admin.store, Turn()
+    await store.env.commit_staged()
+    found = []
+    for space in store.env.metacache.users():
+        if turn.over():
+            await turn.end()
+        if space.user > after and not store.env.owned.owns(space.user):
+            found.append(space.user)
+    return JSONResponse({"users": heapq.nsmallest(USERS_MAX, found)})
+
+
 async def drop(admin: Admin, sid: str) -> Response:
     """Drop a user's copies. Raises Unavailable, InUse."""
     from ..store.backend import upload
@@ -92,6 +110,6 @@ async def drop(admin: Admin, sid: str) -> Response:
         await upload.unload(store, owner, upload=True)
     except InUse:
         pass  # the row says what was kept
-    from .caches import cleaned  # with the verbs
+    from .caches import cleaned  # loaded with the verbs
 
     return JSONResponse(await cleaned(admin, owner))

@@ -63,7 +63,7 @@ async def _search(admin: Admin, user: User, query: SearchQuery) -> AsyncIterator
                 if len(uids):
                     yield Found(info.name, box, uids)
         except NotFound:
-            continue  # deleted meanwhile
+            continue  # it was deleted meanwhile
 
 
 @asynccontextmanager
@@ -208,7 +208,7 @@ async def _row(user: User, found: Found, uid: int, fields: list[str], contents: 
     A large mail is decoded in a thread.
     """
     ready, source = contents
-    # Before the position, which may change meanwhile.
+    # The header comes before the position, which may change meanwhile.
     if len(source) > INLINE_BYTES:
         header = await asyncio.to_thread(_header, source)
     else:

@@ -18,7 +18,6 @@ from ..errors import ConfigError, Invalid, NotFound, Unavailable
 from ..escaping import unescape
 from ..types import StorageId
 from .exits import NoUser
-from .masks import entries_that_match, masked
 from .params import Selection
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ class Session(Protocol):
 
     @property
     def service(self) -> str:
-        """The protocol."""
+        """Return the protocol."""
 
 
 class Server(Protocol):
@@ -233,6 +232,8 @@ class Admin:
     async def select(self, selection: Selection) -> list[Account]:
         """Return the users of a request, by name. Raises NoUser, Invalid,
         Unavailable."""
+        from .masks import entries_that_match, masked  # loaded with the verbs
+
         given = (selection.user is not None) + bool(selection.users) + selection.all_users
         if given != 1:
             raise Invalid("users must be named in one way; allowed: one of user, users, allUsers")

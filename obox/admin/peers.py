@@ -17,8 +17,8 @@ class Sources(Protocol):
     """Backends of the cluster as sources of `metacache pull`, over the trusted link."""
 
     def find(self, name: str, host: str, port: int | None) -> There | None:
-        """The backend of this name, or the one at this address if the link may be used
-        there. port: None if none was given."""
+        """Return the backend of this name, or the one at this address if the link may
+        be used there. port: None if none was given."""
 
     def ask(self, there: There, question: bytes) -> AbstractAsyncContextManager[tuple[int, AsyncIterator[bytes]]]:
         """Ask a source: the HTTP status, and the body. Raises OSError, NoPerm."""
@@ -28,4 +28,4 @@ class Kick(Protocol):
     """Asks the owner of a user, over the trusted link, to end the user's sessions."""
 
     async def __call__(self, backend: str, member: Member, account: Account, assigned: Assigned) -> int:
-        """How many it ended. Raises NoPerm, Unavailable, Temporary."""
+        """Return how many it ended. Raises NoPerm, Unavailable, Temporary."""

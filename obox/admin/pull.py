@@ -20,7 +20,7 @@ import http.client
 import socket
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
@@ -40,6 +40,8 @@ from .table import Event, Needs, Progress, user_verb
 
 if TYPE_CHECKING:
     from ..cluster import There
+    from ..store.backend.store import MailStore
+    from ..store.operate.pull import Incoming
     from .peers import Sources
 
 T = TypeVar("T")
@@ -51,7 +53,7 @@ SILENCE_S: Final = 120.0
 mailboxes before it sends."""
 READ_BYTES: Final = 256 * 1024
 ANSWER_BYTES_MAX: Final = 64 * 1024
-TOLD_CHARS_MAX: Final = 300
+MESSAGE_CHARS_MAX: Final = 300
 """The source's message is repeated up to so many characters."""
 
 
@@ -103,21 +105,13 @@ async def metacache_pull(admin: Admin, account: Account, params: MetacachePullPa
     does not answer, 77 if the source refuses the key or the secret, 1003 (a shell sees
     235) if the source is outdated, and 75 if copies stay there in spite of --clean.
     """
-    from ..store.operate.pull import Incoming
-
     sid, store = account.storage_id, admin.store
     async with _source(admin, params) as source:
-        with store.pulling(sid):
-            incoming = Incoming(store, sid)
-            await incoming.begin()
-            shown = None
-            async with aclosing(source.copies(sid, latest_only=params.latest_only, clean=params.clean)) as pieces:
-                async for data in pieces:
-                    await incoming.feed(data)
-                    if incoming.seen != shown:
-                        shown = incoming.seen
-                        yield Progress(f"pulling {account.name}", shown, incoming.boxes)
-            await incoming.end()
+        shown, incoming = None, _incoming(store, sid)
+        async for _ in _copied(source, store, incoming, latest_only=params.latest_only, clean=params.clean):
+            if incoming.seen != shown:
+                shown = incoming.seen
+                yield Progress(f"pulling {account.name}", shown, incoming.boxes)
         left = await source.drop(sid) if params.clean and incoming.seen else _Dropped()
     result = "pulled" if incoming.mailboxes else "nothing newer there" if incoming.seen else "nothing there"
     yield {
@@ -131,6 +125,50 @@ async def metacache_pull(admin: Admin, account: Account, params: MetacachePullPa
         raise InUse(f"pulled, but local copies stay at the source: {left.why}")
 
 
+async def left_behind(sources: Sources, there: There, after: str) -> Sequence[StorageId]:
+    """Ask a member of whom it has local copies, although it does not serve them.
+    Returns some storage ids behind `after`, sorted; none: there are no more.
+
+    Raises Unavailable, NoPerm, and what the source says.
+    """
+    async with _Member(sources, there) as source:
+        return await source.left_behind(after)
+
+
+async def bring(sources: Sources, there: There, store: MailStore, sid: StorageId) -> int:
+    """Pull a user's local copies from a member, which drops them then. Returns how many
+    mailboxes came.
+
+    Raises OboxError.
+    """
+    async with _Member(sources, there) as source:
+        incoming = _incoming(store, sid)
+        async for _ in _copied(source, store, incoming, latest_only=False, clean=True):
+            pass
+        if incoming.seen:
+            await source.drop(sid)
+    return incoming.mailboxes
+
+
+def _incoming(store: MailStore, sid: StorageId) -> Incoming:
+    from ..store.operate.pull import Incoming  # a start does without it
+
+    return Incoming(store, sid)
+
+
+async def _copied(
+    source: _Source, store: MailStore, incoming: Incoming, *, latest_only: bool, clean: bool
+) -> AsyncIterator[None]:
+    """Receive a user's copies, and yield after each piece."""
+    with store.pulling(incoming.sid):
+        await incoming.begin()
+        async with aclosing(source.copies(incoming.sid, latest_only=latest_only, clean=clean)) as pieces:
+            async for data in pieces:
+                await incoming.feed(data)
+                yield
+        await incoming.end()
+
+
 class _Identity(msgspec.Struct):
     bucket: str
     boot: str
@@ -141,6 +179,10 @@ class _Identity(msgspec.Struct):
 class _Dropped(msgspec.Struct):
     copies: int = 0
     why: str = ""
+
+
+class _Users(msgspec.Struct):
+    users: list[StorageId] = []
 
 
 class _Failure(msgspec.Struct, rename="camel"):
@@ -179,6 +221,10 @@ class _Source(ABC):
         """Ask the source to drop its copies. The result says why some stay."""
         return await self._json(Question("drop", sid), _Dropped)
 
+    async def left_behind(self, after: str) -> Sequence[StorageId]:
+        """See the function `left_behind`. Only a member is asked this."""
+        return (await self._json(Question("users", after=after), _Users)).users
+
     async def _json(self, question: Question, kind: type[T]) -> T:
         async with aclosing(self._ask(question)) as pieces:
             data = await _beginning(pieces)
@@ -200,7 +246,7 @@ class _Source(ABC):
             return Unavailable(f"{self._name}: HTTP {status}")
         kinds = (Outdated, NotFound, InUse, Unavailable, Corrupt, Exists, NoPerm)
         kind = next((kind for kind in kinds if of(kind("")) == failure.exit_code), Temporary)
-        shown = "".join(char if char.isprintable() else "?" for char in failure.message[:TOLD_CHARS_MAX])
+        shown = "".join(char if char.isprintable() else "?" for char in failure.message[:MESSAGE_CHARS_MAX])
         return kind(f"{self._name}: {shown}")
 
 

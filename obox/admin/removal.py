@@ -184,7 +184,7 @@ async def obox_user_rename(admin: Admin, params: OboxUserRenameParams) -> AsyncI
 
 
 def _named(sessions: Sequence[Session], name: str) -> Sequence[Session]:
-    """Sessions of a name. Other names of the same mail stay as they are."""
+    """Return sessions of a name. Other names of the same mail stay as they are."""
     return [one for one in sessions if one.user == name]
 
 

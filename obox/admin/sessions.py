@@ -129,8 +129,8 @@ async def reload(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
 
 
 def _mails(admin: Admin, mask: str) -> set[str]:
-    """The storage ids of users who match: of those who are logged in, and of the user
-    who is named."""
+    """Return the storage ids of users who match: of those who are logged in, and of the
+    user who is named."""
     mails = {one.mail for one in _chosen(admin, mask, None)}
     if not masked(mask):
         try:

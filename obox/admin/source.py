@@ -42,13 +42,16 @@ log = structlog.get_logger("obox.admin")
 class Question(msgspec.Struct, frozen=True):
     """What a destination asks."""
 
-    what: Literal["identity", "copies", "drop"]
+    what: Literal["identity", "copies", "drop", "users"]
+    """users: whose copies are here although other members serve them. `after`: those
+    behind this storage id. Only members ask this, so it has no request."""
     storage_id: str = ""
     latest_only: bool = False
     clean: bool = False
+    after: str = ""
 
     def request(self) -> tuple[str, str]:
-        """Method and path of the request that says the same."""
+        """Return method and path of the request that says the same."""
         wanted = [f"{name}=true" for name, given in (("latestOnly", self.latest_only), ("clean", self.clean)) if given]
         path = f"/{quote(self.storage_id, safe='')}"
         if self.what == "copies":
@@ -93,18 +96,22 @@ async def answer(admin: Admin, body: bytes, member: str) -> Response:
         question = msgspec.json.decode(body, type=Question)
     except (msgspec.DecodeError, RecursionError) as error:
         return Response(f"not a question of a pull: {error}\n", 400)
-    log.info("admin command of a member", member=member, command=f"metacache pull: {question.what}")
+    # The question for users is asked again and again.
+    write = log.debug if question.what == "users" else log.info
+    write("admin command of a member", member=member, command=f"metacache pull: {question.what}")
     return await _answered(partial(_here, admin), question)
 
 
 async def _here(admin: Admin, question: Question) -> Response:
     """Raises OboxError."""
-    from . import copies  # with the verbs, not at the start
+    from . import copies  # loaded with the verbs, not at the start
 
     if question.what == "identity":
         return await copies.identity(admin)
     if question.what == "drop":
         return await copies.drop(admin, question.storage_id)
+    if question.what == "users":
+        return await copies.left_behind(admin, question.after)
     return await copies.send(admin, question.storage_id, latest_only=question.latest_only, clean=question.clean)
 
 

@@ -177,7 +177,7 @@ async def events_of(calls: Sequence[Call], ask: Ask) -> AsyncIterator[tuple[Call
 
 
 def reason(error: OSError) -> str:
-    """Why a process did not answer, for people."""
+    """Return why a process did not answer, for people."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return error.strerror or str(error) or type(error).__name__

@@ -90,7 +90,7 @@ class Verb:
 
     @property
     def name(self) -> str:
-        """The name in the API: `metacacheFlush`."""
+        """Return the name in the API: `metacacheFlush`."""
         return camel(self.words)
 
     @property
@@ -99,15 +99,16 @@ class Verb:
 
     @property
     def explained(self) -> dict[str, str]:
-        """The meaning of each column that a row may have."""
+        """Return the meaning of each column that a row may have."""
         from . import rows  # texts, which a start of a backend does not need
 
         return rows.COLUMNS.get(self.name, {})
 
     @property
     def none(self) -> str:
-        """The message if the verb has found nothing; "" if no message is needed."""
-        from . import rows  # as above
+        """Return the message if the verb has found nothing; "" if no message is
+        needed."""
+        from . import rows  # `explained` says why
 
         return rows.NONE.get(self.name, "")
 

@@ -95,13 +95,13 @@ class UserDb(Protocol):
 
     @property
     def typical_secret(self) -> str:
-        """A secret that takes as long to check as most secrets."""
+        """Return a secret that takes as long to check as most secrets."""
 
     def normalise(self, user: str) -> str:
-        """The normal form. Raises: Invalid."""
+        """Return the normal form. Raises: Invalid."""
 
     async def lookup_async(self, user: str) -> UserEntry | None:
-        """The entry or None. Raises: Unavailable."""
+        """Return the entry or None. Raises: Unavailable."""
 
 
 @dataclass(slots=True)
@@ -169,7 +169,8 @@ class Penalties:
             self._table.pop(key, None)
 
     def _key(self, remote: str) -> str:
-        """The address that is counted; "" for a unix socket or an exempt network."""
+        """Return the address that is counted; "" for a unix socket or an exempt
+        network."""
         address = parsed(remote)
         if address is None or any(address in network for network in self._exempt):
             return ""
@@ -208,7 +209,7 @@ class Authenticator:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="obox-auth")
 
     async def verify(self, user: str, password: str, *, remote: str) -> Account:
-        """The account of a user who may log in.
+        """Return the account of a user who may log in.
 
         remote: the client's address, or "" for a unix socket.
 
@@ -259,7 +260,7 @@ class Authenticator:
         self._penalties.failed(remote, secrets.token_bytes(16))
 
     async def forwarded(self, user: str, storage_id: str) -> Account:
-        """The account of a user whose password another member of the cluster has
+        """Return the account of a user whose password another member of the cluster has
         checked.
 
         Raises: Disabled, AuthUnavailable; also where we know the user as another, since
@@ -309,7 +310,8 @@ class Authenticator:
             return True
 
         def hashed(done: asyncio.Future[bool]) -> None:
-            """Called even if the client has left meanwhile: the thread continued.
+            """This is called even if the client has left meanwhile: the thread
+            continued.
 
             It remembers the result before it gives the turn away.
             """

@@ -26,7 +26,7 @@ from typing import Final
 
 import msgspec
 
-from obox.auth.sasl import Challenge, SaslCancelled, SaslError
+from obox.auth.sasl import Challenge, SaslCancelled, SaslError, decode
 from obox.errors import Unavailable
 
 MECHANISM: Final = "X-OBOX-LINK"
@@ -59,7 +59,8 @@ class Referred(Unavailable):
 
     @property
     def wire(self) -> str:
-        """The referral as members write it in their answers, in every protocol."""
+        """Return the referral as members write it in their answers, in every
+        protocol."""
         return f"X-OBOX-REFERRAL {self.backend} {self.number} {self.token}"
 
     @classmethod
@@ -174,7 +175,7 @@ class LinkOwner:
         if len(data) != len(VERSION) + NONCE_BYTES + ID_BYTES or not data.startswith(VERSION):
             raise SaslError("Bad first message, or of another version")
         wanted = data[-ID_BYTES:]
-        for secret in self._secrets:  # all of them, so that the time says nothing
+        for secret in self._secrets:  # all are compared, so that the time says nothing
             if hmac.compare_digest(secret_id(secret), wanted):
                 self._secret, self._known = secret, True
         self._nonces = data[len(VERSION) : -ID_BYTES] + self._nonce
@@ -201,9 +202,4 @@ def _proof(secret: bytes, role: bytes, nonces: bytes, binding: bytes, forward: b
 
 
 def _decode(line: bytes) -> bytes:
-    if len(line) > LINE_BYTES_MAX:
-        raise SaslError("Authentication data is too long")
-    try:
-        return base64.b64decode(line, validate=True)
-    except binascii.Error as error:
-        raise SaslError("Invalid base64 data") from error
+    return decode(line, LINE_BYTES_MAX)

@@ -30,8 +30,8 @@ Unicode version), line separators.
 
 
 def normalise(name: str, default_domain: str = "") -> str:
-    """The normal form of a user name: NFC, lower case, with a domain if there is a
-    default one.
+    """Return the normal form of a user name: NFC, lower case, with a domain if there is
+    a default one.
 
     Raises: Invalid, with a text that may be shown to the client.
     """

@@ -64,7 +64,7 @@ class _Table:
 
 
 def parse(data: bytes, default_domain: str = "") -> tuple[dict[str, UserEntry], tuple[Problem, ...]]:
-    """All users of a file by name, and what is wrong with its lines.
+    """Return all users of a file by name, and what is wrong with its lines.
 
     The first of two lines for the same user counts.
     """
@@ -94,7 +94,7 @@ def parse(data: bytes, default_domain: str = "") -> tuple[dict[str, UserEntry], 
 
 
 def claimed(users: Mapping[str, UserEntry]) -> dict[str, str]:
-    """Users whose mail would be another user's, and whose.
+    """Return users whose mail would be another user's, and whose.
 
     This is so if a line has `storage_id=` with their name, as after a rename, and their
     own line has no `storage_id=`. Users who share mail on purpose have it in both
@@ -129,24 +129,24 @@ class PasswdFile:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What was wrong with the lines of the present table."""
+        """Return what was wrong with the lines of the present table."""
         return self._table.problems if self._table else ()
 
     @property
     def typical_secret(self) -> str:
-        """A secret of the commonest scheme.
+        """Return a secret of the commonest scheme.
 
         Hashing against it takes as long as against a user's own secret.
         """
         return self._table.typical_secret if self._table else ""
 
     def normalise(self, user: str) -> str:
-        """`obox.auth.normalise` with this file's default domain."""
+        """Do `obox.auth.normalise` with this file's default domain."""
         return normalise(user, self.default_domain)
 
     def lookup(self, user: str) -> UserEntry | None:
-        """The entry of a user, in any spelling; None if there is no such user. Reads a
-        changed file at once.
+        """Return the entry of a user, in any spelling; None if there is no such user.
+        Reads a changed file at once.
 
         Raises: Unavailable while the file has never been readable, and for a user whose
         mail another line claims.
@@ -156,14 +156,13 @@ class PasswdFile:
         return self._find(user)
 
     async def lookup_async(self, user: str) -> UserEntry | None:
-        """`lookup` for the event loop: a changed file is read in a thread, once for all
-        who wait.
-        """
+        """Do `lookup` for the event loop: a changed file is read in a thread, once for
+        all who wait."""
         await self.refresh()
         return self._find(user)
 
     async def account(self, user: str) -> Account | None:
-        """The account of a user, in any spelling; None if there is no such user.
+        """Return the account of a user, in any spelling; None if there is no such user.
 
         Raises as `lookup`.
         """
@@ -189,7 +188,7 @@ class PasswdFile:
         self._checked_at = -CHECK_INTERVAL_S
 
     def users(self) -> list[UserEntry]:
-        """All entries whose mail is theirs, by name.
+        """Return all entries whose mail is theirs, by name.
 
         Raises: Unavailable while the file has never been readable.
         """
@@ -199,8 +198,8 @@ class PasswdFile:
         return [entry for name, entry in sorted(table.users.items()) if name not in table.claimed]
 
     def moved(self, path: str | Path, default_domain: str) -> PasswdFile:
-        """The replacement of this object, with its file read; this object stays as it
-        is. Blocks.
+        """Return a replacement of this object, which stays as it is, with its file
+        read. Blocks.
 
         Raises: Unavailable if the file cannot be read, or is empty while this file has
         users.
@@ -295,7 +294,7 @@ def _typical_secret(users: dict[str, UserEntry]) -> str:
 
 
 def list_users(path: str | Path, default_domain: str = "") -> list[UserEntry]:
-    """All users of a file, for the command line. Raises: NotFound, Temporary."""
+    """Return all users of a file, for the command line. Raises: NotFound, Temporary."""
     users, _ = parse(_read(Path(path)), default_domain)
     return [entry for _, entry in sorted(users.items())]
 
@@ -433,7 +432,7 @@ def _read(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bytes]:
-    """The file's bytes, while no other editor of ours can replace the file."""
+    """Yield the file's bytes, and keep other editors of ours from it meanwhile."""
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with open(fd, "rb") as file:

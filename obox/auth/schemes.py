@@ -2,7 +2,8 @@
 
 Invariant: no algorithm is implemented here. bcrypt, argon2-cffi, libpass and hashlib do
 the work. This module knows the meaning of each spelling, and nothing of users or files.
-Comparisons take the same time wherever the bytes differ.
+Comparisons take the same time wherever the bytes differ. The first password of a scheme
+imports its library, in the thread that hashes.
 
 A secret without `{SCHEME}` is CRYPT, as in Dovecot's passwd-file; `{SCHEME.b64}` and
 `{SCHEME.hex}` say how raw bytes are written. Formats: crypt(5) for `$1$ $2y$ $5$ $6$`;
@@ -18,10 +19,6 @@ import hmac
 import re
 import secrets
 from collections.abc import Callable
-
-import argon2
-import bcrypt
-from passlib.hash import md5_crypt, sha256_crypt, sha512_crypt
 
 from obox.errors import Invalid
 
@@ -52,7 +49,7 @@ class SchemeError(ValueError):
 
 
 def split_secret(secret: str) -> tuple[str, str, str]:
-    """(SCHEME, encoding or "", rest) of a passwd-file's secret."""
+    """Return (SCHEME, encoding or "", rest) of a passwd-file's secret."""
     if not secret.startswith("{"):
         return DEFAULT_SCHEME, "", secret
     match = _SECRET.fullmatch(secret)
@@ -62,7 +59,7 @@ def split_secret(secret: str) -> tuple[str, str, str]:
 
 
 def scheme_problem(secret: str) -> str:
-    """Why this secret can never be checked, in a few words, or "".
+    """Return why this secret can never be checked, in a few words, or "".
 
     For the report about a file's lines.
     """
@@ -96,12 +93,12 @@ def verify_secret(secret: str, password: str) -> bool:
         return check(_decoded(scheme, encoding, rest), given)
     except SchemeError:
         raise
-    except (ValueError, TypeError, argon2.exceptions.InvalidHashError) as error:
+    except (ValueError, TypeError) as error:
         raise SchemeError(f"password does not have the form of {{{scheme}}}") from error
 
 
 def hash_password(scheme: str, password: str, *, rounds: int | None = None) -> str:
-    """`{SCHEME}secret` for a passwd-file.
+    """Return `{SCHEME}secret` for a passwd-file.
 
     `rounds`: the scheme's own cost; None chooses a cost of 50 to 100 ms. Raises:
     Invalid for a scheme that cannot be made here or a password that the scheme cannot
@@ -125,7 +122,7 @@ def hash_password(scheme: str, password: str, *, rounds: int | None = None) -> s
         return f"{{{name}.b64}}{base64.b64encode(given).decode()}"
     try:
         return f"{{{name}}}{make(given, rounds)}"
-    except (ValueError, argon2.exceptions.HashingError) as error:
+    except ValueError as error:
         raise Invalid(f"{{{name}}} does not work with {rounds} rounds") from error
 
 
@@ -156,18 +153,26 @@ def _verify_plain(secret: bytes, given: bytes) -> bool:
 
 
 def _verify_bcrypt(secret: bytes, given: bytes) -> bool:
+    import bcrypt
+
     return bcrypt.checkpw(given[:BCRYPT_BYTES_MAX], secret)
 
 
 def _verify_md5_crypt(secret: bytes, given: bytes) -> bool:
+    from passlib.hash import md5_crypt
+
     return bool(md5_crypt.verify(given, secret))
 
 
 def _verify_sha256_crypt(secret: bytes, given: bytes) -> bool:
+    from passlib.hash import sha256_crypt
+
     return bool(sha256_crypt.verify(given, secret))
 
 
 def _verify_sha512_crypt(secret: bytes, given: bytes) -> bool:
+    from passlib.hash import sha512_crypt
+
     return bool(sha512_crypt.verify(given, secret))
 
 
@@ -188,6 +193,8 @@ def _verify_crypt(secret: bytes, given: bytes) -> bool:
 
 
 def _verify_argon2(secret: bytes, given: bytes) -> bool:
+    import argon2
+
     try:
         return argon2.PasswordHasher().verify(secret, given)
     except argon2.exceptions.VerifyMismatchError:
@@ -197,7 +204,7 @@ def _verify_argon2(secret: bytes, given: bytes) -> bool:
 
 
 def _verify_pbkdf2(secret: bytes, given: bytes) -> bool:
-    # ValueError if there are not five
+    # ValueError is raised if there are not five.
     empty, kind, salt, rounds, digest = secret.split(b"$")
     if empty or kind != b"1":
         raise SchemeError("{PBKDF2} is supported in the form $1$salt$rounds$hex only")
@@ -252,24 +259,41 @@ def _make_plain(given: bytes, rounds: int | None) -> str:
 
 
 def _make_bcrypt(given: bytes, rounds: int | None) -> str:
+    import bcrypt
+
     made = bcrypt.hashpw(given, bcrypt.gensalt(10 if rounds is None else rounds)).decode("ascii")
     # the same algorithm; every crypt(3) and Dovecot know the spelling $2y$
     return "$2y$" + made[4:]
 
 
 def _make_sha256_crypt(given: bytes, rounds: int | None) -> str:
+    from passlib.hash import sha256_crypt
+
     return str(sha256_crypt.using(rounds=100_000 if rounds is None else rounds).hash(given))
 
 
 def _make_sha512_crypt(given: bytes, rounds: int | None) -> str:
+    from passlib.hash import sha512_crypt
+
     return str(sha512_crypt.using(rounds=100_000 if rounds is None else rounds).hash(given))
 
 
-def _make_argon2(kind: argon2.Type) -> Callable[[bytes, int | None], str]:
+def _make_argon2(kind: str) -> Callable[[bytes, int | None], str]:
+    """kind: "I" or "ID"."""
+
     def make(given: bytes, rounds: int | None) -> str:
-        passes = 3 if rounds is None else rounds
-        memory = ARGON2_MEMORY_KIB
-        return argon2.PasswordHasher(time_cost=passes, memory_cost=memory, parallelism=1, type=kind).hash(given)
+        import argon2
+
+        hasher = argon2.PasswordHasher(
+            time_cost=3 if rounds is None else rounds,
+            memory_cost=ARGON2_MEMORY_KIB,
+            parallelism=1,
+            type=argon2.Type[kind],
+        )
+        try:
+            return hasher.hash(given)
+        except argon2.exceptions.HashingError as error:
+            raise ValueError(str(error)) from error
 
     return make
 
@@ -285,12 +309,12 @@ _MAKERS: dict[str, Callable[[bytes, int | None], str]] = {
     "PLAIN": _make_plain,
     "CLEAR": _make_plain,
     "CLEARTEXT": _make_plain,
-    "CRYPT": _make_bcrypt,  # the same as Dovecot 2.3
+    "CRYPT": _make_bcrypt,  # this is as in Dovecot 2.3
     "SHA256-CRYPT": _make_sha256_crypt,
     "SHA512-CRYPT": _make_sha512_crypt,
     "BLF-CRYPT": _make_bcrypt,
-    "ARGON2I": _make_argon2(argon2.Type.I),
-    "ARGON2ID": _make_argon2(argon2.Type.ID),
+    "ARGON2I": _make_argon2("I"),
+    "ARGON2ID": _make_argon2("ID"),
     "PBKDF2": _make_pbkdf2,
 }
 

@@ -58,18 +58,18 @@ class UserEntry:
 
     @property
     def sid(self) -> StorageId:
-        """Where the user's mail lies in the bucket."""
+        """Return where the user's mail lies in the bucket."""
         return storage_id(self.storage_id or self.user)
 
     @property
     def account(self) -> Account:
-        """The user without the password and what a login asks."""
+        """Return the user without the password and what a login asks."""
         return Account(self.user, self.sid, self.quota, disabled=self.disabled)
 
 
 def parse_line(line: str, default_domain: str = "") -> tuple[UserEntry, tuple[str, ...]] | None:
-    """The entry of a line and what is wrong with its details; None for a comment or an
-    empty line.
+    """Return the entry of a line and what is wrong with its details; None for a comment
+    or an empty line.
 
     Raises: Invalid if the line describes no user.
     """
@@ -134,7 +134,7 @@ def _with_extra(user: str, password: str, text: str) -> tuple[UserEntry, tuple[s
 
 
 def parse_quota_rule(rule: str) -> Quota:
-    """`*:storage=1G:messages=1000` as in Dovecot: storage without a unit counts
+    """Read `*:storage=1G:messages=1000` as in Dovecot. Storage without a unit counts
     kilobytes, `bytes=` bytes.
 
     0 means no limit. The zero stays a zero here, so that a later rule can undo an

@@ -189,7 +189,7 @@ def shares(
     if len(cpus) < len(takers) or not total or max(cpus.values()) < BUSY:
         return by_factor
     if max(cpus.values()) - min(cpus.values()) < APART:
-        # A difference that an earlier balance has made because of the CPU stays.
+        # An earlier balance may have made a difference because of the CPU. It stays.
         near = all(abs(counts[name] - by_factor[name]) <= by_factor[name] * SHIFT_MAX + grain for name in takers)
         return by_factor | {name: float(counts[name]) for name in takers} if near else by_factor
     mean = sum(cpus.values()) / len(cpus)

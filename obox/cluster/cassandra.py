@@ -361,10 +361,10 @@ class _Answer:
     def fail(self, error: Exception) -> None:
         self._call(lambda: self.future.set_exception(error))
 
-    def _call(self, settle: Callable[[], None]) -> None:
+    def _call(self, resolve: Callable[[], None]) -> None:
         def unless_done() -> None:
             if not self.future.done():
-                settle()
+                resolve()
 
         try:
             self._loop.call_soon_threadsafe(unless_done)

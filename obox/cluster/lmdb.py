@@ -57,7 +57,7 @@ READERS_MAX: Final = 512
 
 _LOCK_POLL_S: Final = 0.002
 _LOG_EVERY_S: Final = 60.0
-# Timestamp and bytes of the key; then the key, then the value.
+# timestamp and bytes of the key; then come the key and the value
 _HEAD: Final = Struct(">qH")
 _FORMAT_KEY: Final = b"\0format"
 _FORMAT: Final = b"1"

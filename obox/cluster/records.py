@@ -210,6 +210,6 @@ def user_of(unit: str) -> str | None:
 
 
 def place_of(unit: str) -> tuple[Kind, str]:
-    """Kind and key of the row that assigns a unit."""
+    """Return kind and key of the row that assigns a unit."""
     sid = user_of(unit)
     return (Kind.GROUPS, unit) if sid is None else (Kind.PINS, sid)

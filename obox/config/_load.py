@@ -199,7 +199,7 @@ def _parse_remote(section: _Section, base: Path) -> Remote:
 
 
 def _parse_remotes(sections: Sequence[_Section], base: Path) -> tuple[Remote, ...]:
-    """All [remote] sections, the most specific network first."""
+    """Return all [remote] sections, the most specific network first."""
     out: dict[kinds.Network, Remote] = {}
     for section in sections:
         remote = _parse_remote(section, base)

@@ -20,7 +20,7 @@ from obox.config._values import Amount, Kind, Listen, Network, NewMailbox, Secre
 
 
 def _set(kind: Kind, default: str, doc: str, *, remote: bool = False, restart: bool = False) -> Any:
-    """A row of the table.
+    """Return a row of the table.
 
     default: the text that an operator would write in the environment.
     remote: a [remote] section may have another value for some clients.

@@ -71,12 +71,12 @@ TABLE = {row.key: row for section, cls in [("", Config), *((s, c) for s, (c, _) 
 
 
 def settings() -> tuple[Setting, ...]:
-    """Every setting, in the order of the table."""
+    """Return every setting, in the order of the table."""
     return tuple(TABLE.values())
 
 
 def remote_section(network: object) -> str:
-    """The name of a [remote] section."""
+    """Return the name of a [remote] section."""
     return f"{REMOTE}.{kinds.quote(str(network))}"
 
 

@@ -2,8 +2,7 @@
 
 A kind refuses a value with a `ValueError` whose text says what is allowed.
 `obox.config` adds the key, the file and the line. Text of the environment and values of
-TOML go through the same `parse`, so both accept the same words. A leaf: imports nothing
-of obox.
+TOML go through the same `parse`, so both accept the same words.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from obox.text import decimal
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -90,9 +91,8 @@ class Listen:
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can connect: a unix socket, or an address of the
-        loopback net.
-        """
+        """Return whether only this machine can connect: a unix socket, or an address of
+        the loopback net."""
         if self.path is not None or self.host == "localhost":
             return True
         try:
@@ -138,7 +138,7 @@ class Kind:
 
 
 def quote(text: str) -> str:
-    """Text as a TOML basic string."""
+    """Return text as a TOML basic string."""
     out = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in out) + '"'
 
@@ -176,22 +176,16 @@ def read_duration(raw: object) -> float:
     return float(match[1]) * _DURATION_UNITS[match[2].lower()]
 
 
-def _decimal(number: float) -> str:
-    """A number without an exponent, and with as few of three decimals as it needs."""
-    return f"{number:.3f}".rstrip("0").rstrip(".")
-
-
 def show_duration(seconds: float) -> str:
     for unit, length in (("w", 604800), ("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         if seconds >= length and seconds % length == 0 and unit != "w":
-            return f"{_decimal(seconds / length)}{unit}"
-    return f"{_decimal(seconds * 1000)}ms" if seconds else "0s"
+            return f"{decimal(seconds / length)}{unit}"
+    return f"{decimal(seconds * 1000)}ms" if seconds else "0s"
 
 
 def read_listen(raw: object, base: Path) -> Listen:
-    """`host:port`, `[v6]:port` or `unix:path`, then `/tls` and `/proxy` in any
-    order.
-    """
+    """Read `host:port`, `[v6]:port` or `unix:path`, then `/tls` and `/proxy` in any
+    order."""
     text, suffixes = _text(raw).strip(), set()
     while (cut := text.rpartition("/"))[2] in ("tls", "proxy") and cut[0]:
         suffixes.add(cut[2])
@@ -217,7 +211,7 @@ def read_network(raw: object) -> Network:
 
 
 def read_priority_weights(text: str) -> tuple[tuple[float, float], ...]:
-    """`<percent>% +<duration>` for each metacache priority 0 to 3.
+    """Read `<percent>% +<duration>` for each metacache priority 0 to 3.
 
     Returns (percent, boost in seconds).
     """
@@ -231,7 +225,7 @@ def read_priority_weights(text: str) -> tuple[tuple[float, float], ...]:
 
 
 def read_size_weights(text: str) -> tuple[tuple[int, float], tuple[int, float]]:
-    """`<low size> +<seconds> <high size> +<seconds>`, as two (bytes, seconds)."""
+    """Read `<low size> +<seconds> <high size> +<seconds>`, as two (bytes, seconds)."""
     low, low_boost, high, high_boost = text.split()
     if read_size(low) > read_size(high):
         raise ValueError
@@ -346,7 +340,7 @@ def url(allowed: str, *schemes: str, optional: bool = False, words: tuple[str, .
 
 
 def mask_url(text: str) -> str:
-    """The same URL, with a password before its host masked."""
+    """Return the same URL, with a password before its host masked."""
     return re.sub(r"(://[^/@\s:]*):[^/@\s]*@", rf"\1:{MASK}@", text)
 
 
@@ -406,7 +400,7 @@ def _new_mailbox(raw: object, base: Path) -> NewMailbox:
 
 
 def list_of(allowed: str, parse_one: Callable[[object, Path], Any]) -> Kind:
-    """A TOML array, or text whose parts are separated by commas."""
+    """Return the kind of a TOML array, or text whose parts are separated by commas."""
 
     def parse(raw: object, base: Path) -> tuple[Any, ...]:
         items = [item.strip() for item in raw.split(",")] if isinstance(raw, str) else raw
@@ -421,9 +415,8 @@ def list_of(allowed: str, parse_one: Callable[[object, Path], Any]) -> Kind:
 
 
 def _keys(raw: object, base: Path) -> Mapping[str, Path]:
-    """Key ids and their files, in order: the first encrypts. Text form:
-    `id=file,id=file`.
-    """
+    """Return key ids and their files, in order. The first encrypts. Text form:
+    `id=file,id=file`."""
     if isinstance(raw, str):
         raw = dict(item.strip().split("=", 1) for item in raw.split(",") if item.strip())
     if not isinstance(raw, dict) or not all(re.fullmatch(r"[A-Za-z0-9._-]{1,32}", key) for key in raw):

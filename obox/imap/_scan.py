@@ -274,7 +274,7 @@ class Scan:
         head = self.line[self.at : self.at + 1]
         if head == b"{":
             data, _ = self._literal(what)
-            if not isinstance(data, bytes):  # a mail, that is where none is allowed
+            if not isinstance(data, bytes):  # a mail is not allowed here
                 self.expected(what)
             if b"\0" in data:
                 self.fail(f"NUL in a literal for {what}")

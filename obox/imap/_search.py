@@ -166,7 +166,7 @@ def _negation(scan: Scan, depth: int) -> SearchKey:
 
 
 def _alternatives(scan: Scan, depth: int) -> SearchKey:
-    """`OR a OR b c`: the right side is taken in a loop, since clients chain
+    """Parse `OR a OR b c`. The right side is taken in a loop, since clients chain
     hundreds."""
     inner = scan.deeper(depth)
     found: list[SearchKey] = []
@@ -181,7 +181,7 @@ def _alternatives(scan: Scan, depth: int) -> SearchKey:
 
 
 def _program(scan: Scan) -> SearchKey:
-    """search-key *(SP search-key), to the end of the command."""
+    """Parse search-key *(SP search-key), to the end of the command."""
     found = [key(scan)]
     while scan.more():
         scan.spaces()
@@ -245,6 +245,8 @@ def search(scan: Scan, tag: bytes, uid: bool) -> Search:
     scan.sp("search keys")
     returns, partial = _returns(scan)
     if scan.peek_word() == "CHARSET":
+        if scan.utf8:  # RFC 6855 §3
+            raise Malformed("CHARSET is not allowed with UTF8=ACCEPT: strings are UTF-8")
         scan.at += 7
         scan.sp("a charset")
         _charset(scan)

@@ -48,16 +48,16 @@ class Body:
 
     @property
     def entire(self) -> bool:
-        """Whether it is the whole mail, and not only a range of its octets."""
+        """Return whether it is the whole mail, and not only a range of its octets."""
         return self.whole and self.start is None
 
     @property
     def number(self) -> bool:
-        """Whether the value is a number."""
+        """Return whether the value is a number."""
         return False
 
     def unknown(self, root: Part) -> bool:
-        """Whether the value cannot be made, because the transfer encoding is
+        """Return whether the value cannot be made, because the transfer encoding is
         unknown."""
         return False
 

@@ -1,9 +1,9 @@
 """The driver: it hands bytes to the parser, and the parser's events to the machine, one
 at a time.
 
-What is not specific to IMAP is in the engine, `obox.net.connection`. When the timer is
-due, the state decides what it means: a client that does not log in, a command that is
-not complete, a client that is idle for too long, or a line for a client in IDLE.
+What is not specific to IMAP is in `obox.login.connection`. When the timer is due after
+the login, the state decides what it means: a command that is not complete, a client
+that is idle for too long, or a line for a client in IDLE.
 
 This module knows no commands and no mailboxes.
 """
@@ -12,37 +12,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from obox.errors import OboxError
+from obox import login
 from obox.imap import wire
 from obox.imap.context import Context
 from obox.imap.events import NEED_DATA
 from obox.imap.machine import Machine
 from obox.imap.parser import Parser
 from obox.imap.session import Session
+from obox.imap.settings import ImapSettings
 from obox.imap.states import BEFORE_LOGIN
 from obox.imap.updates import report
-from obox.net import Connection as Engine
-from obox.net import Flow, Who, Why, client_tls, speak_for, spoken_for
+from obox.net import Why
 
 if TYPE_CHECKING:
     from obox.net.deflate import Deflated, Inflater
-    from obox.net.splice import Leg
 
 KEEPALIVE: Final = b"* OK Still here\r\n"
 CODES: Final = {Why.LIMIT: "LIMIT", Why.NOT_SERVING: "UNAVAILABLE"}
 """Response codes of BYE. RFC 5530 §3."""
 
 
-class Connection(Engine):
+class Connection(login.Connection[ImapSettings]):
     """See the module's text."""
 
-    __slots__ = ("_deflated", "_inflater", "context", "machine", "parser", "session", "settings")
+    __slots__ = ("_deflated", "_inflater", "machine", "parser")
+
+    context: Context
+    session: Session
 
     def __init__(self, context: Context, machine: Machine, *, tls: bool, remote: str | None) -> None:
-        super().__init__(context.hub, tls=tls, remote=remote)
-        self.context = context
+        super().__init__(context, tls=tls, remote=remote)
         self.machine = machine
-        self.settings = context.settings
         self.parser = Parser(self.settings.anonymous_limits)
         self.parser.allowed = BEFORE_LOGIN
         self.session = Session(context, self)
@@ -50,22 +50,6 @@ class Connection(Engine):
         self._deflated: Deflated | None = None
 
     # -- what the engine asks --------------------------------------------------------------------------------------
-
-    def configure(self) -> Flow:
-        self.settings = self.context.settings_of(self.remote)
-        return self.settings.flow
-
-    def admit(self) -> None:
-        try:
-            super().admit()
-        except OboxError as error:
-            self.context.log.warning("imap connection refused", remote=self.remote, reason=str(error))
-            raise
-
-    def opened(self) -> None:
-        self.write(self.session.greeting())
-        self.send()
-        self.arm(self.settings.login_timeout_s)
 
     def received(self, data: bytes) -> bool:
         if self._inflater is None:
@@ -94,7 +78,7 @@ class Connection(Engine):
                 continue
             await self.machine.handle(session, event)
             if session.leg is not None:
-                self._splice(*session.leg)
+                self.splice()
                 return
             await session.pause()  # many small commands may have come at once
 
@@ -102,61 +86,26 @@ class Connection(Engine):
     def pending(self) -> bool:
         return self.session.idling and self.session.changed
 
-    @property
-    def may_cancel(self) -> bool:
-        return self.session.may_cancel
-
-    @property
-    def user(self) -> str:
-        return self.session.user_name
-
     def last_words(self, why: Why, text: str) -> bytes:
         return wire.status(None, "BYE", text, CODES.get(why))
 
     async def finish(self) -> None:
-        session = self.session
-        if session.idling:
+        if self.session.idling:
             self.context.counters.idle(-1)
-        try:
-            await session.finish()
-        finally:
-            self.parser.close()
-            self._inflater = self._deflated = None
-            session.break_cycles()
+        await super().finish()
 
-    def who(self) -> Who:
-        session = self.session
-        return Who(
-            self.id,
-            session.user_name,
-            self.remote,
-            self.client_tls,
-            session.state.value,
-            session.mailbox_name,
-            session.idling,
-            self.since,
-            session.user.storage_id if session.user is not None else "",
-            "imap",
-        )
+    def release(self) -> None:
+        self.parser.close()
+        self._inflater = self._deflated = None
 
-    def log_bug(self, what: str) -> None:
-        self.context.log.exception(f"imap {what}", session=self.id, user=self.session.user_name)
+    def take_input(self) -> bytes:
+        return self.parser.take()
 
-    def _splice(self, leg: Leg, user: str) -> None:
-        """Pass the connection to the owner, which answers from here on. The tagged OK
-        is gathered."""
-        from obox.net.splice import Splice  # where users are forwarded
-
-        Splice(self, leg, user, self.parser.take())
-        self.session.leg = None
+    @property
+    def idle(self) -> bool:
+        return self.session.idling
 
     # -- the session's side ----------------------------------------------------------------------------------------
-
-    async def start_tls(self) -> None:
-        upgrade = self.context.upgrade
-        if upgrade is None:
-            raise ConnectionResetError("TLS is not available")
-        await self.handshake(upgrade)
 
     def start_compression(self) -> None:
         from obox.net.deflate import begin
@@ -168,25 +117,10 @@ class Connection(Engine):
     def compressed(self) -> bool:
         return self._inflater is not None
 
-    @property
-    def client_tls(self) -> bool:
-        return client_tls(self)
-
-    @property
-    def duration_s(self) -> float:
-        return self.hub.now() - self.since
-
-    @property
-    def spoken_for(self) -> bool:
-        return spoken_for(self)
-
-    def speak_for(self, remote: str, *, tls: bool) -> None:
-        speak_for(self, remote, tls=tls)
-        self.flow = self.configure()
-
     def logged_in(self) -> None:
         self.parser.limits = self.settings.limits
         self.parser.allowed = None
+        self.parser.intake = self.session.incoming
         self.arm(self._look_s)
 
     def user_left(self) -> None:
@@ -208,15 +142,11 @@ class Connection(Engine):
         a command, or idle for too long."""
         return min(self.settings.idle_timeout_s, self.settings.read_timeout_s)
 
-    def timer_due(self, quiet_s: float) -> float | None:
+    def user_timer_due(self, quiet_s: float) -> float | None:
         session, settings = self.session, self.settings
         if self._deflated is not None and not self.working:
             self._deflated.rest()
-        if not session.user_name:
-            self.ended = "login timeout"
-            # Before login, work need not complete.
-            self.cut(Why.TIMEOUT, "Login timeout")
-        elif session.idling and settings.keepalive_s:
+        if session.idling and settings.keepalive_s:
             if not self.working and not self.congested:
                 self.write(KEEPALIVE)
                 self.send()

@@ -153,7 +153,7 @@ class Incoming:
 
     @property
     def lost(self) -> bool:
-        """Whether the file cannot be read any more."""
+        """Return whether the file cannot be read any more."""
         return self._spool is not None and self._spool.failed
 
     async def discard(self) -> None:

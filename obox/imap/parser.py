@@ -129,7 +129,7 @@ class _Parsing:
 
     @property
     def large(self) -> bool:
-        """Whether the command should be parsed in a thread."""
+        """Return whether the command should be parsed in a thread."""
         parts = self._parts
         mails = self._word in ("APPEND", "REPLACE") or self.incoming is not None
         size = 0 if mails else sum(len(part) for part in parts if isinstance(part, bytes))
@@ -196,7 +196,7 @@ class Parser:
         self.allowed: frozenset[str] | None = None
         self.intake: Callable[[], Incoming] | None = None
         self._incoming: Incoming | None = None
-        # Where the present literal goes, if not into `_chunks`.
+        # the file of the present literal, if it does not go into `_chunks`
         self._sink: Incoming | None = None
         self._flush = False
         self._parsing: _Parsing | None = None
@@ -238,15 +238,15 @@ class Parser:
 
     @property
     def buffered(self) -> int:
-        """Bytes that were fed and not used yet, literals in the making included; for
-        the session's own limit."""
+        """Return bytes that were fed and not used yet, literals in the making included;
+        for the session's own limit."""
         parts = sum(len(part) for part in self._parts if isinstance(part, bytes))
         return len(self._buffer) + len(self._tail) + sum(map(len, self._chunks)) + parts
 
     @property
     def in_command(self) -> bool:
-        """Whether a command is incomplete: a literal, or the rest of its line, has to
-        follow."""
+        """Return whether a command is incomplete: a literal, or the rest of its line,
+        has to follow."""
         return bool(self._parts or self._buffer) or self._state in (_State.LITERAL, _State.SKIP, _State.DRAIN)
 
     def discard_buffer(self) -> int:

@@ -64,13 +64,13 @@ class Plan:
 
     @property
     def short(self) -> int:
-        """How many items are numbers, dates or flags. They are the first."""
+        """Return how many items are numbers, dates or flags. They are the first."""
         return sum(map(_short, self.order))
 
     @property
     def whole_only(self) -> bool:
-        """Whether every item that needs the mail asks for octets of the whole mail,
-        which can be read piecewise."""
+        """Return whether every item that needs the mail asks for octets of the whole
+        mail, which can be read piecewise."""
         return all(item.whole for item in self.order if isinstance(item, Body) and not item.in_header)
 
     @property
@@ -81,7 +81,7 @@ class Plan:
         return item in self.order
 
     def names(self) -> list[bytes]:
-        """The items as format strings with a gap for each item."""
+        """Return the items as format strings with a gap for each item."""
         out = []
         for item in self.order:
             if isinstance(item, Body):
@@ -132,7 +132,7 @@ _PREVIEWS: Final = (FetchAttr.PREVIEW, FetchAttr.PREVIEW_LAZY)
 
 
 def rare(items: Sequence[FetchItem]) -> bool:
-    """Whether `compile_plan` needs the module `obox.imap.cuts`."""
+    """Return whether `compile_plan` needs the module `obox.imap.cuts`."""
     return any(item in _PREVIEWS or isinstance(item, BinarySection) for item in items)
 
 

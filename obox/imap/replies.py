@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from obox import errors
-from obox.auth import AuthFailed, Disabled
+from obox.auth import AuthFailed, Disabled, Referred
+from obox.login import NeedsTls
 
 
 class Reply(NamedTuple):
@@ -45,9 +46,10 @@ ERRORS: Final[dict[type[errors.OboxError], tuple[str, str, str]]] = {
     errors.Unavailable: ("NO", "UNAVAILABLE", "Storage is not available, try later"),
     errors.Temporary: ("NO", "UNAVAILABLE", "Temporary failure, try later"),
     errors.Corrupt: ("NO", "CORRUPTION", "Stored data is damaged"),
-    # kinds that obox.auth refines
+    # kinds that obox.auth and obox.login refine
     AuthFailed: ("NO", "AUTHENTICATIONFAILED", "Authentication failed"),
     Disabled: ("NO", "AUTHORIZATIONFAILED", "Login is disabled for this user"),
+    NeedsTls: ("NO", "PRIVACYREQUIRED", "Passwords need TLS here"),
 }
 
 
@@ -55,6 +57,8 @@ def of_error(error: errors.OboxError, *, target: bool = False) -> Reply:
     """Return the answer to a failure. target: whether a missing mailbox is the target
     of mails, so that CREATE would help.
     """
+    if isinstance(error, Referred):
+        return no(str(error), error.wire)
     for kind in type(error).__mro__:
         if kind in ERRORS:
             condition, code, text = ERRORS[kind]

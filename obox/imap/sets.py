@@ -50,7 +50,7 @@ class SequenceSet(msgspec.Struct, frozen=True):
 
     @property
     def is_all(self) -> bool:
-        """Whether the set is `1:*`."""
+        """Return whether the set is `1:*`."""
         return self.ranges == ((1, STAR),)
 
     @property

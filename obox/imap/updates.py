@@ -67,7 +67,7 @@ async def write_expunged(session: Session, expunged: list[int], vanished: UidArr
         if at:
             await session.pause()
         part = slice(at, at + EXPUNGED_AT_ONCE)
-        if session.qresync:
+        if session.qresync or session.uidonly:
             session.write(wire.line(b"VANISHED", format_set(vanished[part])))
         else:
             numbers = expunged[part]
@@ -84,7 +84,15 @@ async def write_flags(session: Session, uids: UidArray, *, uid: bool, flags: boo
         rows = flag_rows(mailbox.state, CHUNK_ROWS)
         part = uids[at : at + rows]
         at += rows
-        data = flag_lines(mailbox.state, view, part, uid=uid or session.qresync, modseq=session.condstore, flags=made)
+        data = flag_lines(
+            mailbox.state,
+            view,
+            part,
+            uid=(uid or session.qresync) and not session.uidonly,
+            modseq=session.condstore,
+            flags=made,
+            uidonly=session.uidonly,
+        )
         if data:
             session.write(data)
         await session.pause()

@@ -19,11 +19,11 @@ FlagOp = Literal["add", "remove", "replace"]
 def flag_delta(
     state: State, uids: UidArray, op: FlagOp, flags: Iterable[str], now_ms: int
 ) -> tuple[Delta | None, UidArray]:
-    """The change that adds, removes or replaces `flags`, and the UIDs that it
+    """Return the change that adds, removes or replaces `flags`, and the UIDs that it
     alters.
 
-    It is for those of `uids` that exist. The delta is None if all of them have
-    these flags already: a STORE that changes nothing costs nothing. Raises Limit.
+    It is for those of `uids` that exist. The delta is None if all of them have these
+    flags already: a STORE that changes nothing costs nothing. Raises Limit.
     """
     names = state.spell(flags) if op != "remove" else state.flags.spelled(filter(state.flags.known, flags))
     uids = uid_array(uids)
@@ -49,7 +49,7 @@ def flag_delta(
 
 
 def expunge_delta(state: State, uids: UidArray, now_ms: int) -> tuple[Delta | None, UidArray]:
-    """The change that expunges those of `uids` that exist, and those UIDs.
+    """Return the change that expunges those of `uids` that exist, and those UIDs.
 
     Records whose object lies in another mailbox have no object here: `purged`.
     """
@@ -64,7 +64,7 @@ def expunge_delta(state: State, uids: UidArray, now_ms: int) -> tuple[Delta | No
 
 
 def takeover_delta(state: State, now_ms: int, ahead_ms: int = 60_000, *, merged: bool = False) -> Delta:
-    """The gap of an unclean takeover: modseqs shown, but in no journal.
+    """Return the gap of an unclean takeover: modseqs shown, but in no journal.
 
     merged: histories of two writers have been joined. Changes of each may lie below
     a modseq that the clients of the other know: no earlier value can be trusted.
@@ -74,7 +74,8 @@ def takeover_delta(state: State, now_ms: int, ahead_ms: int = 60_000, *, merged:
 
 
 def renewal(state: State, changed: Changed, now_ms: int) -> Delta | None:
-    """A fresh modseq for changes of a merge, so that open sessions report them."""
+    """Return a delta with a fresh modseq for changes of a merge, so that open sessions
+    report them."""
     if not changed:
         return None
     modseq = state.next_modseq(now_ms)

@@ -57,7 +57,8 @@ class Columns:
         return self._n
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """uid size internaldate zone savedate modseq home home_uid oid bits: a view."""
+        """Return a view of a column: uid size internaldate zone savedate modseq home
+        home_uid oid bits."""
         return self._columns[name][: self._n]
 
     @property
@@ -92,7 +93,7 @@ class Columns:
         return where, there
 
     def position(self, uid: int) -> int | None:
-        """The row of a UID, or None."""
+        """Return the row of a UID, or None."""
         where = int(np.searchsorted(self.uids, uid))
         return where if where < self._n and int(self.uids[where]) == uid else None
 
@@ -117,7 +118,7 @@ class Columns:
         return Records(columns, self._wide_masks(where), self.flags.names)
 
     def rows(self, where: npt.NDArray[np.bool_] | npt.NDArray[np.intp] | None = None) -> Rows:
-        """The records; with `where` those of a mask, or at these positions."""
+        """Return the records; with `where` those of a mask, or at these positions."""
         index: npt.NDArray[np.bool_] | npt.NDArray[np.intp] | slice = slice(0, self._n) if where is None else where
         fixed = {name: self._columns[name][: self._n][index] for name in FIXED}
         stamps = {flag: column[: self._n][index] for flag, column in self._stamps.items()}
@@ -153,7 +154,7 @@ class Columns:
 
     @property
     def full(self) -> bool:
-        """Whether no new keyword is accepted: KEYWORDS_MAX are in use, or
+        """Return whether no new keyword is accepted: KEYWORDS_MAX are in use, or
         KEYWORDS_STAMPED_MAX are remembered.
 
         Of the latter, those that only expunged mails had count until they are
@@ -180,7 +181,7 @@ class Columns:
         return with_wide(bits, self._wide_masks(where), self.flags.names) if self.flags.wide else bits
 
     def spell(self, flags: Iterable[str]) -> list[str]:
-        """`FlagNames.spelled`. Raises Limit if the keywords do not fit.
+        """Do `FlagNames.spelled`. Raises Limit if the keywords do not fit.
 
         They fit if the keywords that mails have or are about to get, and these, are at
         most KEYWORDS_MAX. Keywords that are all in use fit too, even if a merge has
@@ -199,7 +200,7 @@ class Columns:
         return {name: self.has_flag(name, where) for name in self.flags.wide}
 
     def _used(self) -> set[str]:
-        """Keywords, in lower case, that some mail has; retained mails count."""
+        """Return keywords, in lower case, that some mail has; retained mails count."""
         bits = int(np.bitwise_or.reduce(self.bits))
         used = {name for i, name in enumerate(self.flags.names[:NARROW]) if bits >> i & 1}
         used |= {name for name, mask in self._wide_masks(slice(0, self._n)).items() if mask.any()}
@@ -207,7 +208,7 @@ class Columns:
         return {name.lower() for name in used.difference(SYSTEM_FLAGS)}
 
     def home_of(self, position: int) -> tuple[Guid, int]:
-        """(mailbox guid, uid) of the object that holds the mail of a row."""
+        """Return (mailbox guid, uid) of the object that holds the mail of a row."""
         return home_of(self, position, self.guid, self.homes)
 
     def foreign(self) -> npt.NDArray[np.bool_]:

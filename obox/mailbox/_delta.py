@@ -163,7 +163,7 @@ class Rows:
         home: Guid | None = None,
         home_uid: int = 0,
     ) -> Rows:
-        """The record of a mail that is new at `modseq` and has `flags`."""
+        """Return the record of a mail that is new at `modseq` and has `flags`."""
         uids = np.array([uid], dtype=_U4)
         return cls(
             uid=uids,
@@ -207,7 +207,7 @@ class Rows:
         return self.take(~mask), self.take(mask)
 
     def pack(self) -> dict[str, object]:
-        """The columns as a map of byte strings; all-zero stamps are left out."""
+        """Return the columns as a map of byte strings; all-zero stamps are left out."""
         out: dict[str, object] = {name: _bytes(getattr(self, name).astype(kind, copy=False)) for name, kind in _COLUMNS}
         out["oid"] = _bytes(self.oid)
         out["homes"] = [bytes.fromhex(guid) for guid in self.homes]
@@ -216,7 +216,7 @@ class Rows:
 
     @classmethod
     def unpack(cls, raw: _RawRows) -> Rows:
-        """The inverse of `pack`.
+        """Undo `pack`.
 
         Raises ValueError or TypeError on columns that do not fit each other.
         """
@@ -274,8 +274,8 @@ class Delta:
     recent: int = 0
 
     def slices(self, mails: int) -> Iterator[Delta]:
-        """Deltas that together are this delta: `mails` of its rows each, in UID order,
-        and then the rest."""
+        """Yield deltas that together are this delta: `mails` of its rows each, in UID
+        order, and then the rest."""
         rows = self.rows
         if rows is None or len(rows) <= mails:
             yield self
@@ -290,13 +290,13 @@ class Delta:
         return 0 if self.rows is None else len(self.rows) * _RECORD_BYTES
 
     def encode(self) -> bytes:
-        """A MessagePack map of the fields that are not empty. Unknown fields belong to
-        newer minor versions.
-        """
+        """Return a MessagePack map of the fields that are not empty. Unknown fields
+        belong to newer minor versions."""
         return joined(self.parts())
 
     def parts(self) -> Encoded:
-        """The parts of `encode`. Those of many records are views of their columns."""
+        """Return the parts of `encode`. Those of many records are views of their
+        columns."""
         out = self._packed()
         if self.rows is None or len(self.rows) < PARTS_MIN:
             return [msgspec.msgpack.encode(out)]
@@ -327,7 +327,7 @@ class Delta:
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> Delta:
-        """The inverse of `encode`. Raises ValueError on bytes that are no delta."""
+        """Undo `encode`. Raises ValueError on bytes that are no delta."""
         try:
             raw = _decoder.decode(data)
             return cls(
@@ -392,7 +392,8 @@ def _pieces(value: object) -> Iterator[bytes | memoryview]:
 
 
 def _bytes(column: npt.NDArray[Any]) -> memoryview | bytes:
-    """A column for the encoder, which copies it: not copied before, if it is long."""
+    """Return a column for the encoder, which copies it. A long column is not copied
+    before."""
     if len(column) < BYTES_COPIED_MAX or not column.flags.c_contiguous:
         return column.tobytes()
     return column.reshape(-1).view(np.uint8).data

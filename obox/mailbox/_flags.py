@@ -45,7 +45,8 @@ class FlagNames:
         return self.names[NARROW:]
 
     def known(self, flag: str) -> str | None:
-        """The spelling of a flag that has a place. Flags are case-insensitive."""
+        """Return the spelling of a flag that has a place. Flags are
+        case-insensitive."""
         if flag in self.names:
             return flag
         low = flag.lower()
@@ -56,7 +57,7 @@ class FlagNames:
         return [name for i, name in enumerate(self.names) if bits >> i & 1]
 
     def mask(self, flags: Iterable[str]) -> int:
-        """The bits in the word for those of `flags` that have a place."""
+        """Return the bits in the word for those of `flags` that have a place."""
         mask = 0
         for flag in flags:
             name = self.known(flag)
@@ -117,9 +118,8 @@ class FlagNames:
 
     @property
     def coming(self) -> set[str]:
-        """Keywords, in lower case, of mails that are not visible yet. They count
-        against the limit.
-        """
+        """Return keywords, in lower case, of mails that are not visible yet. They count
+        against the limit."""
         return set(self._coming)
 
     def expect(self, flags: Iterable[str]) -> Callable[[], None]:
@@ -131,6 +131,6 @@ class FlagNames:
 
         def end() -> None:
             self._coming.subtract(names)
-            self._coming = +self._coming  # drops keywords with a count of 0
+            self._coming = +self._coming  # this drops keywords with a count of 0
 
         return end

@@ -76,13 +76,14 @@ class Holders:
         return sum(len(keys) for keys, _ in self.merge().values())
 
     def items(self) -> Iterator[tuple[Holder, int]]:
-        """All of them, one by one: for few, and for tests."""
+        """Yield each holder: for few, and for tests."""
         for guid, (keys, released) in self.merge().items():
             for key, modseq in zip(keys.tolist(), released.tolist(), strict=True):
                 yield (key & 0xFFFFFFFF, guid, key >> 32), modseq
 
     def needed(self, since: int | None = None) -> UidArray:
-        """Home UIDs that a record shares, or has shared at `since` or later; sorted."""
+        """Return home UIDs that a record shares, or has shared at `since` or later;
+        sorted."""
         found = []
         for keys, released in self.merge().values():
             mask = released == 0
@@ -92,7 +93,8 @@ class Holders:
         return distinct(np.concatenate(found)) if found else np.empty(0, dtype=np.uint32)
 
     def pack(self) -> list[list[object]]:
-        """[home uid, guid, uid, released] for each; many of a mailbox as columns."""
+        """Return [home uid, guid, uid, released] for each; many of a mailbox as
+        columns."""
         out: list[list[object]] = []
         for guid, (keys, released) in sorted(self.merge().items()):
             raw = bytes.fromhex(guid)
@@ -108,7 +110,7 @@ class Holders:
 
     @classmethod
     def unpack(cls, data: Any) -> Holders:
-        """The inverse of `pack`. Raises ValueError or TypeError on what is none."""
+        """Undo `pack`. Raises ValueError or TypeError on what is none."""
         found = cls()
         single: dict[Guid, dict[int, int]] = {}
         for homes, raw, uids, released in data:
@@ -153,7 +155,7 @@ class Holders:
 
     @property
     def late(self) -> int:
-        """How many wait to be merged."""
+        """Return how many wait to be merged."""
         return sum(len(keys) for late in self._late.values() for keys, _ in late)
 
     def merge(self) -> dict[Guid, tuple[Numbers, Numbers]]:

@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from obox.text import starts_anew, stream_safe
+from obox.text import can_begin, stream_safe
 
 SLICE_CHARS: Final = 8 * 1024
 """Characters that a call normalises: 5 ms for characters that decompose into 18."""
@@ -78,7 +78,7 @@ def _capital(char: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """`text` in the form in which it compares.
+    """Return `text` in the form in which it compares.
 
     Case is folded, compatibility forms are decomposed (RFC 5051), and each sequence of
     white space becomes one space, because a header or a paragraph may be wrapped
@@ -102,7 +102,7 @@ def _spaced(text: str, after_space: bool) -> str:
 
 
 def normalised(texts: Iterable[str]) -> Iterator[str]:
-    """`normalise` of the texts put together, slice by slice."""
+    """Yield what `normalise` makes of the texts put together, slice by slice."""
     kept = ""
     """The end that the next characters may still change: the last starter and the marks
     behind it.
@@ -113,7 +113,7 @@ def normalised(texts: Iterable[str]) -> Iterator[str]:
             piece = stream_safe(kept + text[at : at + SLICE_CHARS])
             cut = len(piece) - 1
             # at most 31 steps, since the piece is stream-safe
-            while cut > 0 and not starts_anew(piece[cut]):
+            while cut > 0 and not can_begin(piece[cut]):
                 cut -= 1
             kept = piece[cut:]
             if cut:
@@ -161,9 +161,8 @@ class Finder:
         self._filter = _Filter(self._needles) if len(self._needles) >= _FILTER_FROM else None
 
     def found(self, texts: Iterable[str]) -> set[str]:
-        """The needles that occur in a text. `texts` are the slices of that text, not
-        yet normalised.
-        """
+        """Return the needles that occur in a text. `texts` are the slices of that text,
+        not yet normalised."""
         out: set[str] = set()
         slices = iter(texts)
         first, second = next(slices, ""), next(slices, None)
@@ -216,7 +215,7 @@ class _Filter:
 
 
 def _grams(text: str) -> npt.NDArray[Any]:
-    """A number below _TABLE for each three consecutive characters."""
+    """Return a number below _TABLE for each three consecutive characters."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     mixed = codes[:-2] * np.uint32(0x9E3779B1) ^ codes[1:-1] * np.uint32(0x85EBCA6B) ^ codes[2:] * np.uint32(0xC2B2AE35)
     numbers: npt.NDArray[Any] = mixed >> np.uint32(16)

@@ -39,16 +39,17 @@ class Table(Protocol):
 
     @property
     def uids(self) -> UidArray:
-        """Ascending."""
+        """Return the UIDs, ascending."""
 
     @property
     def modseqs(self) -> npt.NDArray[np.uint64]: ...
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """uid size internaldate zone savedate modseq home home_uid oid bits."""
+        """Return a column: uid size internaldate zone savedate modseq home home_uid oid
+        bits."""
 
     def flag_bits(self, where: Where | slice) -> list[int]:
-        """Flags of the mails at `where`.
+        """Return flags of the mails at `where`.
 
         Bit i stands for `State.flags.names[i]`, however many names there are.
         """
@@ -104,7 +105,8 @@ class Records:
 
 
 def with_wide(bits: list[int], masks: Mapping[str, npt.NDArray[np.bool_]], names: Sequence[str]) -> list[int]:
-    """Words of flags with the bits of wide keywords, which are beyond the 64th."""
+    """Return words of flags with the bits of wide keywords, which are beyond the
+    64th."""
     for name, mask in masks.items():
         if name in names:
             bit = 1 << names.index(name)
@@ -116,13 +118,13 @@ def with_wide(bits: list[int], masks: Mapping[str, npt.NDArray[np.bool_]], names
 class Retained:
     """Records of expunged mails, in the order of expunging; see the module's text."""
 
-    __slots__ = ("__weakref__", "_count", "_end", "_parts", "_told")
+    __slots__ = ("__weakref__", "_count", "_end", "_parts", "_seen")
 
     def __init__(self) -> None:
         self._parts: list[tuple[int, Records]] = []
         self._count = 0
         self._end = 0
-        self._told: dict[int, int] = {}  # by id: a view leaves before it is gone
+        self._seen: dict[int, int] = {}  # by id: a view leaves before it is gone
 
     def __len__(self) -> int:
         """Return how many records there are."""
@@ -130,17 +132,17 @@ class Retained:
 
     @property
     def wanted(self) -> bool:
-        """Whether a view may still count mails that are expunged now."""
-        return bool(self._told)
+        """Return whether a view may still count mails that are expunged now."""
+        return bool(self._seen)
 
     def enter(self, view: object) -> None:
         """`view` counts the mails that are in the mailbox now."""
-        self._told[id(view)] = self._end
+        self._seen[id(view)] = self._end
         self._drop()
 
     def leave(self, view: object) -> None:
         """`view` will ask for no record any more."""
-        self._told.pop(id(view), None)
+        self._seen.pop(id(view), None)
         self._drop()
 
     def add(self, records: Records) -> None:
@@ -172,7 +174,7 @@ class Retained:
         return found
 
     def used(self, names: Sequence[str]) -> set[str]:
-        """The flags that some record has."""
+        """Return the flags that some record has."""
         bits = 0
         out: set[str] = set()
         for _, part in self._parts:
@@ -183,7 +185,7 @@ class Retained:
     def _drop(self) -> None:
         if not self._parts:
             return
-        low = min(self._told.values(), default=self._end)
+        low = min(self._seen.values(), default=self._end)
         self._parts = [(number, part) for number, part in self._parts if number > low]
         self._count = sum(len(part) for _, part in self._parts)
 
@@ -191,8 +193,8 @@ class Retained:
 def by_home(
     uids: UidArray, home: npt.NDArray[np.int32], home_uid: UidArray, own: Guid, homes: Sequence[Guid]
 ) -> dict[Guid, tuple[UidArray, UidArray]]:
-    """The mails that are not in the object of their own UID, by the mailbox that has
-    their object: their UIDs, and the UIDs of the objects.
+    """Return the mails that are not in the object of their own UID, by the mailbox that
+    has their object: their UIDs, and the UIDs of the objects.
 
     uids, home, home_uid: columns of records of the mailbox `own`.
     """
@@ -207,6 +209,6 @@ def by_home(
 
 
 def home_of(table: Table, position: int, own: Guid, homes: Sequence[Guid]) -> tuple[Guid, int]:
-    """(mailbox guid, uid) of the object that holds the mail at a position."""
+    """Return (mailbox guid, uid) of the object that holds the mail at a position."""
     home = int(table.column("home")[position])
     return (own if home < 0 else homes[home]), int(table.column("home_uid")[position])

@@ -82,7 +82,7 @@ class RootDelta:
     identity: str = ""
 
     def encode(self) -> bytes:
-        """A MessagePack map. Unknown fields belong to newer minor versions."""
+        """Return a MessagePack map. Unknown fields belong to newer minor versions."""
         out: dict[str, Any] = {}
         if self.entries:
             out["entries"] = self.entries
@@ -100,7 +100,7 @@ class RootDelta:
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> RootDelta:
-        """The inverse of `encode`. Raises ValueError on bytes of anything else."""
+        """Undo `encode`. Raises ValueError on bytes of anything else."""
         try:
             raw = msgspec.msgpack.decode(data)
             return cls(
@@ -187,7 +187,7 @@ class Root:
         return sorted(name for name, stamp in self.subscriptions.items() if stamp & 1)
 
     def usage(self) -> tuple[int, int]:
-        """(octets, messages) of all live mailboxes: the sum that quota uses."""
+        """Return (octets, messages) of all live mailboxes, which the quota limits."""
         live = [self.totals.get(Guid(entry.guid), Totals()) for entry in self.entries.values() if not entry.deleted]
         return sum(t.bytes for t in live), sum(t.messages for t in live)
 
@@ -195,7 +195,7 @@ class Root:
         return max(self.highestmodseq + 1, now_ms)
 
     def next_uidvalidity(self, now_s: int) -> int:
-        """The UIDVALIDITY of the next mailbox.
+        """Return the UIDVALIDITY of the next mailbox.
 
         It grows with each new mailbox, so that a name that is used again never shows an
         old value. RFC 3501 §2.3.1.1.
@@ -203,7 +203,7 @@ class Root:
         return max(self.uidvalidity + 1, now_s)
 
     def extract(self) -> RootDelta:
-        """The whole root, as a delta."""
+        """Return the whole root, as a delta."""
         return RootDelta(
             list(self.entries.values()),
             dict(self.subscriptions),

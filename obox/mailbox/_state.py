@@ -53,20 +53,20 @@ class State(Columns):
         self.gaps: list[tuple[int, int]] = []
         self.bytes = 0
         self.unseen = 0
-        # Changes whose mail or expunge comes later, as with deltas of two writers.
+        # These changes have a mail or expunge that comes later, from another writer.
         self._early_flags: dict[str, dict[int, int]] = {}
         self._early_purged: set[int] = set()
 
     # -- what has gone, and since when -------------------------------------------------------------------------------
 
     def gone_since(self, modseq: int, known: UidArray | None = None) -> UidArray:
-        """UIDs expunged after `modseq`, out of `known`. RFC 7162 §3.2.5.2."""
+        """Return UIDs expunged after `modseq`, out of `known`. RFC 7162 §3.2.5.2."""
         uids = self.gone_uid[self.gone_modseq > np.uint64(self.trusted(modseq))]
         return uids if known is None else uids[np.isin(uids, known, assume_unique=True)]
 
     def trusted(self, modseq: int) -> int:
-        """The modseq to use for a client that presents `modseq`: the same, or 0 for
-        "everything".
+        """Return the modseq to use for a client that presents `modseq`: the same, or 0
+        for "everything".
 
         It is 0 inside a gap that a takeover or a merge has left, where the client may
         have received changes that were lost, and above the highest modseq.
@@ -76,11 +76,12 @@ class State(Columns):
         return modseq
 
     def next_modseq(self, now_ms: int) -> int:
-        """max(last + 1, unix milliseconds): owners need no communication."""
+        """Return max(last + 1, unix milliseconds), so that owners need no
+        communication."""
         return min(max(self.highestmodseq + 1, now_ms), MODSEQ_MAX)
 
     def dead(self, before_modseq: int) -> UidArray:
-        """Expunged UIDs to whose object nothing has referred since then."""
+        """Return expunged UIDs to whose object nothing has referred since then."""
         mask = ~self.gone_purged & (self.gone_modseq < np.uint64(max(before_modseq, 0)))
         uids = self.gone_uid[mask]
         if len(uids) and self.holders:
@@ -88,7 +89,8 @@ class State(Columns):
         return uids
 
     def garbage_since(self) -> int:
-        """Modseq of the earliest expunge, or last claim, with an object left; or 0."""
+        """Return the modseq of the earliest expunge, or last claim, with an object
+        left; or 0."""
         left = self.gone_modseq[~self.gone_purged]
         if len(left):
             return int(left.min())
@@ -278,7 +280,8 @@ class State(Columns):
         self.unseen += int(np.count_nonzero(before & seen)) - int(np.count_nonzero(after & seen))
 
     def _stamped_name(self, flag: str) -> str:
-        """Our spelling of a flag that some mail has had; makes its column if needed."""
+        """Return our spelling of a flag that some mail has had; makes its column if
+        needed."""
         if flag in self._stamps:
             return flag
         low = flag.lower()
@@ -289,7 +292,8 @@ class State(Columns):
         return name
 
     def forgettable(self, before_modseq: int) -> list[str]:
-        """Keywords that no mail has, and that no mail has had since `before_modseq`."""
+        """Return keywords that no mail has, and that no mail has had since
+        `before_modseq`."""
         out = []
         for name, column in self._stamps.items():
             stamps = column[: self._n]
@@ -317,7 +321,7 @@ class State(Columns):
     # -- bundles ---------------------------------------------------------------------------------------------------
 
     def extract(self, since: int = 0, *, without: Iterable[str] = ()) -> Delta:
-        """Everything that was changed after modseq `since`, as a delta.
+        """Return everything that was changed after modseq `since`, as a delta.
 
         0 gives the content of a base bundle, other values the content of a diff bundle.
         without: keywords whose stamps are left out.

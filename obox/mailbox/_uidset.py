@@ -18,7 +18,8 @@ allocate 16 GiB of memory.
 
 
 def uid_array(uids: object) -> UidArray:
-    """`uids` (any iterable or array of ints) as a sorted array without repeats."""
+    """Return `uids` (any iterable or array of ints) as a sorted array without
+    repeats."""
     array = np.asarray(uids if isinstance(uids, np.ndarray) else list(uids), dtype=np.uint32)  # type: ignore[call-overload]
     return distinct(array)
 
@@ -39,13 +40,13 @@ def distinct(array: npt.NDArray[K]) -> npt.NDArray[K]:
 
 
 def united(*sets: npt.NDArray[K]) -> npt.NDArray[K]:
-    """The union of sorted arrays."""
+    """Return the union of sorted arrays."""
     filled = [one for one in sets if len(one)]
     return distinct(np.concatenate(filled)) if filled else sets[0]
 
 
 def merged(table: Sequence[npt.NDArray[Any]], more: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-    """The rows of two tables whose first columns are sorted and have no common
+    """Return the rows of two tables whose first columns are sorted and have no common
     values."""
     columns = [np.concatenate(pair) for pair in zip(table, more, strict=True)]
     if len(table[0]) and len(more[0]) and not bool(more[0][0] > table[0][-1]):
@@ -55,9 +56,8 @@ def merged(table: Sequence[npt.NDArray[Any]], more: Sequence[npt.NDArray[Any]]) 
 
 
 def pack_ranges(uids: UidArray) -> bytes:
-    """UIDs as little-endian pairs (first, last), 8 bytes for a range: 10,000 neighbours
-    cost 8 bytes.
-    """
+    """Encode UIDs as little-endian pairs (first, last), 8 bytes for a range: 10,000
+    neighbours cost 8 bytes."""
     if len(uids) == 0:
         return b""
     uids = uid_array(uids)
@@ -68,9 +68,7 @@ def pack_ranges(uids: UidArray) -> bytes:
 
 
 def unpack_ranges(data: bytes) -> UidArray:
-    """The inverse of `pack_ranges`. Raises ValueError on bytes that are no sorted
-    ranges.
-    """
+    """Undo `pack_ranges`. Raises ValueError on bytes that are no sorted ranges."""
     pairs = np.frombuffer(data, dtype="<u4").reshape(-1, 2).astype(np.int64)
     if len(pairs) == 0:
         return np.empty(0, dtype=np.uint32)

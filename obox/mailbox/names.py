@@ -51,7 +51,7 @@ _ESCAPED: Final = re.compile(r"\[([*?[])\]")
 
 
 def canonical(name: str) -> str:
-    """The canonical spelling of a name: NFC, no separator at its end, INBOX in
+    """Return the canonical spelling of a name: NFC, no separator at its end, INBOX in
     capitals.
 
     Does not check whether a mailbox may have this name, but checks lengths before it
@@ -128,7 +128,7 @@ def check_name(name: str) -> str:
 
 
 def parents(name: str) -> list[str]:
-    """The levels above a name, the topmost first: `a`, `a/b` for `a/b/c`."""
+    """Return the levels above a name, the topmost first: `a`, `a/b` for `a/b/c`."""
     out = []
     at = name.find(SEPARATOR)
     while at >= 0:
@@ -138,7 +138,7 @@ def parents(name: str) -> list[str]:
 
 
 def with_children(names: Iterable[str]) -> set[str]:
-    """Every name, given or only implied, that has one of `names` below it."""
+    """Return every name, given or only implied, that has one of `names` below it."""
     out: set[str] = set()
     for name in names:
         at = name.rfind(SEPARATOR)
@@ -157,16 +157,15 @@ def is_below(name: str, ancestor: str) -> bool:
 
 
 def moved(name: str, old: str, new: str) -> str | None:
-    """The name that RENAME of `old` to `new` gives to `name`; None if `name` is neither
-    `old` nor below it.
-    """
+    """Return the name that RENAME of `old` to `new` gives to `name`; None if `name` is
+    neither `old` nor below it."""
     if name == old:
         return new
     return new + name[len(old) :] if is_below(name, old) else None
 
 
 def sort_key(name: str) -> tuple[bool, list[str]]:
-    """INBOX first, then by level, so that children follow their parent."""
+    """Sort INBOX first, then by level, so that children follow their parent."""
     return (name != INBOX and not is_below(name, INBOX), name.split(SEPARATOR))
 
 
@@ -248,9 +247,8 @@ def _collapse(pattern: str) -> str:
 
 
 def _longest_literal(signs: str) -> str:
-    """The longest piece that a matching name contains, without wildcards and without
-    letters of INBOX.
-    """
+    """Return the longest piece that a matching name contains, without wildcards and
+    without letters of INBOX."""
     return max(re.split(r"[*%INBOXinbox]", signs), key=len)
 
 
@@ -263,8 +261,8 @@ def _touches_inbox(head: str) -> bool:
 
 
 def match(pattern: str, names: Iterable[str]) -> dict[str, bool]:
-    """Those of `names` that a LIST or LSUB pattern matches, in their order, each with
-    True.
+    """Return those of `names` that a LIST or LSUB pattern matches, in their order, each
+    with True.
 
     If the pattern ends in `%`, also matching levels above them that are not among
     `names`, each with False (\\Noselect, RFC 3501 §6.3.8 and §6.3.9).

@@ -219,7 +219,7 @@ class TextSource(Protocol):
         """Return whether a field `name` (lower case) contains `needle`."""
 
     def sent_day(self) -> dt.date | bool | None:
-        """The day that the Date field spells; False if no date can be read."""
+        """Return the day that the Date field spells; False if no date can be read."""
 
     def contains(self, needle: Needle, body_only: bool) -> bool | None:
         """Return whether the body, or the header unless `body_only`, contains
@@ -253,7 +253,7 @@ class Evaluation:
 
 
 def leaves(query: Query) -> Iterator[Query]:
-    """The keys of a query that are neither And, Or nor Not."""
+    """Yield the keys of a query that are neither And, Or nor Not."""
     match query:
         case And(keys) | Or(keys):
             for key in keys:
@@ -265,7 +265,7 @@ def leaves(query: Query) -> Iterator[Query]:
 
 
 def strings_of(query: Query) -> Iterator[str]:
-    """The strings for which a query searches in text."""
+    """Return the strings for which a query searches in text."""
     return (key.value for key in leaves(query) if isinstance(key, Header | Text | Body))
 
 
@@ -371,7 +371,7 @@ class _Evaluator:
             case And(keys):
                 return self._all_of(self.node(key) for key in keys)
             case Or(keys):
-                # By De Morgan, so that ordering, folding and asking exist only once.
+                # De Morgan's laws make ordering, folding and asking of And enough.
                 return _negate(self._all_of(_negate(self.node(key)) for key in keys))
             case Not(key):
                 return _negate(self.node(key))

@@ -76,8 +76,8 @@ class View:
         "_names",
         "_own",
         "_recent",
+        "_recent_sent",
         "_retained",
-        "_told_recent",
         "_uidnext",
         "names",
         "uids",
@@ -96,7 +96,7 @@ class View:
         self._hidden = False  # whether there are expunges that the client does not know
         self._own: tuple[tuple[int, UidArray], ...] = ()
         self._recent: tuple[tuple[int, int], ...] = ()
-        self._told_recent = 0
+        self._recent_sent = 0
         self._retained = state.retained
         self._retained.enter(self)
 
@@ -113,7 +113,7 @@ class View:
     # -- numbers ---------------------------------------------------------------------------------------------------
 
     def seqs(self, uids: UidArray) -> npt.NDArray[np.intp]:
-        """The sequence numbers of `uids`, all of which the client knows."""
+        """Return the sequence numbers of `uids`, all of which the client knows."""
         return np.searchsorted(self.uids, uids) + 1
 
     def by_seq(self, ranges: Ranges) -> UidArray:
@@ -125,7 +125,7 @@ class View:
         return _joined([self.uids[low - 1 : high] for low, high in ranges])
 
     def uid_ranges(self, ranges: Ranges) -> tuple[tuple[int, int], ...]:
-        """The mails at the sequence numbers in `ranges` as ranges of UIDs.
+        """Return the mails at the sequence numbers in `ranges` as ranges of UIDs.
 
         A range may name UIDs that the client does not know; numbers beyond the last
         mail are ignored. There are no more ranges than were given, however many mails
@@ -139,7 +139,7 @@ class View:
         return tuple([(low, high) for low, high in edges])
 
     def by_uid(self, ranges: Ranges) -> UidArray:
-        """The UIDs in `ranges`, which are ascending and do not overlap.
+        """Return the UIDs in `ranges`, which are ascending and do not overlap.
 
         UIDs that do not exist are ignored. RFC 9051 §6.4.9.
         """
@@ -165,18 +165,19 @@ class View:
         self._recent = (*self._recent, (low, high))[-RECENT_RANGES_MAX:]
 
     def recent_uids(self) -> UidArray:
-        """The mails that are recent in this session."""
+        """Return the mails that are recent in this session."""
         ranges = self.recent_ranges()
         return self.by_uid(ranges) if ranges else _EMPTY
 
     def recent_ranges(self) -> tuple[tuple[int, int], ...]:
-        """The same as ranges of UIDs, some of which the client may not know."""
+        """Return the same as ranges of UIDs, some of which the client may not know."""
         return tuple([(low, high - 1) for low, high in self._recent])
 
     def recent_count(self) -> int:
-        """The number for a RECENT response, which the client knows afterwards."""
-        self._told_recent = len(self.recent_uids()) if self._recent else 0
-        return self._told_recent
+        """Return the number for a RECENT response, which the client knows
+        afterwards."""
+        self._recent_sent = len(self.recent_uids()) if self._recent else 0
+        return self._recent_sent
 
     # -- names of flags --------------------------------------------------------------------------------------------
 
@@ -217,7 +218,7 @@ class View:
         return self._hidden or self._key != _key(state)
 
     def poll(self, state: State, *, expunge: bool, take_recent: Callable[[], int] | None = None) -> Updates | None:
-        """What has changed and must be sent now; None if there is nothing.
+        """Return what has changed and must be sent now; None if there is nothing.
 
         expunge: whether numbers may change now. take_recent: claims new mails for this
         session (`Mailbox.take_recent`). It is None if the mailbox is open read-only:
@@ -253,7 +254,7 @@ class View:
         if len(fresh):
             self.add_recent(state.recent if take_recent is None else take_recent(), state.uidnext)
         self._uidnext = max(self._uidnext, state.uidnext)
-        recent_before = self._told_recent
+        recent_before = self._recent_sent
         recent = self.recent_count() if len(fresh) or expunged else recent_before
         names = self.has_new_names(state)
         if not (expunged or len(fresh) or len(changed) or names or recent != recent_before):
@@ -268,9 +269,8 @@ class View:
         )
 
     def _changed(self, state: State, first: int) -> UidArray:
-        """Mails before row `first`, which the client knows, whose flags differ from
-        what it knows.
-        """
+        """Return mails before row `first` whose flags differ from what the client
+        knows."""
         low, self._modseq = self._modseq, max(self._modseq, state.highestmodseq)
         own, self._own = self._own, ()
         modseqs = state.modseqs[:first]

@@ -26,7 +26,7 @@ _NAMED = re.compile(
     rb'\s*+(?:"([^"\\]*+)"\s*+|([^\x00-\x08\x0e-\x1f"(),:;<>@\[\\\]]*+))<' + _MAILBOX + rb">\s*+(?:,|\Z)"
 )
 _BARE = re.compile(rb"\s*+" + _MAILBOX + rb"\s*+(?:,|\Z)")
-# with simple comments, which nearly all comments are
+# blanks and simple comments
 _BLANK = re.compile(rb"(?:\s++|\([^()\\]*+\))*+")
 _ATOM = re.compile(rb'[^\s"(),.:;<>@\[\\\]]++|[\\\]]++')
 _QUOTED = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)("|\\?\Z)', re.DOTALL)
@@ -52,15 +52,14 @@ _GROUP_END = Address(None, None, None, None)
 
 
 def addresses(value: bytes) -> list[Address]:
-    """The addresses of a field's value (folded or not), at most ADDRESSES_MAX. RFC 5322
-    §3.4.
-    """
+    """Return the addresses of a field's value (folded or not), at most ADDRESSES_MAX.
+    RFC 5322 §3.4."""
     return read_addresses(value, ADDRESSES_MAX)[0]
 
 
 def read_addresses(value: bytes, most: int) -> tuple[list[Address], int]:
-    """The addresses among the first `most` list elements, and the number of elements
-    read.
+    """Return the addresses among the first `most` list elements, and the number of
+    elements read.
 
     If the number is more than `most`, there is another element behind the last that was
     read. An element is an address, the name or the end of a group, or nothing that can
@@ -119,7 +118,7 @@ class _Reader:
         self.quoted = False  # the first word is a quoted string
 
     def peek(self) -> bytes:
-        """The next byte behind blanks and comments.
+        """Return the next byte behind blanks and comments.
 
         The last comment is kept, because it may be the name.
         """
@@ -145,7 +144,7 @@ class _Reader:
         self.comment = b" ".join(unquote(inside).split()) or None
 
     def words(self) -> tuple[bytes, bytes | None]:
-        """A sequence of words and dots.
+        """Read a sequence of words and dots.
 
         Returns it as a phrase, and as a local part, or None if two words have no dot
         between them.
@@ -197,7 +196,7 @@ class _Reader:
         return b" ".join(b"".join(phrase).split()), b"".join(local) if is_local else None
 
     def domain(self) -> bytes | None:
-        """A domain or domain literal; None if there is none."""
+        """Read a domain or domain literal; None if there is none."""
         if self.peek() == b"[":
             literal = _DOMAIN_LITERAL.match(self.value, self.at)
             if literal is None:
@@ -234,7 +233,7 @@ class _Reader:
             self.at = run.end() if run else self.at + 1
 
     def address(self, group: bool) -> Address | None:
-        """An address or the start of a group; None for an empty list element.
+        """Read an address or the start of a group; None for an empty list element.
 
         group: whether the reader is inside a group already.
         """
@@ -268,7 +267,7 @@ class _Reader:
         return address
 
     def angle(self, phrase: bytes) -> Address:
-        """The content of angle brackets: [route] local-part "@" domain.
+        """Read the content of angle brackets: [route] local-part "@" domain.
 
         The name is the phrase before them.
         """
@@ -292,7 +291,7 @@ class _Reader:
         return Address(name, route, local or MISSING_MAILBOX, MISSING_DOMAIN)
 
     def route(self) -> bytes | None:
-        """`@one,@two:` without its colon. RFC 5322 §4.4 (obs-route)."""
+        """Read `@one,@two:` without its colon. RFC 5322 §4.4 (obs-route)."""
         hops: list[bytes] = []
         while True:
             c = self.peek()

@@ -53,7 +53,7 @@ class Budget:
 
     @classmethod
     def quick(cls) -> Budget:
-        """A budget of some 5 ms.
+        """Return a budget of some 5 ms.
 
         It is for a caller that may not take longer, and that begins anew elsewhere if
         the budget is too small.

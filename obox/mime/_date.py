@@ -57,7 +57,7 @@ class SentDate(NamedTuple):
 
 
 def parse_date(value: bytes) -> SentDate | None:
-    """A date-time of RFC 5322, or None."""
+    """Read a date-time of RFC 5322. None: it cannot be read."""
     value = value[:DATE_BYTES_MAX]
     found = _DATE.match(value)
     if found is None and b"(" in value:
@@ -94,7 +94,7 @@ def parse_date(value: bytes) -> SentDate | None:
 
 
 def sent_date(header: bytes) -> int | None:
-    """Unix seconds of the Date: field.
+    """Return the Date: field in unix seconds.
 
     If there are several such fields, the last one counts, as in ENVELOPE.
     """

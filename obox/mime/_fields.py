@@ -52,7 +52,7 @@ holds the interpreter's lock.
 
 
 def find(mail: bytes, needle: bytes, start: int, end: int) -> int:
-    """mail.find(needle, start, end), slice by slice."""
+    """Do mail.find(needle, start, end), slice by slice."""
     while end - start > SLICE_BYTES:
         at = mail.find(needle, start, start + SLICE_BYTES)
         if at >= 0:
@@ -62,7 +62,7 @@ def find(mail: bytes, needle: bytes, start: int, end: int) -> int:
 
 
 def lines_in(mail: bytes, start: int, end: int) -> int:
-    """mail.count of LF, slice by slice."""
+    """Do mail.count of LF, slice by slice."""
     count = 0
     while end - start > SLICE_BYTES:
         count += mail.count(b"\n", start, start + SLICE_BYTES)
@@ -71,7 +71,8 @@ def lines_in(mail: bytes, start: int, end: int) -> int:
 
 
 def blank_line(mail: bytes, start: int, end: int) -> int:
-    """Offset behind the first blank line (LF, perhaps CR, LF), or -1; by slices."""
+    """Return the offset behind the first blank line (LF, perhaps CR, LF), or -1; by
+    slices."""
     while True:
         stop = min(end, start + SLICE_BYTES)
         blank = _BLANK_LINE.search(mail, start, stop)
@@ -83,7 +84,7 @@ def blank_line(mail: bytes, start: int, end: int) -> int:
 
 
 def header_end(mail: bytes) -> int:
-    """Offset behind the blank line that ends the header. RFC 5322 §2.1.
+    """Return the offset behind the blank line that ends the header. RFC 5322 §2.1.
 
     It is the length of the mail if there is no blank line.
     """
@@ -96,7 +97,7 @@ def header_end(mail: bytes) -> int:
 
 
 def unfold(value: bytes) -> bytes:
-    """The value as a single line without blanks at its ends. RFC 5322 §2.2.3.
+    """Return the value as a single line without blanks at its ends. RFC 5322 §2.2.3.
 
     Line ends are removed, and the WSP behind them stays. A bare CR, which no line of an
     answer may have, becomes a blank.
@@ -108,7 +109,7 @@ def unfold(value: bytes) -> bytes:
 
 
 def spelled(name: bytes) -> bytes:
-    """A pattern for a lower-case name in any case.
+    """Return a pattern for a lower-case name in any case.
 
     With both cases spelled out, the regex engine tests a first byte by a bitmap; with
     IGNORECASE it does not.
@@ -146,7 +147,7 @@ _ready = lru_cache(maxsize=64)(_Names)
 
 
 def bounded(header: bytes) -> bytes:
-    """The whole lines of a header block among its first HEADER_BYTES_MAX bytes.
+    """Return the whole lines of a header block among its first HEADER_BYTES_MAX bytes.
 
     Fields are searched only in these.
     """
@@ -217,7 +218,7 @@ def _fields_not(header: bytes, names: _Names, rest: bytes) -> bytes:
 
 
 def header_values(header: bytes, name: bytes) -> list[bytes]:
-    """The unfolded values of all fields of that name (any case), in order.
+    """Return the unfolded values of all fields of that name (any case), in order.
 
     Encoded words stay encoded.
     """
@@ -228,7 +229,7 @@ def header_values(header: bytes, name: bytes) -> list[bytes]:
 
 
 def all_values(header: bytes) -> dict[bytes, list[bytes]]:
-    """The unfolded values of all fields by their names in lower case.
+    """Return the unfolded values of all fields by their names in lower case.
 
     For a caller that asks for many names.
     """
@@ -239,7 +240,7 @@ def all_values(header: bytes) -> dict[bytes, list[bytes]]:
 
 
 def collect(found: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
-    """(name, value) pairs as lower-case name -> values, folded as found."""
+    """Collect (name, value) pairs as lower-case name -> values, folded as found."""
     values: dict[bytes, list[bytes]] = {}
     for name, value in found:
         key = name.lower()
@@ -251,7 +252,7 @@ def collect(found: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
 
 
 def skip_comment(value: bytes, at: int) -> int:
-    """Offset behind the comment that opens at `at`. RFC 5322 §3.2.2.
+    """Return the offset behind the comment that opens at `at`. RFC 5322 §3.2.2.
 
     Comments nest; an open comment ends with the value.
     """
@@ -272,7 +273,7 @@ def skip_comment(value: bytes, at: int) -> int:
 
 
 def strip_comments(value: bytes) -> bytes:
-    """The value with a blank for each comment outside quoted strings."""
+    """Return the value with a blank for each comment outside quoted strings."""
     if b"(" not in value:
         return value
     out = []
@@ -288,5 +289,5 @@ def strip_comments(value: bytes) -> bytes:
 
 
 def unquote(text: bytes) -> bytes:
-    """The content of a quoted string, quoted pairs resolved. RFC 5322 §3.2.4."""
+    """Return the content of a quoted string, quoted pairs resolved. RFC 5322 §3.2.4."""
     return _QUOTED_PAIR.sub(rb"\1", text) if b"\\" in text else text

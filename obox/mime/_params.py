@@ -45,17 +45,15 @@ _NOT_ATTRIBUTE_CHAR = re.compile(rb"""[^!#$&+.0-9A-Z^_`a-z{|}~-]""")
 
 
 def parameters(text: bytes) -> Parameters:
-    """The parameters behind a media or disposition type, from its first `;` on;
-    sections joined.
-    """
+    """Return the parameters behind a media or disposition type, from its first `;` on;
+    sections joined."""
     found = tuple(_parameters(text))
     return _joined(found) if b"*" in text else found
 
 
 def value_of(params: Parameters, name: bytes) -> bytes | None:
-    """The octets of the first value of that (lower-case) name; without `name`, those of
-    `name*`, decoded.
-    """
+    """Return the octets of the first value of that (lower-case) name; without `name`,
+    those of `name*`, decoded."""
     for key, value in params:
         if key == name:
             return value
@@ -74,7 +72,7 @@ def charset_and_value(params: Parameters, name: bytes) -> tuple[bytes | None, by
 
 
 def _extended(params: Parameters, name: bytes) -> tuple[bytes | None, bytes] | None:
-    """Charset and octets of `name*`.
+    """Return charset and octets of `name*`.
 
     RFC 2231 §4: charset'language'value. Without the two quotes, everything is value.
     """
@@ -106,7 +104,7 @@ def _parameters(text: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _joined(params: Parameters) -> Parameters:
-    """The parameters with a single parameter for the sections of each name.
+    """Return the parameters with a single parameter for the sections of each name.
 
     It stands at the place of the first section. Sections behind a missing section are
     left out.

@@ -87,8 +87,8 @@ class Part:
     """
 
     def param(self, name: bytes) -> bytes | None:
-        """The first parameter of that (lower-case) name, or the decoded value of its
-        extended form.
+        """Return the first parameter of that (lower-case) name, or the decoded value of
+        its extended form.
 
         RFC 2231 §4.
         """
@@ -96,7 +96,7 @@ class Part:
 
 
 def parse(mail: bytes, budget: Budget | None = None) -> Part:
-    """The tree of a mail.
+    """Return the tree of a mail.
 
     Any bytes are a mail; linear time, at most DEPTH_MAX levels and PARTS_MAX parts.
     budget: what the tree may cost, used up here; None: the whole budget of a mail.
@@ -130,12 +130,12 @@ class _Scanner:
         # per needle: whether there is a match at this offset
         self.found: list[bool] = []
         self.cut = False  # whether a delimiter ended the last header
-        # where the last part ended: the LF before a delimiter, or the end of the mail
+        # the end of the last part: the LF before a delimiter, or the end of the mail
         self.stop = 0
 
     def delimiter(self, at: int) -> tuple[int, int]:
-        """Level and offset (of the LF before it) of the first delimiter line at or
-        after `at`.
+        """Return level and offset (of the LF before it) of the first delimiter line at
+        or after `at`.
 
         (-1, length) if there is none.
         """
@@ -160,8 +160,8 @@ class _Scanner:
         return level, best
 
     def part(self, start: int, depth: int, digest: bool, top: bool, known: tuple[int, Fields] | None = None) -> Part:
-        """The part whose header starts at `start`, up to the next delimiter of any open
-        multipart.
+        """Return the part whose header starts at `start`, up to the next delimiter of
+        any open multipart.
 
         digest: message/rfc822 is the default type. top: this is the header of a
         message, not of a body part. known: the end of the header and its fields.
@@ -208,9 +208,8 @@ class _Scanner:
         return True
 
     def blank_line(self, start: int, limit: int) -> int:
-        """End of the header that starts at `start`: behind its blank line, or where a
-        delimiter cuts it off.
-        """
+        """Return the end of the header that starts at `start`: behind its blank line,
+        or where a delimiter cuts it off."""
         mail = self.mail
         if start == 0:
             if mail.startswith(b"\r\n"):
@@ -222,8 +221,8 @@ class _Scanner:
         return end if end >= 0 else self.content_end(start, limit)
 
     def content_end(self, start: int, stop: int) -> int:
-        """End of content that starts at `start` and is followed by the delimiter at
-        `stop`.
+        """Return end of content that starts at `start` and is followed by the delimiter
+        at `stop`.
 
         The CR of the delimiter is not content.
         """
@@ -306,7 +305,7 @@ def _describe(part: Part, fields: Fields, digest: bool) -> None:
                 part.params = _params(rest)
         elif name == b"transfer-encoding":
             token = strip_comments(value).strip(b' \t\r\n;"')
-            # else RFC 2045 §6.1: 7bit, as if there were no such field
+            # An unknown encoding counts as 7bit. RFC 2045 §6.1.
             if _MECHANISM.fullmatch(token):
                 part.encoding = token.lower()
         elif name == b"disposition":
@@ -333,7 +332,7 @@ def _params(rest: bytes) -> Parameters:
 
 
 def _disposition(value: bytes) -> tuple[bytes, Parameters] | None:
-    """Disposition type and its parameters. RFC 2183 §2."""
+    """Return disposition type and its parameters. RFC 2183 §2."""
     kind, semicolon, _ = value.partition(b";")
     token = _TOKEN.match(strip_comments(kind))
     params = _params(value) if semicolon else ()

@@ -27,7 +27,7 @@ class Section:
 
 
 def find_part(root: Part, path: tuple[int, ...]) -> Part | None:
-    """The part of that number, or None. The empty path is the mail itself.
+    """Return the part of that number, or None. The empty path is the mail itself.
 
     Part 1 of a message that is not multipart is its body: the result is then the
     message's own Part.
@@ -48,7 +48,8 @@ def find_part(root: Part, path: tuple[int, ...]) -> Part | None:
 
 
 def section(mail: bytes, root: Part, spec: Section) -> tuple[int, int] | bytes | None:
-    """The range of a section, or its bytes for HEADER.FIELDS and HEADER.FIELDS.NOT.
+    """Return the range of a section, or its bytes for HEADER.FIELDS and
+    HEADER.FIELDS.NOT.
 
     None if the mail has no such section.
     """

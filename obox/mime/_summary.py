@@ -36,8 +36,7 @@ class Summary:
 
 
 def summary(mail: bytes, budget: Budget | None = None) -> Summary:
-    """Everything that FETCH and SEARCH ask for most, of a mail. The mail is any bytes;
-    nothing raises.
+    """Return what FETCH and SEARCH ask for most. The mail is any bytes; nothing raises.
 
     budget: what the summary may cost, used up here; None: the whole budget of a mail.
     """

@@ -48,8 +48,8 @@ _BLANKS_BEFORE_LINE_END = re.compile(rb"(?<![ \t])[ \t]++(?=\r?\n)")
 
 @cache
 def _known() -> frozenset[str]:
-    """Names of the standard library's codecs, as it normalises them, with their
-    aliases.
+    """Return the names of the standard library's codecs, as it normalises them, with
+    their aliases.
 
     No other name is looked up: for an unknown name `codecs.lookup` searches the disk
     and remembers the name for ever.
@@ -60,7 +60,7 @@ def _known() -> frozenset[str]:
 
 @lru_cache(maxsize=256)
 def _codec(charset: bytes) -> str | None:
-    """Name of the codec for a charset; None if there is none."""
+    """Return the name of the codec for a charset; None if there is none."""
     if len(charset) > _CHARSET_NAME_MAX:
         return None
     try:
@@ -68,7 +68,7 @@ def _codec(charset: bytes) -> str | None:
         if spelled not in _known():
             return None
         name = codecs.lookup(spelled).name
-        "".encode(name)  # LookupError if it is not a text encoding
+        "".encode(name)  # it raises LookupError if it is not a text encoding
     except (LookupError, ValueError):
         return None
     if name.replace("_", "-") in _REFUSED:
@@ -80,8 +80,8 @@ def _codec(charset: bytes) -> str | None:
 
 @cache
 def _table(codec: str) -> str | None:
-    """All 256 characters of a charset with a byte for each character; U+FFFD for those
-    that it lacks.
+    """Return all 256 characters of a charset with a byte for each character; U+FFFD for
+    those that it lacks.
 
     The codecs themselves take 150 times as long for a byte that they lack as for
     another byte.
@@ -97,7 +97,7 @@ def _decode(data: bytes, codec: str) -> str:
 
 
 def to_text(data: bytes, charset: bytes | None) -> str:
-    """Bytes in a charset as text; never an exception."""
+    """Return bytes in a charset as text. It raises nothing."""
     codec = _codec_of(charset)
     if len(data) > SLICE_BYTES:
         return "".join(_decoded_slices(lambda: _cut(data), codec))
@@ -122,7 +122,7 @@ def _cut(data: bytes) -> Iterator[bytes]:
 
 
 def _decoded_slices(slices: Callable[[], Iterator[bytes]], codec: str | None) -> Iterator[str]:
-    """The text of bytes that come in slices.
+    """Yield the text of bytes that come in slices.
 
     The slices are read twice if they must first be checked for UTF-8.
     """
@@ -139,7 +139,7 @@ def _decoded_slices(slices: Callable[[], Iterator[bytes]], codec: str | None) ->
             yield decoder.decode(piece)
             if codec == "utf-7":
                 yield decoder.decode(b"", True)
-        except ValueError:  # not a codec that we know
+        except ValueError:  # no codec of ours has the name
             decoder.reset()
             yield piece.decode("latin-1")
     try:
@@ -160,7 +160,7 @@ def _is_utf8(slices: Iterator[bytes]) -> bool:
 
 
 def _utf7_runs(slices: Callable[[], Iterator[bytes]]) -> Callable[[], Iterator[bytes]]:
-    """Slices that end where a shift sequence cannot continue (RFC 2152).
+    """Return slices that end where a shift sequence cannot continue (RFC 2152).
 
     The incremental decoder of UTF-7 begins an open sequence anew with each slice, which
     takes quadratic time. A sequence that is longer than a slice is cut.
@@ -180,7 +180,8 @@ def _utf7_runs(slices: Callable[[], Iterator[bytes]]) -> Callable[[], Iterator[b
 
 
 def _base64_slices(data: bytes, start: int, end: int) -> Iterator[bytes]:
-    """`_base64` slice by slice. Padding ends the data, if it completes four letters."""
+    """Decode base64 slice by slice. Padding ends the data, if it completes four
+    letters."""
     kept = b""
     for at in range(start, end, SLICE_BYTES):
         pieces = data[at : min(at + SLICE_BYTES, end)].translate(None, _NOT_BASE64).split(b"=")
@@ -205,7 +206,8 @@ def _base64_slices(data: bytes, start: int, end: int) -> Iterator[bytes]:
 
 
 def _quoted_printable_slices(data: bytes, start: int, end: int) -> Iterator[bytes]:
-    """Quoted-printable slice by slice: cut behind a line, or else outside of `=XX`."""
+    """Decode quoted-printable slice by slice. Slices end behind a line, or else outside
+    of `=XX`."""
     while start < end:
         stop = min(start + SLICE_BYTES, end)
         if stop < end:
@@ -246,7 +248,7 @@ def _encoded_word(encoding: bytes, text: bytes) -> bytes:
 
 
 def decode_header(value: bytes) -> str:
-    """A header value as text. RFC 2047 §6.2.
+    """Return a header value as text. RFC 2047 §6.2.
 
     The value is unfolded and its encoded words are decoded; other bytes are UTF-8 or
     else Windows-1252. Neighbouring words of the same charset are joined before they are
@@ -284,8 +286,8 @@ def runs(value: bytes) -> Iterator[tuple[bytes, bytes | None]]:
 
 
 def decoded(mail: bytes, part: Part) -> bytes:
-    """The body of a part with its Content-Transfer-Encoding undone. RFC 9051 §6.4.5
-    (BINARY).
+    """Return the body of a part with its Content-Transfer-Encoding undone. RFC 9051
+    §6.4.5 (BINARY).
 
     A body with an unknown encoding is returned as it is.
     """
@@ -293,7 +295,7 @@ def decoded(mail: bytes, part: Part) -> bytes:
 
 
 def _body_slices(mail: bytes, part: Part) -> Iterator[bytes]:
-    """The decoded body in slices of at most SLICE_BYTES."""
+    """Yield the decoded body in slices of at most SLICE_BYTES."""
     start, end = part.body_start, part.body_end
     if part.encoding == b"base64":
         if end - start <= SLICE_BYTES:
@@ -308,7 +310,8 @@ def _body_slices(mail: bytes, part: Part) -> Iterator[bytes]:
 
 
 def part_text(mail: bytes, part: Part) -> str:
-    """The body of a leaf as text: encoding and charset undone, markup left in."""
+    """Return the body of a leaf as text: encoding and charset undone, markup left
+    in."""
     return "".join(_part_slices(mail, part))
 
 
@@ -321,7 +324,7 @@ def _part_slices(mail: bytes, part: Part) -> Iterator[str]:
 
 
 def texts_of(mail: bytes, root: Part) -> Iterator[Iterator[str]]:
-    """The text of all `leaves`, each in slices."""
+    """Yield the text of all `leaves`, each in slices."""
     for part in text_leaves(root):
         yield _part_slices(mail, part)
 
@@ -346,13 +349,14 @@ def text_leaves(root: Part) -> Iterator[Part]:
 
 
 def text_of(mail: bytes, root: Part) -> Iterator[str]:
-    """The texts of `texts_of`, each whole."""
+    """Yield the texts of `texts_of`, each whole."""
     for slices in texts_of(mail, root):
         yield "".join(slices)
 
 
 def file_names(part: Part) -> list[str]:
-    """A part's name and filename as text, joined and decoded. RFC 2231 §3, §4."""
+    """Return a part's name and filename as text, joined and decoded. RFC 2231 §3,
+    §4."""
     params = (part.params, b"name"), (part.disposition[1] if part.disposition else (), b"filename")
     found = [charset_and_value(some, name) for some, name in params]
     return [to_text(value, charset) for charset, value in filter(None, found)]

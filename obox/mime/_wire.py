@@ -50,9 +50,8 @@ _ENVELOPE_AND_CONTENT = re.compile(
 
 
 def string(value: bytes) -> bytes:
-    """A value as a quoted string, or as a literal if a quoted string is not allowed.
-    RFC 9051 §4.3.
-    """
+    """Return a value as a quoted string, or as a literal if a quoted string is not
+    allowed. RFC 9051 §4.3."""
     odd = value.translate(None, _PLAIN)
     if not odd:
         return b'"' + value + b'"'
@@ -63,7 +62,7 @@ def string(value: bytes) -> bytes:
 
 
 def nstring(value: bytes | None) -> bytes:
-    """A value, or NIL."""
+    """Return a value, or NIL."""
     return b"NIL" if value is None else string(value)
 
 
@@ -73,8 +72,8 @@ def _address(address: Address) -> bytes:
 
 
 def _addresses(fields: Fields, name: bytes, budget: Budget) -> bytes:
-    """A list of addresses, or NIL; several fields of a name make a single list, as in
-    Dovecot.
+    """Return a list of addresses, or NIL; several fields of a name make a single list,
+    as in Dovecot.
 
     A list that exceeds the budget is NIL as a whole: a part of the list would look like
     all of it.
@@ -97,7 +96,7 @@ def _addresses(fields: Fields, name: bytes, budget: Budget) -> bytes:
 
 
 def _text(fields: Fields, name: bytes, budget: Budget) -> bytes:
-    """The value of the last field of that name, or NIL."""
+    """Return the value of the last field of that name, or NIL."""
     values = fields.get(name)
     if values is None or not budget.value(len(values[-1])):
         return b"NIL"
@@ -105,7 +104,7 @@ def _text(fields: Fields, name: bytes, budget: Budget) -> bytes:
 
 
 def envelope_fields(header: bytes, content: bool = False) -> Fields:
-    """The fields that ENVELOPE needs.
+    """Return the fields that ENVELOPE needs.
 
     With `content` also the fields that describe the body, so that one pass serves both.
     """
@@ -114,7 +113,8 @@ def envelope_fields(header: bytes, content: bool = False) -> Fields:
 
 
 def envelope_of(fields: Fields, budget: Budget) -> bytes:
-    """ENVELOPE of collected fields; fields that exceed the budget are NIL."""
+    """Return the ENVELOPE of collected fields; fields that exceed the budget are
+    NIL."""
     subject = fields.get(b"subject")
     if subject and not budget.value(len(subject[-1])):
         subject = None
@@ -138,7 +138,7 @@ def envelope_of(fields: Fields, budget: Budget) -> bytes:
 
 
 def envelope(header: bytes) -> bytes:
-    """ENVELOPE of a header block, in wire form. RFC 9051 §7.5.2.
+    """Return the ENVELOPE of a header block, in wire form. RFC 9051 §7.5.2.
 
     Sender and Reply-To are those of From if they are absent or empty. Of Date, Subject,
     In-Reply-To and Message-ID the last field counts; address fields of the same name
@@ -155,7 +155,8 @@ def _parameters(params: Parameters) -> bytes:
 
 
 def _extension(part: Part) -> bytes:
-    """body-fld-dsp, body-fld-lang, body-fld-loc: three NILs if all are absent."""
+    """Return body-fld-dsp, body-fld-lang, body-fld-loc: three NILs if all are
+    absent."""
     if part.disposition is None and not part.language and part.location is None:
         return b" NIL NIL NIL"
     if part.disposition is None:
@@ -168,7 +169,7 @@ def _extension(part: Part) -> bytes:
 
 
 def body_forms(mail: bytes, part: Part, budget: Budget) -> tuple[bytes, bytes]:
-    """BODY and BODYSTRUCTURE of a part, in wire form. RFC 3501 §7.4.2.
+    """Return BODY and BODYSTRUCTURE of a part, in wire form. RFC 3501 §7.4.2.
 
     Sizes and lines are those of the raw bytes. budget: what is left of the mail's
     budget, for the ENVELOPEs of embedded messages.
@@ -209,10 +210,11 @@ def body_forms(mail: bytes, part: Part, budget: Budget) -> tuple[bytes, bytes]:
 
 
 def bodystructure(mail: bytes, part: Part) -> bytes:
-    """BODYSTRUCTURE with all extension data, in wire form. RFC 9051 §7.5.2."""
+    """Return BODYSTRUCTURE with all extension data, in wire form. RFC 9051 §7.5.2."""
     return body_forms(mail, part, Budget())[1]
 
 
 def body(mail: bytes, part: Part) -> bytes:
-    """BODY: the structure without extension data, in wire form. RFC 9051 §7.5.2."""
+    """Return BODY: the structure without extension data, in wire form. RFC 9051
+    §7.5.2."""
     return body_forms(mail, part, Budget())[0]

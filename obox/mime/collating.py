@@ -22,7 +22,7 @@ BETWEEN: Final = "\0"
 
 
 def _unknown(charset: bytes | None) -> bool:
-    """Whether a charset is named that converts nothing but ASCII."""
+    """Return whether a charset is named that converts nothing but ASCII."""
     return charset is not None and _codec_of(charset) is None
 
 
@@ -53,7 +53,7 @@ def searched_header(value: bytes) -> str:
 
 
 def searched_texts(mail: bytes, root: Part) -> Iterator[Iterator[str]]:
-    """`texts_of`, with the octets behind each text whose conversion fails."""
+    """Do `texts_of`, with the octets behind each text whose conversion fails."""
     for part in text_leaves(root):
         yield _searched_slices(mail, part)
 

@@ -8,6 +8,9 @@ a transport past the header and, on a "/tls" entry, past the handshake.
 A client that has not completed the PROXY header and the TLS handshake has little time,
 and it may be dropped for a new client (`obox.net.pending`).
 
+An address may be bound with `before`. Then nothing of its protocol is loaded until the
+first client connects, and the kernel keeps this client waiting meanwhile.
+
 Diagnostics: an address that cannot be bound is fatal; `ListenError` names it. A bad
 PROXY header ends its connection, and is logged as info. Connections that were dropped
 for new clients are logged as a warning, once a minute. If file descriptors are used up,
@@ -24,7 +27,7 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +40,7 @@ from obox.net.proxy import ProxyError, Via
 from obox.unixsocket import short_name
 
 Factory = Callable[[Listen, Via | None], asyncio.BaseProtocol]
+Before = Callable[[], Awaitable[None]]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 BACKLOG = 1024  # connections that wait in the kernel; a burst of logins after a restart
@@ -46,6 +50,7 @@ DROPPED_LOG_S = 60.0
 """Interval between two log lines about connections that were dropped for new
 clients."""
 PAUSE_S = 0.5  # how long accepting pauses when file descriptors are used up
+AGAIN_S = 5.0  # time between two attempts to load what serves an address
 _FIRST_FD = 3  # sd_listen_fds(3)
 _OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -63,10 +68,12 @@ class _Bound:
     entry: Listen
     sock: socket.socket
     factory: Factory
+    before: Before | None
     # Of a unix socket that we created: only ours is removed.
     inode: tuple[int, int] | None = None
-    # Stops accepting; it is None before the start.
-    end: Callable[[], object] | None = None
+    # Accepts; both are None before the start.
+    server: asyncio.AbstractServer | None = None
+    task: asyncio.Task[None] | None = None
 
 
 def inherited_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
@@ -111,19 +118,29 @@ class Listeners:
         self._inherited = list(inherited)
         self._bound: list[_Bound] = []
 
-    def bind(self, name: str, entries: Sequence[Listen], factory: Factory, *, unix_mode: int | None = None) -> None:
+    def bind(
+        self,
+        name: str,
+        entries: Sequence[Listen],
+        factory: Factory,
+        *,
+        unix_mode: int | None = None,
+        before: Before | None = None,
+    ) -> None:
         """Bind the addresses of a protocol. Raises: ListenError.
 
         unix_mode: the mode of its unix sockets, if it differs from the mode of all
-        others.
+        others. before: called when the first client of an address has connected; the
+        client is accepted when it returns.
         """
         for entry in entries:
             if entry.tls and self._tls is None:
                 raise ListenError(f"{name}.listen {entry}: there is no certificate; set tls.cert and tls.key")
             if entry.path is not None:
-                self._bind_unix(name, entry, entry.path, factory, self._unix_mode if unix_mode is None else unix_mode)
+                mode = self._unix_mode if unix_mode is None else unix_mode
+                self._bound.append(self._bind_unix(name, entry, entry.path, factory, before, mode))
             else:
-                self._bind_tcp(name, entry, factory)
+                self._bind_tcp(name, entry, factory, before)
 
     def addresses(self, name: str) -> list[str]:
         """Return the addresses of a protocol as `Listen` writes them. Port 0 is
@@ -136,16 +153,35 @@ class Listeners:
         tasks: the group of the process. It runs the tasks that accept on "/proxy" and
         "/tls" entries.
         """
-        loop = asyncio.get_running_loop()
         for bound in self._bound:
-            if _greeted(bound.entry):
-                bound.end = tasks.create_task(self._accept(bound), name=f"accept {bound.entry}").cancel
-                continue
-            entry, factory = bound.entry, bound.factory
-            server = await loop.create_server(functools.partial(factory, entry, None), sock=bound.sock, backlog=BACKLOG)
-            bound.end = server.close
+            if bound.before is not None:
+                bound.task = tasks.create_task(self._begin_late(bound, bound.before, tasks))
+            else:
+                await self._begin(bound, tasks)
         for sock in self._inherited:
             self._log.warning("inherited socket matches no listen entry", address=str(sock.getsockname()))
+
+    async def _begin(self, bound: _Bound, tasks: asyncio.TaskGroup) -> None:
+        entry, factory = bound.entry, bound.factory
+        if _greeted(entry):
+            bound.task = tasks.create_task(self._accept(bound), name=f"accept {entry}")
+            return
+        loop = asyncio.get_running_loop()
+        made = functools.partial(factory, entry, None)
+        bound.server, bound.task = await loop.create_server(made, sock=bound.sock, backlog=BACKLOG), None
+
+    async def _begin_late(self, bound: _Bound, before: Before, tasks: asyncio.TaskGroup) -> None:
+        """Call `before` when a client has connected, and then accept."""
+        while True:
+            await _readable(bound.sock)
+            try:
+                await before()
+                break
+            except Exception:
+                # Such as after an update that has replaced the modules on disk.
+                self._log.exception("address cannot be served", address=str(bound.entry))
+                await asyncio.sleep(AGAIN_S)
+        await self._begin(bound, tasks)
 
     def stop(self, *, keep: Collection[str] = ()) -> None:
         """Stop accepting, except for the protocols in `keep`. Open connections
@@ -155,14 +191,17 @@ class Listeners:
                 continue
             if bound.inode is not None and bound.entry.path is not None:
                 _remove(bound.entry.path, bound.inode)
-            if bound.end is not None:
-                bound.end()
-            # `_accept` closes the others.
-            if not (bound.end is not None and _greeted(bound.entry)):
-                bound.sock.close()
+            if bound.task is not None:
+                # The task may not have begun, and it still uses the socket.
+                bound.task.add_done_callback(lambda _, sock=bound.sock: sock.close())  # type: ignore[misc]
+                bound.task.cancel()
+                continue
+            if bound.server is not None:
+                bound.server.close()
+            bound.sock.close()
         self._bound = [bound for bound in self._bound if bound.name in keep]
 
-    def _bind_tcp(self, name: str, entry: Listen, factory: Factory) -> None:
+    def _bind_tcp(self, name: str, entry: Listen, factory: Factory, before: Before | None) -> None:
         try:
             found = socket.getaddrinfo(entry.host, entry.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except OSError as error:
@@ -179,16 +218,17 @@ class Listeners:
                     if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(found) > 1:
                         continue
                     raise ListenError(f"{name}.listen {entry}: {_reason(error)}") from error
-            self._bound.append(_Bound(name, entry, sock, factory))
+            self._bound.append(_Bound(name, entry, sock, factory, before))
             made += 1
         if not made:
             raise ListenError(f"{name}.listen {entry}: not an address of this machine")
 
-    def _bind_unix(self, name: str, entry: Listen, path: Path, factory: Factory, mode: int) -> None:
+    def _bind_unix(
+        self, name: str, entry: Listen, path: Path, factory: Factory, before: Before | None, mode: int
+    ) -> _Bound:
         sock = self._take(lambda s: s.family == socket.AF_UNIX and s.getsockname() == str(path))
         if sock is not None:
-            self._bound.append(_Bound(name, entry, sock, factory))
-            return
+            return _Bound(name, entry, sock, factory, before)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             _remove_stale(path)
@@ -203,7 +243,7 @@ class Listeners:
         except OSError as error:
             sock.close()
             raise ListenError(f"{name}.listen {entry}: {_reason(error)}") from error
-        self._bound.append(_Bound(name, entry, sock, factory, (info.st_dev, info.st_ino)))
+        return _Bound(name, entry, sock, factory, before, (info.st_dev, info.st_ino))
 
     def _take(self, same: Callable[[socket.socket], bool]) -> socket.socket | None:
         for sock in self._inherited:
@@ -222,26 +262,23 @@ class Listeners:
         loop = asyncio.get_running_loop()
         pending = Pending()
         told_at, told = -DROPPED_LOG_S, 0
-        with bound.sock:
-            async with asyncio.TaskGroup() as tasks:
-                while True:
-                    try:
-                        sock, _ = await loop.sock_accept(bound.sock)
-                    except OSError as error:
-                        if error.errno in _OUT_OF:
-                            self._log.error(
-                                "connection cannot be accepted", address=str(bound.entry), error=error.strerror
-                            )
-                            await asyncio.sleep(PAUSE_S)
-                        continue
-                    tasks.create_task(self._greet(bound, sock, pending))
-                    if pending.dropped != told and loop.time() - told_at >= DROPPED_LOG_S:
-                        self._log.warning(
-                            "pending connections dropped for new clients",
-                            address=str(bound.entry),
-                            count=pending.dropped - told,
-                        )
-                        told_at, told = loop.time(), pending.dropped
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                try:
+                    sock, _ = await loop.sock_accept(bound.sock)
+                except OSError as error:
+                    if error.errno in _OUT_OF:
+                        self._log.error("connection cannot be accepted", address=str(bound.entry), error=error.strerror)
+                        await asyncio.sleep(PAUSE_S)
+                    continue
+                tasks.create_task(self._greet(bound, sock, pending))
+                if pending.dropped != told and loop.time() - told_at >= DROPPED_LOG_S:
+                    self._log.warning(
+                        "pending connections dropped for new clients",
+                        address=str(bound.entry),
+                        count=pending.dropped - told,
+                    )
+                    told_at, told = loop.time(), pending.dropped
 
     async def _greet(self, bound: _Bound, sock: socket.socket, pending: Pending) -> None:
         """Read the PROXY header and do the TLS handshake.

@@ -1,27 +1,38 @@
-"""What the servers of all protocols with a login have in common: their connections are
-listed and ended in the same way.
+"""What the servers of all protocols have in common: clients connect to them, and their
+connections are listed and ended, in the same way.
 
 This module knows no protocol.
 """
 
 from __future__ import annotations
 
+import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Collection
-from typing import Final
+from typing import ClassVar, Final
 
 from obox.net.connection import Connection
 from obox.net.hub import Hub
 from obox.net.registry import Who
 
-STOP_REASON: Final = "Server is shutting down, please reconnect"
 KICKED: Final = "Disconnected by the administrator"
 
 
-class Server:
-    """All sessions of a protocol in a process. A protocol adds its factory of
-    connections."""
+class Server(ABC):
+    """All sessions of a protocol in a process."""
+
+    STOP_REASON: ClassVar[str] = "Server is shutting down, please reconnect"
+    """The reason that clients get at a stop."""
 
     hub: Hub
+
+    @abstractmethod
+    def connection_factory(self, *, tls: bool = False, remote: str | None = None) -> asyncio.Protocol:
+        """Make the protocol of a new connection.
+
+        tls: whether it already uses TLS, also if a proxy does the TLS. remote: the
+        client's address, if a proxy reported it; None: the transport's address.
+        """
 
     def who(self) -> list[Who]:
         """Return all connections, the oldest first."""
@@ -41,10 +52,10 @@ class Server:
             if isinstance(member, Connection) and member.who().mail in owners:
                 member.stop(reason)
 
-    async def stop(self, reason: str = STOP_REASON, grace_s: float = 25.0) -> None:
-        """End all sessions, each after its command, and cut those that are left after
-        `grace_s`.
+    async def stop(self, reason: str = "", grace_s: float = 25.0) -> None:
+        """End all sessions, each after its command or transaction, and cut those that
+        are left after `grace_s`. Close the listeners first.
 
-        Idempotent.
+        reason: "" is STOP_REASON. Idempotent.
         """
-        await self.hub.stop(reason, grace_s)
+        await self.hub.stop(reason or self.STOP_REASON, grace_s)

@@ -264,7 +264,7 @@ class CloudDriver:
         stream = cursor
         try:
             if stream is None:
-                # Without its final `/`, which obstore adds again.
+                # The final `/` is left out, because obstore adds it again.
                 where = prefix.rstrip("/") or None
                 stream = obstore.list(self._store, where, offset=after or None, chunk_size=REQUEST_KEYS_MAX)
             async with self._slots:

@@ -91,7 +91,7 @@ class _Put:
 
     def answer(self) -> None:
         """Wake the caller, in its event loop."""
-        if self.future.done():  # cancelled meanwhile
+        if self.future.done():  # the task was cancelled meanwhile
             return
         if self.error is None:
             self.future.set_result(None)
@@ -217,7 +217,7 @@ class FileDriver:
             parts.append(chunks[-1])
         return "/".join(parts)
 
-    # Writing: in a writer thread.
+    # Writing, in a writer thread
 
     def _write(self) -> None:
         """Write groups until nothing is pending."""
@@ -342,7 +342,7 @@ class FileDriver:
         self._drop_temp(put)
 
     def _link_into_place(self, put: _Put) -> None:
-        """link(2) after making missing directories.
+        """Call link(2) after making missing directories.
 
         This is repeated if a delete removes a directory that is still empty.
         """
@@ -388,9 +388,8 @@ class FileDriver:
             put.temp = ""
 
     def _sync_directory(self, directory: str) -> None:
-        """fsync a directory, and its parents too if the directory is not known to be
-        durable.
-        """
+        """Sync a directory, and its parents too if the directory is not known to be
+        durable."""
         while True:
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -418,7 +417,7 @@ class FileDriver:
                 return
             directory = os.path.dirname(directory)
 
-    # Deleting and listing: in a reader thread.
+    # Deleting and listing, in a reader thread
 
     def _delete(self, keys: list[tuple[str, str]]) -> None:
         """Remove files and the directories that become empty."""
@@ -443,9 +442,8 @@ class FileDriver:
             self._sync_quietly(directory)
 
     def _sync_quietly(self, directory: str) -> None:
-        """fsync after a removal. If a power cut loses the removal, the file is only
-        removed again.
-        """
+        """Sync after a removal. If a power cut loses the removal, the file is only
+        removed again."""
         try:
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
@@ -468,7 +466,7 @@ class FileDriver:
                     # a symbolic link is foreign: it may lead nowhere, or to itself
                     found = os.stat(path, follow_symlinks=False)
                 except FileNotFoundError:
-                    continue  # deleted in the meantime
+                    continue  # it was deleted meanwhile
                 items.append(ObjectInfo(key, found.st_size, found.st_mtime))
         except OSError as error:
             raise _failure(f"list {prefix}", error, maybe_done=False) from error

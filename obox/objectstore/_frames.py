@@ -7,20 +7,18 @@ Diagnostics: CorruptObject.
 
 from __future__ import annotations
 
-import struct
 import threading
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 import zstandard
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from obox.objectstore._errors import CorruptObject
 from obox.types import Oid
+
+if TYPE_CHECKING:
+    from obox.objectstore._seal import Seal
 
 FRAME_BYTES: Final = 256 * 1024
 """Payload in a frame: the least that a partial FETCH reads."""
@@ -29,35 +27,12 @@ TAG_BYTES: Final = 16
 META_FRAME: Final = 0xFFFFFFFF
 """The frame number under which the meta is sealed."""
 
-_AAD = struct.Struct("<IB")
-_NONCE = struct.Struct("<I8x")
-
 
 class Compression(IntEnum):
     """How frames are compressed: byte 7."""
 
     NONE = 0
     ZSTD = 1
-
-
-class Seal:
-    """Seals and opens the frames of an object."""
-
-    __slots__ = ("_aead", "_bound")
-
-    def __init__(self, master: bytes, oid: bytes, info: bytes, bound: bytes) -> None:
-        """info: of the key. bound: header bytes 0..48 and the owner since version 2."""
-        self._aead = AESGCM(HKDF(SHA256(), 32, salt=oid, info=info).derive(master))
-        self._bound = bound
-
-    def seal(self, data: bytes, number: int, last: bool) -> bytes:
-        return self._aead.encrypt(_NONCE.pack(number), data, self._bound + _AAD.pack(number, last))
-
-    def open(self, data: bytes, number: int, last: bool) -> bytes:
-        try:
-            return self._aead.decrypt(_NONCE.pack(number), data, self._bound + _AAD.pack(number, last))
-        except InvalidTag:
-            raise CorruptObject(f"frame {number} is not authentic (damaged, or another master key)") from None
 
 
 class _Zstd(threading.local):
@@ -137,7 +112,7 @@ class Header:
 
     @property
     def frames(self) -> int:
-        """Number of frames."""
+        """Return the number of frames."""
         return len(self._table) - 1
 
     def frames_for(self, start: int, end: int) -> tuple[int, int]:

@@ -90,7 +90,7 @@ async def race(store: ObjectStore, prefix: str) -> Raced:
     gate = asyncio.Semaphore(ROUNDS_AT_ONCE)
 
     async def write(key: str, data: bytes) -> bool | None:
-        """True: the PUT succeeded; None: nobody knows."""
+        """Return True if the PUT succeeded, None if nobody knows."""
         try:
             await store.put(key, data, kind="format")
         except AlreadyExists:
@@ -150,9 +150,8 @@ async def probe(store: OpenStore, *, rng: random.Random | None = None) -> None:
 
 
 def needs_race(store: OpenStore) -> bool:
-    """False if the store is known to let one PUT succeed, or if the settings do not ask
-    for it.
-    """
+    """Return False if the store is known to let one PUT succeed, or if the settings do
+    not ask for it."""
     return store.settings.conditional_put == "on" and not store.driver.creates_at_once
 
 

@@ -147,9 +147,8 @@ class Retrying:
         return await self._listed(prefix, kind=kind, after=after, limit=None, exact=False)
 
     async def _listed(self, prefix: str, *, kind: Kind, after: str, limit: int | None, exact: bool) -> Objects:
-        """Objects below a prefix, in the order in which the store named them, each
-        once.
-        """
+        """Return objects below a prefix, in the order in which the store named them,
+        each once."""
         if prefix and not prefix.endswith("/"):
             raise ValueError(f"prefix {prefix!r}: a prefix is empty or ends with /")
         found: dict[str, ObjectInfo] = {}
@@ -317,7 +316,8 @@ class _Attempt(Generic[T]):
 
     @property
     def maybe_done(self) -> bool:
-        """Whether another attempt than the counting one may have had its effect."""
+        """Return whether another attempt than the counting one may have had its
+        effect."""
         sent = any(not sending.held for sending in self._besides)
         return sent or (self._answer is not None and self.first_sent)
 

@@ -77,7 +77,6 @@ from obox.objectstore._frames import (
     TAG_BYTES,
     Compression,
     Header,
-    Seal,
     decompress,
     split,
     zstd,
@@ -131,7 +130,7 @@ _REMEMBERED_OIDS_MAX: Final = 4096
 _FIXED = struct.Struct("<4sBBBB8s16sIIQ")
 _CRC = struct.Struct("<I")
 _ENTRY = struct.Struct("<II")
-_ONE_FRAME = struct.Struct("<III")  # the header's checksum and the only entry
+_ONE_FRAME = struct.Struct("<III")  # it is the header's checksum and the only entry
 _NO_KEY: Final = bytes(KEY_ID_BYTES)
 assert _FIXED.size == _SIGNED_BYTES
 
@@ -228,14 +227,13 @@ def _read_plain(data: bytes, owner: Owner, major_min: int) -> _Plain | None:
 
 
 def _signed(prefix: bytes, major: int, owner: Owner) -> bytes:
-    """The beginning of what the header's CRC covers, and the associated data of the
-    seal.
-    """
+    """Return the beginning of what the header's CRC covers, and the associated data of
+    the seal."""
     return prefix[:_SIGNED_BYTES] if major == OLD_MAJOR else prefix[:_SIGNED_BYTES] + owner
 
 
 def _info(major: int, owner: Owner) -> bytes:
-    """The info of a key.
+    """Return the info of a key.
 
     It includes the owner, so that an object that is bound to another owner later, with
     the same oid, has another key.
@@ -287,6 +285,8 @@ class Codec:
             raise ConfigError(
                 f"encryption key {encrypt_with!r} is not among the keys; allowed: {', '.join(keys) or 'none'}"
             )
+        if keys:  # see its text; no mail has to wait for it later
+            import obox.objectstore._seal  # noqa: F401
         self._keys = dict(keys)
         self._encrypt_with = encrypt_with
         self._level = _parse_compress(compress)
@@ -357,6 +357,8 @@ class Codec:
         )
         bound = signed + owner
         if key_id:
+            from obox.objectstore._seal import Seal
+
             seal = Seal(self._keys[key_id], oid, _info(MAJOR, owner), bound)
             last = len(frames) - 1
             frames = [seal.seal(frame, number, number == last) for number, frame in enumerate(frames)]
@@ -421,7 +423,7 @@ class Codec:
         return Decoded(header.kind, header.oid, header.meta, payload, header.major)
 
     def _whole(self, data: bytes, owner: Owner, *, lenient: bool) -> Header:
-        """The header of an object that is complete."""
+        """Return the header of an object that is complete."""
         try:
             header = self.decode_header(data, owner, lenient=lenient)
         except ShortPrefix as short:
@@ -495,6 +497,8 @@ class Codec:
             master = self._keys.get(key_id)
             if master is None:
                 raise UnknownKey(f"sealed under key {key_id!r}, which is not configured")
+            from obox.objectstore._seal import Seal
+
             seal = Seal(master, oid, _info(major, owner), bound)
             meta = seal.open(meta, META_FRAME, False)
         entries = [_ENTRY.unpack_from(prefix, HEADER_BYTES + i * _ENTRY.size) for i in range(frames)]

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple
 
 from obox.errors import OboxError
+from obox.login import NeedsTls
 from obox.pop3.lines import LINE_BYTES_MAX
 from obox.pop3.replies import SERVER_BUG, Bad, Reply, err, of_error
 from obox.pop3.session import LEFT, Session
@@ -72,7 +73,7 @@ class Machine:
             if session.user is not None and name != b"QUIT":
                 await session.user.current()
             reply = await handler(session, rest)
-        except Bad as error:
+        except (Bad, NeedsTls) as error:
             session.answer(label, of_error(error), bad=True)
         except OboxError as error:
             session.answer(label, of_error(error))

@@ -10,8 +10,8 @@ import re
 from typing import Final, NamedTuple
 
 from obox import errors
-from obox.auth import AuthFailed, Disabled
-from obox.login import TooSoon
+from obox.auth import LINK, AuthFailed, Disabled, Referred
+from obox.login import Forged, NeedsTls, TooSoon
 
 TEXT_BYTES_MAX: Final = 480
 """Longest text. An answer then has at most the 512 octets of RFC 2449 §4."""
@@ -56,15 +56,19 @@ ERRORS: Final[dict[type[errors.OboxError], tuple[str, str]]] = {
     errors.Unavailable: ("SYS/TEMP", "Storage is not available, try later"),
     errors.Temporary: ("SYS/TEMP", "Temporary failure, try later"),
     errors.Corrupt: ("SYS/PERM", "Stored data is damaged"),
-    # kinds that obox.auth and this room refine
+    # kinds that obox.auth and obox.login refine
     AuthFailed: ("AUTH", "Authentication failed"),
     Disabled: ("AUTH", "Login is disabled for this user"),
+    Forged: (LINK, "Authentication failed"),
+    NeedsTls: ("", "Passwords need TLS here"),
     TooSoon: ("LOGIN-DELAY", "Too soon after the last login"),
 }
 
 
 def of_error(error: errors.OboxError) -> Reply:
     """Return the answer to a failure."""
+    if isinstance(error, Referred):
+        return err(str(error), error.wire)
     for kind in type(error).__mro__:
         if kind in ERRORS:
             code, text = ERRORS[kind]

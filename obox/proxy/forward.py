@@ -115,7 +115,7 @@ class Forwarder:
     # -- the owner's end -------------------------------------------------------------------------------------------
 
     async def exchange(self, *, remote: str, local: bool, tls: bool) -> LinkOwner:
-        """See `obox.login.Forwarding`."""
+        """See `obox.login.needs.Forwarding`."""
         if not self.secrets:
             raise NoPerm("There is no trusted link here")
         if not tls and not local:
@@ -127,13 +127,13 @@ class Forwarder:
         )
 
     def redeem(self, user: str, token: str) -> Forward | None:
-        """See `obox.login.Forwarding`."""
+        """See `obox.login.needs.Forwarding`."""
         if not token.startswith(PREFIX):
             return None
         return self._tokens.read(self.secrets, token, user=user, now=time.time())
 
     async def vouched(self, forward: Forward) -> Account:
-        """See `obox.login.Forwarding`."""
+        """See `obox.login.needs.Forwarding`."""
         if forward.backend != self.member:
             raise LinkRefused("a token for another member")
         account = await self.authenticator.forwarded(forward.user, forward.storage_id)
@@ -141,7 +141,7 @@ class Forwarder:
         return account
 
     async def accept(self, forward: Forward) -> Account:
-        """See `obox.login.Forwarding`."""
+        """See `obox.login.needs.Forwarding`."""
         account = await self.authenticator.forwarded(forward.user, forward.storage_id)
         await self.confirm(account.storage_id, _claim(forward))
         self.counters.forward(forward.listener, "accepted")
@@ -157,7 +157,7 @@ class Forwarder:
             raise Referred(route.assigned.backend, route.assigned.number, route.assigned.token)
 
     def forged(self, why: str, *, remote: str, listener: str) -> None:
-        """See `obox.login.Forwarding`."""
+        """See `obox.login.needs.Forwarding`."""
         log.warning("trusted link refused", remote=remote, listener=listener, reason=why)
         self.authenticator.forged(remote)
         self.counters.forward(listener, "forged")
@@ -165,7 +165,7 @@ class Forwarder:
     # -- the sender's end ------------------------------------------------------------------------------------------
 
     async def connect(self, account: Account, *, listener: str, remote: str, tls: bool) -> Leg | None:
-        """See `obox.login.Forwarding`."""
+        """See `obox.login.needs.Forwarding`."""
 
         if listener == "pop3":
             from .pop3 import login  # most clusters have no [pop3]

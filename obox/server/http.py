@@ -45,7 +45,7 @@ from uvicorn.server import ServerState
 
 from obox.config import Listen
 from obox.net import Entry, Pending, Via, is_loopback
-from obox.server.metrics import CONTENT_TYPE
+from obox.server.exposition import CONTENT_TYPE
 
 KEEP_ALIVE_S: Final = 30
 """Time without a request until the connection is closed. It is longer than the usual 15

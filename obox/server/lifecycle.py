@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 from obox.errors import Unavailable
 from obox.server.notify import Notifier
 
-# For each drain after a second signal: enough for a round trip to the bucket.
+# This holds for each drain after a second signal. It is a round trip to the bucket.
 HURRY_S = 2.0
 LAG_INTERVAL_S = 0.25  # between measurements of the loop's delay
 _ENDING = "the backend is stopping"
-# Used if the system has no limit. No process serves a million sessions.
+# the limit if the system has none; no process serves a million sessions
 OPEN_FILES_MAX = 1 << 20
 LAG_LOG_S = 0.5  # longer delays are logged; the goal is 50 ms
 
@@ -163,7 +163,7 @@ class Lifecycle:
             signalled = tasks.create_task(self._hurry.wait())
             done, _ = await asyncio.wait({work, signalled}, return_when=asyncio.FIRST_COMPLETED)
             signalled.cancel()
-            work.cancel()  # no effect on a task that is done
+            work.cancel()  # this has no effect on a task that is done
         if work not in done:
             raise TimeoutError
 

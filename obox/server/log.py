@@ -19,7 +19,7 @@ from typing import Any, Protocol, TextIO
 import structlog
 
 MASK = "********"
-# Keys of a single `once_a_minute`. With more, keys older than a minute are dropped.
+# keys of a `once_a_minute`; with more, keys older than a minute are dropped
 KEYS_MAX = 1024
 
 # Warnings and errors kept in memory for `oboxadm log errors`, about a kilobyte each.

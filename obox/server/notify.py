@@ -26,7 +26,7 @@ class Notifier:
         self._address = "\0" + path[1:] if path.startswith("@") else path
         usec = environ.get("WATCHDOG_USEC", "")
         mine = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        # Half of the limit, as sd_watchdog_enabled(3) recommends.
+        # sd_watchdog_enabled(3) recommends half of the limit.
         self.watchdog_interval_s = int(usec) / 2e6 if self._address and mine and usec.isdigit() and int(usec) else None
 
     def ready(self, status: str = "") -> None:
@@ -45,8 +45,8 @@ class Notifier:
     def watchdog(self) -> None:
         self._send("WATCHDOG=1")
 
-    def tell(self, line: str) -> None:
-        """Another line, `NAME=value`, for a manager that understands it."""
+    def send(self, line: str) -> None:
+        """Send another line, `NAME=value`, for a manager that understands it."""
         self._send(line)
 
     def status(self, text: str) -> None:

@@ -77,7 +77,7 @@ class Source(Protocol):
 
     @property
     def lost(self) -> bool:
-        """Whether it cannot be read any more."""
+        """Return whether it cannot be read any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +138,13 @@ class Mailbox(Protocol):
 
     @property
     def state(self) -> State:
-        """Columns to read between awaits: uids, bits, modseqs, size, internaldate, …
-        Never changed by a protocol."""
+        """Return columns to read between awaits: uids, bits, modseqs, size, … No
+        protocol changes them."""
 
     @property
     def deleted(self) -> bool:
-        """Whether the mailbox has been deleted while sessions have it selected."""
+        """Return whether the mailbox has been deleted while sessions have it
+        selected."""
 
     def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake` from the loop after every change by any session or backend.

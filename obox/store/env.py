@@ -72,7 +72,7 @@ class answer_within:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError:
             raise Unavailable(TRY_LATER) from None
-        if isinstance(error, TimeoutError):  # of something in the block
+        if isinstance(error, TimeoutError):  # raised in the block
             raise Unavailable(TRY_LATER) from None
 
 

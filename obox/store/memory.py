@@ -159,7 +159,7 @@ class MemoryMailbox:
         """Nothing is held for a session."""
 
     def totals(self) -> Totals:
-        """What STATUS says."""
+        """Return what STATUS says."""
         state = self.state
         recent = int(np.count_nonzero(state.uids >= np.uint32(state.recent)))
         deleted = int(np.count_nonzero(state.bits & np.uint64(DELETED)))
@@ -347,7 +347,7 @@ class MemoryStore:
         self.users: dict[StorageId, MemoryUser] = {}
 
     def now_ms(self) -> int:
-        """Unix milliseconds."""
+        """Return unix milliseconds."""
         return int(self.now() * 1000)
 
     async def admit(self, storage_id: StorageId) -> None:

@@ -132,7 +132,7 @@ class Owned:
 
     @property
     def units(self) -> Mapping[str, Tag]:
-        """The units that this backend serves at present."""
+        """Return the units that this backend serves at present."""
         return {unit: Tag(stay.number, stay.token) for unit, stay in self._units.items()}
 
     async def admit(self, sid: str) -> None:

@@ -65,17 +65,17 @@ class Stamp(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def base_next(self) -> bool:
-        """Whether the next bundle is a base: the heads are of two histories, or there
-        are none."""
+        """Return whether the next bundle is a base: the heads are of two histories, or
+        there are none."""
         return self.need_base or not self.heads
 
     @property
     def merged(self) -> bool:
-        """Whether the copy joins histories that no bundle has joined yet."""
+        """Return whether the copy joins histories that no bundle has joined yet."""
         return self.need_base and bool(self.heads)
 
     def names(self) -> set[str]:
-        """All bundles whose content is in the copy."""
+        """Return all bundles whose content is in the copy."""
         return {*self.heads, *(name for name, _ in self.superseded)}
 
     def knows(self, infos: Iterable[ObjectInfo]) -> bool:

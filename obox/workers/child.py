@@ -64,10 +64,13 @@ async def run(start: Start) -> int:
     # The supervisor stops all workers, or starts this worker again.
     backend = Backend(start.config, read=read, leaves=False)
 
+    loading: list[asyncio.Future[None]] = []  # the loop would forget a task of its own
+
     def started(_: Backend) -> None:
-        assert backend.admin is not None
         backend.admin.own_http = start.own_http
         _Obeying(backend).begin()
+        # The supervisor asks for metrics, and waits for two seconds only.
+        loading.append(asyncio.ensure_future(backend.http.load()))
 
     return await backend.run(started=started)
 
@@ -119,13 +122,13 @@ class _Obeying:
         try:
             await self._backend.lifecycle.reloaded()
         except Exception as error:
-            self._backend.notifier.tell(f"{orders.ANSWER}={orders.REFUSED} {error}")
+            self._backend.notifier.send(f"{orders.ANSWER}={orders.REFUSED} {error}")
 
     def _decided(self) -> Callable[[], Reloaded]:
         """Wait until the supervisor has the results of all workers. The wait is in the
         thread that has checked the configuration. Raises ConfigError.
         """
-        self._backend.notifier.tell(f"{orders.ANSWER}={orders.PREPARED}")
+        self._backend.notifier.send(f"{orders.ANSWER}={orders.PREPARED}")
         try:
             decision = self._decisions.get(timeout=2 * orders.ANSWER_S)
         except queue.Empty:

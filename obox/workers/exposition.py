@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from obox.server.metrics import CONTENT_TYPE
+from obox.server.exposition import CONTENT_TYPE
 
 from . import ask
 from .ask import Place

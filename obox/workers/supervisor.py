@@ -14,29 +14,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from obox import __version__, wiring
 from obox.admin import Session
-from obox.admin.http import routes
 from obox.changes import changes
 from obox.cluster import Assigned, Directory, Here, Router, There
-from obox.config import Config, Listen, load
+from obox.config import Config, load
 from obox.errors import Unavailable
 from obox.front import Front
-from obox.membership import ports_of
 from obox.proxy import ViewRouter
-from obox.server import HttpServer, Lifecycle, Notifier, Reloaded, application
+from obox.server import Lifecycle, Notifier, Reloaded
 from obox.server.log import recent_problems
 from obox.types import StorageId
 
 from .derive import make_secret, of_front, of_worker
-from .exposition import Exposition
 from .orders import Start
 from .pool import Pool
-from .verbs import Relay
+
+if TYPE_CHECKING:
+    from obox.server.http import HttpServer
 
 log = structlog.get_logger()
 
@@ -130,7 +129,7 @@ class _Process:
         return await self._front.lifecycle.reloaded()
 
     def stop_logins(self) -> None:
-        self._front.listeners.stop(keep=self._front.http)
+        self._front.listeners.stop(keep=self._front.http.names)
 
     def stop(self) -> None:
         self._front.lifecycle.stop()
@@ -179,10 +178,7 @@ class Supervisor(Front):
 
     def places(self) -> tuple[None, Callable[[], tuple[str, Mapping[str, int]]]]:
         """Name this process for all users, since front ends cannot reach a worker."""
-        return None, lambda: (self.config.cluster.address or "127.0.0.1", self._ports())
-
-    def _ports(self) -> dict[str, int]:
-        return ports_of(("imap", "pop3", "lmtp"), self.listeners.addresses)
+        return None, lambda: (self.config.cluster.address or "127.0.0.1", self.ports())
 
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -214,34 +210,35 @@ class Supervisor(Front):
 
     # -- HTTP ------------------------------------------------------------------------------------------------------
 
-    def _bind_http(self) -> None:
-        """Bind the HTTP server as a backend does: the API, the probes, and the metrics
-        of all workers."""
+    def _administer(self) -> None:
         config = self.config
-        exposition = Exposition(
-            config.cluster.backend, self.metrics.exposition, lambda: list(self.pool.workers.values())
-        )
         self.admin = wiring.of_config(config, self.users)
         self.admin.authenticator = lambda: self.authenticator
         self.admin.recent = recent_problems
         self.admin.server = _Process(self)
         self.admin.find_cluster = wiring.find_cluster(config, directory=self.directory)
-        relay = Relay(self.pool, self._inner, self.admin.server.stop_logins)
-        api = [
-            *routes(self.admin, key=self._api_key(), version=__version__, run=relay.run, asked=relay.answer),
-            *self.nginx(),
-        ]
+
+    def servers(self) -> dict[str, HttpServer]:
+        """Make the HTTP servers as a backend does: the API, the probes, and the metrics
+        of all workers."""
+        from obox.admin.http import routes
+        from obox.server import exposition
+        from obox.server.http import HttpServer, application
+
+        from .exposition import Exposition
+        from .verbs import Relay
+
+        config = self.config
+        own = exposition.Exposition(self.metrics).text
+        shown = Exposition(config.cluster.backend, own, lambda: list(self.pool.workers.values()))
+        relay = Relay(self.pool, self._inner, _Process(self).stop_logins)
+        verbs = routes(self.admin, key=self._api_key(), version=__version__, run=relay.run, asked=relay.answer)
+        api = [*verbs, *self.nginx()]
         draining = lambda: self.lifecycle.draining  # noqa: E731 - a name for a short line
-        probes = application(draining=draining, routes=[exposition.route(), *([] if config.metrics else api)])
-        self.http["admin"] = HttpServer(application(routes=api))
-        if config.http is not None:
-            self.http["http"] = HttpServer(probes if config.metrics is None else application(routes=api))
-            self.listeners.bind("http", config.http.listen, self.http["http"].factory)
-        if config.metrics is not None:
-            self.http["metrics"] = HttpServer(probes)
-            self.listeners.bind("metrics", config.metrics.listen, self.http["metrics"].factory)
-        path = wiring.socket_path(config.state_dir)
-        self.listeners.bind("admin", [Listen(path=path)], self.http["admin"].factory, unix_mode=0o600)
+        probes = application(draining=draining, routes=[shown.route(), *([] if config.metrics else api)])
+        out = {"admin": HttpServer(application(routes=api)), "metrics": HttpServer(probes)}
+        out["http"] = out["metrics"] if config.metrics is None else HttpServer(application(routes=api))
+        return out
 
     # -- a reload --------------------------------------------------------------------------------------------------
 

@@ -16,12 +16,14 @@ from adminservice import KEY, Service, mail, running, write_config
 from patience import PATIENT_S
 from test_verbs import ANNA, BEN, Client
 
-from obox import wiring
+from obox import backend, wiring
 from obox.accounts import storage_id
+from obox.admin import arrivals, pull
 from obox.admin.run import Outcome
 from obox.cluster import Directory, MemoryDirectory, MemoryReplica, group_of
 from obox.cluster.initial import GROUPS_LOCAL
 from obox.config import load
+from obox.errors import Corrupt
 
 ANNE = "anne@example.org"
 """Another name of the mail of ANNA."""
@@ -29,7 +31,7 @@ USERS = "".join(f"{name}:{{PLAIN}}secret::::::storage_id={ANNA}\n" for name in (
 
 
 def member(tmp_path: Path, name: str, secret: str = "shared") -> Path:
-    """The configuration of a member without a key."""
+    """Return the configuration of a member without a key."""
     file = tmp_path / f"{secret}.secret"
     file.write_text(secret * 8)
     file.chmod(0o600)
@@ -114,6 +116,62 @@ async def test_a_pull_and_a_kick_need_no_key(directory: None, tmp_path: Path) ->
         code, rows, message = await asked_offline(member(tmp_path, "third", "other"), "clusterUserKick", user=ANNA)
         assert (code, rows) == (77, [])
         assert "cluster.secret_file" in message
+
+
+async def copies(service: Service) -> set[str]:
+    """The users of whom a member has local copies."""
+    await service.backend.parts.store.env.commit_staged()
+    return {space.user for space in service.backend.parts.metacache.users()}
+
+
+async def test_copies_come_from_a_backend_that_is_evacuated(
+    directory: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (backend, arrivals):
+        monkeypatch.setattr(module, "EVACUATIONS_S" if module is backend else "EVERY_S", 0.02)
+    async with two(tmp_path) as (first, second):
+        for user in (ANNA, BEN):
+            await first.deliver(user, [mail(n) for n in range(20)])
+        assert await copies(first) >= {storage_id(ANNA), storage_id(BEN)}
+        assert await copies(second) == set()
+        (row,) = await second.call("clusterBackendEvacuate", backend="first")
+        assert row["result"] == "evacuated"
+        async with asyncio.timeout(PATIENT_S):
+            while await copies(first):  # noqa: ASYNC110 - a cache has no event for a test
+                await asyncio.sleep(0.02)
+        assert await copies(second) == {storage_id(ANNA), storage_id(BEN)}
+        stats = second.backend.parts.bucket.stats
+        before = stats.snapshot()
+        client = await Client.login(second, ANNA)
+        assert "* STATUS INBOX (MESSAGES 20)\r\n" in await client.ask("STATUS INBOX (MESSAGES)")
+        made = stats.since(before).requests()
+        assert made, "the copies are compared with the bucket"
+        assert {op for op, _ in made} <= {"list", "put"}, "no bundle is read"
+
+
+async def test_a_user_whose_copies_cannot_be_pulled_delays_no_other(
+    directory: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (backend, arrivals):
+        monkeypatch.setattr(module, "EVACUATIONS_S" if module is backend else "EVERY_S", 0.02)
+    tried: list[str] = []
+    bring = pull.bring
+
+    async def poisoned(*given: Any) -> int:
+        tried.append(given[-1])
+        if given[-1] == storage_id(ANNA):
+            raise Corrupt("what the source sends does not decode")
+        return await bring(*given)
+
+    monkeypatch.setattr(pull, "bring", poisoned)
+    async with two(tmp_path) as (first, second):
+        for user in (ANNA, BEN):
+            await first.deliver(user, [mail(1)])
+        await second.call("clusterBackendEvacuate", backend="first")
+        async with asyncio.timeout(PATIENT_S):
+            while await copies(second) != {storage_id(BEN)} or await copies(first) != {storage_id(ANNA)}:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert tried.count(storage_id(ANNA)) == 1, "it is left to the operator"
 
 
 async def delivered(service: Service, *recipients: str) -> bytes:

@@ -16,6 +16,7 @@ from patience import PATIENT_S
 
 from obox.backend import Backend
 from obox.errors import Elsewhere
+from obox.server.exposition import Exposition
 
 ANNA = "anna@example.org"
 
@@ -52,6 +53,11 @@ async def test_tls_and_what_the_administrator_sees(config: Path) -> None:
         backend = service.backend
         clear, secure = ports(backend)
         await service.deliver(ANNA, [mail(1), mail(2)])
+        lmtp = int(backend.listeners.addresses("lmtp")[0].rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", lmtp)
+        await reader.readline()
+        assert b"obox_lmtp_sessions 1.0" in Exposition(backend.metrics).text()
+        writer.close()
         ways = [(clear, "clear"), (clear, "stls"), (secure, "tls")]
         clients = [await asyncio.to_thread(login, port, how) for port, how in ways]
         imap = await asyncio.to_thread(imaplib.IMAP4, "127.0.0.1", service.imap_port(), PATIENT_S)
@@ -61,8 +67,8 @@ async def test_tls_and_what_the_administrator_sees(config: Path) -> None:
         rows = await service.call("who", separateConnections=True)
         assert [row["tls"] for row in rows if row["service"] == "pop3"] == [False, True, True]
         assert len({row["id"] for row in rows}) == 4, "kick chooses sessions by their numbers"
-        assert b"obox_pop3_sessions 3.0" in backend.metrics.exposition()
-        assert b'obox_pop3_commands_total{command="PASS",result="OK"} 3.0' in backend.metrics.exposition()
+        assert b"obox_pop3_sessions 3.0" in Exposition(backend.metrics).text()
+        assert b'obox_pop3_commands_total{command="PASS",result="OK"} 3.0' in Exposition(backend.metrics).text()
         await asyncio.to_thread(clients[0].dele, 1)
         assert await service.call("kick", user=ANNA) == [{"username": ANNA, "connections": 4}]
         with pytest.raises((poplib.error_proto, EOFError, ConnectionError)):
@@ -84,8 +90,7 @@ async def until_empty(service: Service) -> None:
 
 async def test_a_backend_that_does_not_serve_the_user_says_so(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(config) as service:
-        pop3 = service.backend.pop3
-        assert pop3
+        pop3 = service.backend.logins["pop3"]
 
         async def elsewhere(account: object) -> None:
             raise Elsewhere("another backend serves the user; try again")

@@ -49,7 +49,7 @@ TABLE: Final = {
     **dict.fromkeys(_verbs(SERVERS), (ALL, ALL)),
     **dict.fromkeys(_verbs(DISK_OF_ONE), (HERE, ALL)),
     **dict.fromkeys(_verbs(BUCKET), (HERE, ONE)),
-    # Of the directory, which every backend has.
+    # These verbs need the directory alone, which every backend has.
     "cluster user move": (HERE, OWNER),
     "cluster user status": (HERE, OWNER),
     # Of the copies on the disk of the backend that is asked; a unit is one server.

@@ -21,7 +21,7 @@ MEMBER = {"role": "backend", "site": "default", "address": "127.0.0.1"}
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    """A backend of a cluster, which does not run."""
+    """Return a backend of a cluster, which does not run."""
     return member(tmp_path / "home", tmp_path / "cluster", "mail1")
 
 

@@ -108,7 +108,7 @@ def test_a_machine_without_memory_gets_nothing() -> None:
 def users_after(
     owned: dict[str, list[str]], weights: dict[str, float], people: People
 ) -> tuple[dict[str, int], dict[str, list[str]]]:
-    """How many users each backend has after the moves, and the groups."""
+    """Return how many users each backend has after the moves, and the groups."""
     has = {name: set(owned.get(name, ())) for name in weights}
     for shift in balance(owned, weights, None, people):
         has[shift.source].remove(shift.unit)

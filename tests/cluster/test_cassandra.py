@@ -105,8 +105,8 @@ def patience() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def members(site: Site) -> Iterator[tuple[CassandraDirectory, CassandraDirectory]]:
-    """Two members that are connected once for all tests of the module, because they
-    belong to no event loop."""
+    """Yield two members that are connected once for all tests of the module, because
+    they belong to no event loop."""
     both = (site.open(), site.open())
     for member in both:
         # The server may take a moment until it knows a new role and its grants.

@@ -197,7 +197,7 @@ def test_mbsync_both_ways_and_then_nothing(backend: Backend, tmp_path: Path) -> 
         "INBOX": 5, "Drafts": 0, "Sent": 0, "Trash": 0, "Junk": 0, "Archive": 5, "Projects/Gr&APwA3w-e": 1,
     }  # fmt: skip
 
-    # Flags, an expunge and a new mail on either side.
+    # There are flags, an expunge and a new mail on either side.
     with backend.login() as client:
         client.select_folder("INBOX")
         client.add_flags([1], ["\\Seen", "\\Flagged"])

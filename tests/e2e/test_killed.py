@@ -117,7 +117,7 @@ def nothing_drifts(backend: Backend) -> None:
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    """A backend whose bucket is a directory, with a few mails for each user."""
+    """Yield a backend whose bucket is a directory, with a few mails for each user."""
     home = tmp_path_factory.mktemp("killed")
     backend = Backend(home / "first", {"url": f"file://{home}/bucket"}, "first", SECTIONS, lines())
     started(backend)

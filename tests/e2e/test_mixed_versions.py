@@ -50,8 +50,8 @@ def git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
-    """The product of the newest commit that differs from this tree; None: no commit is
-    here."""
+    """Return the product of the newest commit that differs from this tree; None: no
+    commit is here."""
     try:
         commits = git("rev-list", "--first-parent", f"--max-count={COMMITS_MAX}", "HEAD").stdout.decode().split()
         for commit in commits:
@@ -90,7 +90,7 @@ class Version(Backend):
             )
 
     def call(self, command: str, **params: Any) -> tuple[list[dict[str, Any]], str]:
-        """A command of the admin API: its rows, and what went wrong."""
+        """Run a command of the admin API. Return its rows, and what went wrong."""
         answer = httpx.post(
             f"http://127.0.0.1:{self.http}/doveadm/v1",
             json=[[command, params, "tag"]],
@@ -277,7 +277,7 @@ def test_an_earlier_version_and_this_one_under_load(earlier: Path | None, versio
 
 
 def bundles(backend: Backend) -> list[bytes]:
-    """The payloads of all bases and diffs in the bucket."""
+    """Return the payloads of all bases and diffs in the bucket."""
     bucket, codec = Path(str(backend.storage["url"]).removeprefix("file://")), Codec({}, None)
     found = []
     for path in bucket.rglob("*"):

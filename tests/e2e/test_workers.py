@@ -68,7 +68,7 @@ class Unit:
         return all((self.backend.state / f"worker-{number}/imap.sock").exists() for number in (1, 2))
 
     def serves(self) -> bool:
-        """Whether the workers together have all groups."""
+        """Return whether the workers together have all groups."""
         with suppress(AssertionError):
             groups = self.admin("cluster", "status")[0]["groups"]
             return sum(row["groups"] for row in self.admin("cluster", "backend", "status")) == groups

@@ -66,7 +66,7 @@ class MemoryDisk:
         self.failing = failing
         self.reported = 0
         self.most = 0
-        # The numbers of reads and of changes.
+        # the numbers of reads and of changes
         self.hops = 0
         # The cache must never remove a file while it is read.
         self.removed_while_read: list[str] = []
@@ -203,7 +203,7 @@ class GatedFiles(Files):
         self.rounds.set()
         # A round is running or has run.
         self.began = threading.Event()
-        # The number of steps of each round.
+        # the number of steps of each round
         self.sizes: list[int] = []
 
     def read(self, want: Want) -> Got:

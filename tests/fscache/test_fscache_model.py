@@ -50,16 +50,16 @@ class FscacheMachine(RuleBasedStateMachine):
         super().__init__()
         self.dir = Path(tempfile.mkdtemp())
         self.runner = asyncio.Runner()
-        # What the source has.
+        # what the source has
         self.objects = {key: key.encode() * 10 for key in KEYS}
-        # Keys that must not be found without a fetch.
+        # keys that must not be found without a fetch
         self.dropped: set[str] = set()
         self.fetched: list[str] = []
-        # Fetches that are running, at most one for each key.
+        # fetches that are running, at most one for each key
         self.running: set[str] = set()
         self.now = 1000.0
         self.blocks_max = BLOCKS_MAX
-        # The bytes that the files took when they exceeded the limit.
+        # the bytes that the files took when they exceeded the limit
         self.passed: list[int] = []
         self.open()
 

@@ -21,7 +21,7 @@ KEYS = [f"key-{n}" for n in range(60)]
 
 
 def data_of(key: str) -> bytes:
-    """An object of one to four blocks."""
+    """Return an object of one to four blocks."""
     return key.encode() * (100 + 300 * (int(key.rpartition("-")[2]) % 7))
 
 

@@ -118,7 +118,7 @@ def body(rng: Rng) -> bytes:
 
 
 def mail(rng: Rng, depth: int = 0) -> bytes:
-    """A mail, or a part with its header."""
+    """Return a mail, or a part with its header."""
     head = b"".join(field(rng) for _ in range(rng.randint(0, 8)))
     kind = rng.random()
     if depth < 6 and kind < 0.35:
@@ -148,7 +148,7 @@ def day(rng: Rng) -> bytes:
 
 
 def key(rng: Rng, depth: int = 0) -> bytes:
-    """A search key of any kind."""
+    """Return a search key of any kind."""
     text = lambda: quoted((rng.choice(TEXTS) * long(rng, 3)).encode())  # noqa: E731  a short name for many rows
     kinds: list[Callable[[], bytes]] = [
         *(lambda word=word: word + b" " + text() for word in b"TEXT BODY SUBJECT FROM TO CC BCC".split()),

@@ -25,8 +25,9 @@ QUOTED = re.compile(rb'"((?:[\x01-\x09\x0b\x0c\x0e-\x21\x23-\x5b\x5d-\x7f]|\\["\
 QUOTED_UTF8 = re.compile(rb'"((?:[\x01-\x09\x0b\x0c\x0e-\x21\x23-\x5b\x5d-\x7f\x80-\xff]|\\["\\])*)"')
 LITERAL = re.compile(rb"\{([0-9]+)\}\r\n")
 NUMBER = re.compile(rb"0|[1-9][0-9]*")
-# TEXT-CHAR without the control characters, which obox never sends.
+# This is TEXT-CHAR without the control characters, which obox never sends.
 TEXT = re.compile(rb"[\x20-\x7e]+")
+TEXT_UTF8 = re.compile(rb"[\x20-\x7e\x80-\xff]+")
 SET = re.compile(rb"[0-9]+(?::[0-9]+)?(?:,[0-9]+(?::[0-9]+)?)*")
 DATE_TIME = re.compile(
     rb'"([ 1-3][0-9])-([A-Z][a-z]{2})-([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) ([+-])([0-9]{2})([0-9]{2})"'
@@ -84,14 +85,14 @@ class Terminals:
         return self.number(1)
 
     def modseq(self) -> int:
-        """mod-sequence-value: positive, 63 bits. RFC 7162 §7."""
+        """Read mod-sequence-value: positive, 63 bits. RFC 7162 §7."""
         return self.number(1, NUMBER64_MAX)
 
     def atom(self) -> bytes:
         return self.match(ATOM, "an atom")[0]
 
     def sequence(self) -> list[tuple[int, int]]:
-        """sequence-set without `*`, which a server never sends."""
+        """Read sequence-set without `*`, which a server never sends."""
         ranges = []
         for piece in self.match(SET, "a set")[0].split(b","):
             low, _, high = piece.partition(b":")
@@ -119,7 +120,8 @@ class Terminals:
         return re.sub(rb'\\(["\\])', rb"\1", body)
 
     def nstring8(self) -> bytes | None:
-        """nstring / literal8. A literal8 is for data with NUL. RFC 3516 §4.3, §7."""
+        """Read nstring / literal8. A literal8 is for data with NUL. RFC 3516 §4.3,
+        §7."""
         if self.take(b"~"):
             value = self.string(nul=True)
             if b"\0" not in value:

@@ -17,13 +17,14 @@ class Row(NamedTuple):
 
 
 def rows() -> list[Row]:
-    """The rows of the page. `APPENDLIMIT=` stands for the word with any value."""
+    """Return the rows of the page. `APPENDLIMIT=` stands for the word with any
+    value."""
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if line.startswith("| ")]
     return [Row(row[0], re.findall(r"`([^`]+)`", row[2]), row[3]) for row in cells[1:]]
 
 
 def advertised() -> set[str]:
-    """All words that some connection gets to see."""
+    """Return all words that some connection gets to see."""
     texts = [
         capabilities(logged_in=logged_in, secure=secure, starttls=True, append_limit=100)
         for logged_in in (False, True)
@@ -39,14 +40,14 @@ def test_the_page_has_states_of_each_rfc() -> None:
 
 
 def test_what_is_advertised_is_on_the_page() -> None:
-    """With its RFC, which is implemented as far as the words go."""
-    told = {word for row in rows() if row.state == "yes" for word in row.words}
-    assert advertised() - told == set()
+    """The page also names its RFC, and says how much of it is implemented."""
+    reported = {word for row in rows() if row.state == "yes" for word in row.words}
+    assert advertised() - reported == set()
 
 
 def test_what_the_page_says_is_advertised() -> None:
-    told = {word for row in rows() if row.state == "yes" for word in row.words}
-    assert told - advertised() == set()
+    reported = {word for row in rows() if row.state == "yes" for word in row.words}
+    assert reported - advertised() == set()
     denied = {word for row in rows() if row.state != "yes" for word in row.words}
     assert denied & advertised() == set()
 

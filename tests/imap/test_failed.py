@@ -73,8 +73,8 @@ async def test_a_select_that_is_no_command_changes_nothing(client: Client, comma
     ],
 )
 async def test_what_a_failed_search_leaves_of_the_saved_one(client: Client, command: str, left: int) -> None:
-    """RFC 5182 §2.1: a SEARCH with SAVE that is answered NO empties `$`. BAD, and NO
-    without SAVE, do not change it."""
+    """NO to a SEARCH with SAVE empties `$` (RFC 5182 §2.1). BAD, and NO without SAVE,
+    do not change it."""
     await client.ok("SEARCH RETURN (SAVE) ALL")
     assert (await client.cmd(command))[-1].startswith(b"BAD " if _is_bad(command) else b"NO ")
     lines = await client.ok("FETCH $ UID")

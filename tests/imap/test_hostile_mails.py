@@ -231,7 +231,7 @@ async def test_a_split_boundary(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [10, 600_000])
 async def test_a_name_in_sections_is_found(tmp_path: Path, size: int) -> None:
-    """Also where the whole mail is ASCII. RFC 2231 §3, §4."""
+    """The name is also found where the whole mail is ASCII. RFC 2231 §3, §4."""
     part = b"Content-Type: application/x; name*0=inv; name*1=oice\r\nContent-Disposition: attachment; %b\r\n\r\n"
     mail = (
         b"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n"
@@ -280,7 +280,8 @@ async def test_ready_fields_of_many_hostile_mails_come_by_bytes(
 
 
 async def test_sort_and_thread_of_headers_that_take_long(tmp_path: Path) -> None:
-    """A name of 60,000 quoted pairs, and many mails whose dates are comments."""
+    """The mails have a name of 60,000 quoted pairs, and many mails whose dates are
+    comments."""
     names = b"".join(b'%b: "%b" <a@x.org>\r\n' % (field, b'\\"' * 30_000) for field in (b"From", b"To"))
     dates = [b"Date: " + b"()" * 3_500 + b"\r\nSubject: " + b"re:" * 300 + b"\r\n\r\n%d" % at for at in range(100)]
     async with serving_real(tmp_path) as running:

@@ -21,8 +21,8 @@ from certificates import certificate
 from obox.errors import Temporary
 from obox.imap.connection import Connection
 from obox.imap.intake import MAIL_MEMORY_BYTES, SESSION_MEMORY_BYTES, Intake
-from obox.imap.server import starttls
 from obox.imap.settings import ImapSettings
+from obox.login import starttls
 from tests.imap.harness import DEADLINE_S, Client, Running, serving_real
 
 MIB = 1 << 20
@@ -264,8 +264,8 @@ async def test_a_command_that_does_not_end(tmp_path: Path, begun: bytes) -> None
 
 
 async def test_mails_come_back_from_the_file_as_they_were(running: Running) -> None:
-    """MULTIAPPEND of small and large mails. The mails beyond the session's memory are
-    read back from a file, one after the other."""
+    """MULTIAPPEND sends small and large mails. The mails beyond the session's memory
+    are read back from a file, one after the other."""
     client = await running.client(login="anna")
     mails = [bytes([65 + i]) * size for i, size in enumerate([10, MIB + 1, MIB, MIB, 3 * MIB, MIB, MIB, 700_000, 5])]
     assert sum(len(mail) for mail in mails if len(mail) <= MAIL_MEMORY_BYTES) > SESSION_MEMORY_BYTES
@@ -324,7 +324,7 @@ async def test_all_users_share_the_servers_budget(tmp_path: Path) -> None:
         assert (await client.line()).startswith(b"+ ")
 
 
-async def test_bytes_beyond_the_budget_are_dropped_and_told(tmp_path: Path) -> None:
+async def test_bytes_beyond_the_budget_are_dropped_and_reported(tmp_path: Path) -> None:
     """Two mails were admitted at the same time and do not fit together. The later mail
     is answered NO [LIMIT]."""
     settings = ImapSettings(append_spool_max=40 * MIB, spool_dir=tmp_path / "spool")
@@ -403,7 +403,7 @@ async def test_large_mails_wait_for_each_other_and_a_user_has_half() -> None:
 
 @pytest.mark.parametrize(("selects", "bytes_max"), [(False, 1_280), (True, 1_900)])
 async def test_an_idle_session_is_small(tmp_path: Path, selects: bool, bytes_max: int) -> None:
-    """The test counts what obox's own code allocates for a session in IDLE. It leaves
+    """The test counts allocations of obox's own code for a session in IDLE. It leaves
     out the transport and the timer, which are asyncio's."""
     count = 50
     async with serving_real(tmp_path, ImapSettings(user_sessions_max=0, address_sessions_max=0)) as running:

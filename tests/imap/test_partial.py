@@ -9,7 +9,8 @@ from harness import Client, serving
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[Client]:
-    """Mails 2 to 8, of which 2, 4, 6 and 8 are \\Seen. The sizes are descending."""
+    """Yield mils 2 to 8, of which 2, 4, 6 and 8 are \\Seen. The sizes are
+    descending."""
     async with serving(tmp_path) as running:
         client = await running.client(login="anna")
         for number in range(1, 9):
@@ -57,7 +58,8 @@ async def test_search_by_number_and_without_results(client: Client) -> None:
 )
 @pytest.mark.parametrize("command", ["SEARCH", "SORT"])
 async def test_what_is_saved(client: Client, command: str, options: str, saved: list[int]) -> None:
-    """RFC 9394 §3.2, table 1. The order of SORT is that of the UIDs here."""
+    """RFC 9394 §3.2, table 1 has the cases. The order of SORT is that of the UIDs
+    here."""
     order = " (REVERSE SIZE) UTF-8" if command == "SORT" else ""
     lines = await client.ok(f"UID {command} RETURN ({options}){order} SEEN")
     assert b"PARTIAL (" in lines[0]

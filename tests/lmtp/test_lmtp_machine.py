@@ -91,7 +91,7 @@ def bodies(data: Iterable[bytes], settings: Settings = SMALL) -> tuple[list[byte
     return [mail[2] for mail in driver.mails], driver.output[start:]
 
 
-# Each line: what the client sends => codes of the replies, in order.
+# Each line has what the client sends => codes of the replies, in order.
 DIALOGUES = [
     # RFC 2033 §4.1
     "HELO x => 500 | EHLO x => 500 | LHLO => 501 | LHLO x y => 501 | LHLO x => 250",

@@ -25,7 +25,7 @@ def test_every_kind_has_a_reply() -> None:
 def test_reply_for() -> None:
     assert reply_for(errors.NotFound()) == KIND_REPLIES[errors.NotFound]
     assert reply_for(errors.NotFound("gone fishing")) == Reply(550, "5.1.1", "gone fishing")
-    # An error that is derived from an error of the table.
+    # This error is derived from an error of the table.
     assert reply_for(Disabled("moved")) == Reply(550, "5.2.1", "moved")
     assert reply_for(errors.OverQuota(), quota_full_tempfail=True) == QUOTA_TEMPFAIL
     assert reply_for(errors.MailboxFull()).code == 552

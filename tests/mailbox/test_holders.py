@@ -104,7 +104,8 @@ def test_damaged_columns_are_refused(row: list[object]) -> None:
 
 
 def test_a_copied_mail_costs_few_bytes() -> None:
-    """The holders of 100,000 mails of a single COPY, in memory and encoded."""
+    """The test measures the holders of 100,000 mails of a single COPY, in memory and
+    encoded."""
     count = 100_000
     numbers = np.arange(1, count + 1, dtype=np.uint32)
     gc.collect()

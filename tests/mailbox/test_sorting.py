@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def run(steps: Generator[None, None, T]) -> tuple[T, int]:
-    """The result, and the number of steps."""
+    """Return the result, and the number of steps."""
     count = 0
     while True:
         try:

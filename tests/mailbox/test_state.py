@@ -324,7 +324,7 @@ def test_records_of_expunged_mails_are_kept_for_who_counts_them() -> None:
     delta, _ = expunge_delta(state, uids(1), 90)
     assert delta is not None
     state.join(delta)
-    # This session ended without the usual steps.
+    # This session has ended without the usual steps.
     del one
     gc.collect()
     state.join(Delta(gone=Gone.at(95, uids(3))))

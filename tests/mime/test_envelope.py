@@ -10,7 +10,7 @@ MAIL = (
 
 
 def test_values_of_the_header() -> None:
-    """Also where a value is 8-bit, and so a literal."""
+    """A value that is 8-bit comes as a literal."""
     for odd in (b"", b"caf\xc3\xa9", b"(x) {3}", b"NIL"):
         found = read_envelope(envelope(MAIL % odd))
         assert found == Envelope(

@@ -222,3 +222,48 @@ async def test_inherited_sockets(log: Any, greeter: Any) -> None:
             assert await greeting("127.0.0.1", at) == b"hello direct\r\n"
     assert inherited_sockets({"LISTEN_PID": "1", "LISTEN_FDS": "1"}) == []
     assert inherited_sockets({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "0"}) == []
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix", "proxy"])
+async def test_before_is_called_once_a_client_has_connected(kind: str, tmp_path: Path, log: Any, greeter: Any) -> None:
+    calls: list[str] = []
+
+    async def before() -> None:
+        calls.append(kind)
+        if len(calls) == 1:
+            raise ImportError("the modules are being replaced")
+
+    entry = Listen(path=tmp_path / "s") if kind == "unix" else Listen("127.0.0.1", 0, proxy=kind == "proxy")
+    listeners = Listeners(log=log, proxy_networks=LOCAL)
+    listeners.bind("admin", [entry], greeter, before=before)
+    listeners.bind("imap", [Listen("127.0.0.1", 0)], greeter)
+    send = b"PROXY UNKNOWN\r\n" if kind == "proxy" else b""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("obox.net.listeners.AGAIN_S", 0.0)
+        async with listening(listeners):
+            assert await greeting("127.0.0.1", port(listeners)) == b"hello direct\r\n"
+            assert calls == [], "nobody has connected to the other address"
+            for _ in range(2):
+                if kind == "unix":
+                    assert (await greeting(path=str(entry.path))).startswith(b"hello")
+                else:
+                    assert (await greeting("127.0.0.1", port(listeners, "admin"), send=send)).startswith(b"hello")
+            assert calls == [kind] * 2, "the second attempt has succeeded, and is the last"
+    assert [level for level, *_ in log.lines] == ["exception"]
+
+
+async def test_a_stop_ends_an_address_that_nobody_has_used(tmp_path: Path, log: Any, greeter: Any) -> None:
+    async def before() -> None:
+        raise AssertionError("nobody has connected")
+
+    listeners = Listeners(log=log, proxy_networks=LOCAL)
+    for entry in (Listen(path=tmp_path / "s"), Listen("127.0.0.1", 0, proxy=True), Listen("127.0.0.1", 0)):
+        listeners.bind("http", [entry], greeter, before=before)
+    ports = [int(one.split("/")[0].rpartition(":")[2]) for one in listeners.addresses("http")[1:]]
+    async with listening(listeners):
+        listeners.stop(keep=["http"])
+        assert len(listeners.addresses("http")) == 3
+    assert not (tmp_path / "s").exists()
+    for at in ports:
+        with pytest.raises(ConnectionRefusedError):
+            await greeting("127.0.0.1", at)

@@ -86,7 +86,7 @@ def test_golden_bytes() -> None:
         "000102030405060708090a0b0c0d0e0f"  # oid
         "04000000" "01000000" "0f00000000000000"  # meta bytes, frames, payload bytes
         + struct.pack("<I", crc32(data[:48] + OWNER + data[52:64])).hex()
-        # Frame table.
+        # the frame table
         + "0f000000" + struct.pack("<I", crc32(b"Subject: hi\r\n\r\n")).hex()
         + b"meta".hex()
         + b"Subject: hi\r\n\r\n".hex()
@@ -180,7 +180,7 @@ def test_a_range_reads_only_its_frames(codec: Codec) -> None:
 def test_versions() -> None:
     codec = CODECS["plain"]
     data = bytearray(codec.encode(ObjectKind.MAIL, OWNER, OID, b"meta", b"body"))
-    # A newer minor version, with its checksum.
+    # This is a newer minor version, with its checksum.
     data[5] = 9
     data[48:52] = struct.pack("<I", crc32(bytes(data[52 : 52 + 8 + 4]), crc32(bytes(data[:48]) + OWNER)))
     assert codec.decode(bytes(data), OWNER).payload == b"body"

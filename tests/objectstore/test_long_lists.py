@@ -17,7 +17,7 @@ PREFIX = "site/9d/u0/m/0123456789abcdef0123456789abcdef/"
 
 
 def shuffled() -> Driver:
-    """A bucket that lists its objects in no order."""
+    """Return a bucket that lists its objects in no order."""
     rows = [ObjectInfo(f"{PREFIX}{uid:08x}", 3000, 1e9 + uid) for uid in range(1, MAILS + 1)]
     random.Random(5).shuffle(rows)
     driver: Any = open_store(Settings("memory://")).driver

@@ -22,15 +22,15 @@ __all__ = ["make", "s3_bucket", "seaweedfs"]
 
 @pytest.fixture
 def machine(seaweedfs: S3Server) -> Iterator[Machine]:
-    """A machine without anything, with an empty bucket."""
+    """Yield a machine without anything, with an empty bucket."""
     with new_machine(seaweedfs) as made:
         yield made
 
 
 @pytest.fixture
 def served(machine: Machine) -> Machine:
-    """A machine as the manual installs it, with mails of a user, flags, a copy and an
-    expunge."""
+    """Return a machine as the manual installs it, with mails of a user, flags, a copy
+    and an expunge."""
     machine.certificate("/etc/obox")
     machine.run(re.sub(r"^obox(adm)? .*(config|check).*\n", "", commands("operations.md", "install"), flags=re.M))
     live(machine)

@@ -19,11 +19,12 @@ from imap.harness import Client, mail_store
 from obox.auth import Authenticator, PasswdFile, Penalties
 from obox.cluster import Assigned, Here, There
 from obox.errors import Unavailable
-from obox.imap.server import ImapServer, starttls
+from obox.imap.server import ImapServer
 from obox.imap.settings import ImapSettings
 from obox.lmtp import LmtpServer
 from obox.lmtp import Settings as LmtpSettings
 from obox.lmtp.delivery import StoreDeliverer
+from obox.login import starttls
 from obox.net import Hub
 from obox.proxy import Forwarder, LmtpForwarder, Nowhere
 from obox.store import MailStore
@@ -162,7 +163,7 @@ class Member:
     async def listen(self) -> None:
         loop = asyncio.get_running_loop()
         imap = await loop.create_server(self.imap.connection_factory, ADDRESS, self.port)
-        lmtp = await loop.create_server(self.lmtp.protocol, ADDRESS, self.lmtp_port)
+        lmtp = await loop.create_server(self.lmtp.connection_factory, ADDRESS, self.lmtp_port)
         self.servers = [imap, lmtp]
         self.port, self.lmtp_port = (server.sockets[0].getsockname()[1] for server in self.servers)
         self.rows.places[self.name] = (ADDRESS, {"imap": self.port, "lmtp": self.lmtp_port})
@@ -265,7 +266,7 @@ async def _stop(member: Member) -> None:
     for client in member.clients:
         await client.close()
     await member.imap.stop(grace_s=5.0)
-    await member.lmtp.close(5.0)
+    await member.lmtp.stop(grace_s=5.0)
     assert member.counts.open == 0
     assert not member.forwarder.moves, "nothing is watched that has ended"
     assert member.forwarder.waiting.count == 0
@@ -273,7 +274,7 @@ async def _stop(member: Member) -> None:
 
 @asynccontextmanager
 async def cluster(path: Path) -> AsyncIterator[Cluster]:
-    """A user database, certificates and rows that all members share."""
+    """Yield a user database, certificates and rows that all members share."""
     users = path / "users"
     users.write_text("".join(f"{user}:{{PLAIN}}secret::::::\n" for user in USERS))
     async with AsyncExitStack() as stack:

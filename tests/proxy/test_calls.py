@@ -22,7 +22,7 @@ from obox.cluster import Assigned, There
 from obox.config import Listen
 from obox.net import Via
 from obox.proxy import Forwarder, calls
-from obox.server import HttpServer, application
+from obox.server.http import HttpServer, application
 
 BODY = b'{"command":"who"}'
 

@@ -20,7 +20,7 @@ from obox.auth import token as tokens
 from obox.auth.token import PREFIX, TOKEN_S, UsedTokens, make_token
 from obox.config import Listen
 from obox.proxy.nginx import NginxAuth
-from obox.server import HttpServer, application
+from obox.server.http import HttpServer, application
 
 FORWARD = Forward("ben", "ben", "192.0.2.7", backend="b2", number=1)
 NOW = 1_000_000.0

@@ -58,7 +58,7 @@ async def source(tmp_path: Path) -> AsyncIterator[Source]:
 
 
 def sources(place: Source, *secrets: bytes, **members: Member) -> Sources:
-    """Those that member b1 knows."""
+    """Return the sources that member b1 knows."""
     view: Any = SimpleNamespace(members=members)
     return Sources(place.member("b1", *secrets), view)
 

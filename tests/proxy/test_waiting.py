@@ -162,7 +162,7 @@ async def test_a_client_that_leaves_waits_no_more(two: tuple[Cluster, Member, Me
     client.send(b"a LOGIN ben secret\r\n")
     await until(lambda: len(proxy.forwarder.moves) == 1)
     sock = client.writer.get_extra_info("socket")
-    # A reset, not an end.
+    # The connection is reset, and does not end in order.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.writer.transport.abort()
     await until(lambda: not len(proxy.hub.registry) and not proxy.forwarder.moves)
@@ -387,7 +387,7 @@ async def test_both_listeners_of_a_backend_are_greeted_at_the_same_time(monkeypa
 
 
 def test_attempts_end_after_the_patience() -> None:
-    """What `ATTEMPTS` of the tests says."""
+    """The test checks what `ATTEMPTS` of the tests says."""
     at, attempts = sum(FIRST_S), 1 + len(FIRST_S)
     while at < waiting_module.PATIENCE_S:
         at, attempts = at + waiting_module.AGAIN_S, attempts + 1

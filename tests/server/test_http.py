@@ -15,7 +15,9 @@ from starlette.routing import Route
 
 from obox.config import Listen
 from obox.net import Listeners
-from obox.server import HttpServer, Metrics, application
+from obox.server import Metrics
+from obox.server.exposition import Exposition
+from obox.server.http import HttpServer, application
 
 
 class Requests:
@@ -39,7 +41,7 @@ async def served(app: Any, entry: Listen, log: Any) -> AsyncIterator[httpx.Async
 async def test_probes_and_metrics(log: Any) -> None:
     draining = False
     metrics = Metrics("0.1")
-    app = application(metrics=metrics.exposition, draining=lambda: draining)
+    app = application(metrics=Exposition(metrics).text, draining=lambda: draining)
     async with served(app, Listen("127.0.0.1", 0), log) as client:
         assert (await client.get("/healthz")).text == "ok\n"
         assert (await client.get("/readyz")).status_code == 200
@@ -71,11 +73,11 @@ def test_names_are_api() -> None:
     cache = {"hits_total": 5.0, "space_bytes": 7.0}
     metrics.source("fscache", lambda: cache)
     metrics.source("metacache", lambda: {"space_bytes": 1})
-    metrics.imap_sessions.inc()
+    metrics.sessions["imap"].inc()
     metrics.lmtp_deliveries.labels("ok").inc()
     metrics.loop_lag.observe(0.02)
     cache["hits_total"] = 6
-    text = metrics.exposition().decode()
+    text = Exposition(metrics).text().decode()
     for line in (
         'obox_objectstore_requests_total{op="put",kind="mail"} 3.0',
         'obox_objectstore_requests_total{op="head",kind="fts"} 0.0',

@@ -24,7 +24,8 @@ from uvicorn.protocols.http.flow_control import FlowControl
 
 from obox.config import Listen
 from obox.net import Listeners
-from obox.server import HttpServer, application, http
+from obox.server import http
+from obox.server.http import HttpServer, application
 from tests.turns import turns
 
 TCP = Listen("127.0.0.1", 0)
@@ -94,7 +95,7 @@ async def ended(reader: asyncio.StreamReader) -> bytes:
 async def test_silent_connections_count_against_no_request(
     log: Any, slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The oldest end because others come, and not because of the time.
+    # The oldest connections end because others come, and not because of the time.
     monkeypatch.setattr(http, "HEADER_S", 1e6)
     async with served(slow.app(), TCP, log) as client:
         silent = [await opened(client) for _ in range(300)]
@@ -197,7 +198,7 @@ async def test_a_body_in_the_smallest_chunks(path: str, log: Any, slow: Slow) ->
             answer = await asyncio.wait_for(reader.read(), PATIENT_S)
         assert answer.endswith(b"ok\n")
         assert (b"100000" in answer) == (path == "/body")
-        if found.count:  # not uvloop, whose callbacks cannot be measured
+        if found.count:  # callbacks of uvloop cannot be measured
             found.check()
         writer.close()
 

@@ -62,7 +62,7 @@ class Session:
         return self._node.host.frozen
 
     def lives(self) -> bool:
-        """Whether neither the proxy nor the backend has ended it."""
+        """Return whether neither the proxy nor the backend has ended it."""
         return not self.was_cut and not self._node.ended
 
     async def run(self, work: Callable[[MailStore], Coroutine[Any, Any, T]]) -> T:
@@ -97,7 +97,7 @@ class Proxy:
         self.host = Host()
         if senders is not None:
             self._lmtp = senders.serve(NAME, self.host, Nowhere(), self.forwarder)
-            world.net.listen(NAME, self.host, self._lmtp.protocol)
+            world.net.listen(NAME, self.host, self._lmtp.connection_factory)
         self.sessions: dict[Session, None] = {}
         self.dead = False
         self.served = self.refused = self.cut = 0
@@ -158,7 +158,7 @@ class Proxy:
             session.was_cut = True
 
     def at_rest(self) -> bool:
-        """Whether nobody waits, and nothing is watched."""
+        """Return whether nobody waits, and nothing is watched."""
         return not self.forwarder.waiting.count and not self.forwarder.moves and not self.sessions
 
 

@@ -55,7 +55,7 @@ class Proxied(ClusterStory):
             victim.thaw()
 
     async def _login(self, proxy: Proxy, sid: StorageId, began: float) -> str:
-        """The backend that a client of a user gets, as it is logged in there."""
+        """Return the backend that a client of a user gets, as it is logged in there."""
         session = await proxy.login(sid)
         proxy.leave(session)
         self.waited.append(self.world.clock() - began)

@@ -471,7 +471,7 @@ def test_outage_and_return(seconds: float) -> None:
     scene(work)
 
 
-def test_a_slow_bucket_is_told_in_time() -> None:
+def test_a_slow_bucket_is_reported_in_time() -> None:
     """Requests are answered slowly, one after another, and the PUT of the mail is not
     answered at all. A client waits at most 10 s for the user and 15 s for the change,
     however many requests those take. Nothing is lost, and the next try finds

@@ -140,7 +140,7 @@ class World:
         self.background(run())
 
     def step(self) -> int:
-        """The number of the step that begins now."""
+        """Return the number of the step that begins now."""
         self.steps += 1
         return self.steps
 
@@ -323,12 +323,12 @@ class Node:
 
     def hear(self, store: MailStore) -> None:
         """Turn failures of the store's tasks into failures of the simulation."""
-        told = store._ended
+        before = store._ended
 
         def ended(task: asyncio.Task[Any]) -> None:
             """A task of the store may end with few kinds of errors. Any other error is
             a bug, and fails the simulation."""
-            told(task)
+            before(task)
             failure = None if task.cancelled() else task.exception()
             if failure is not None and not isinstance(failure, OboxError | MetacacheError | AssertionError):
                 raise AssertionError(f"task of the store failed: {failure!r}") from failure

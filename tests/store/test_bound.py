@@ -222,7 +222,7 @@ async def test_another_users_ready_fields_are_not_used(machine: Machine) -> None
         await inbox.release()
 
 
-async def test_a_journal_object_in_another_ones_place_is_skipped(machine: Machine) -> None:
+async def test_a_journal_object_in_the_place_of_another_is_skipped(machine: Machine) -> None:
     """The changes in the copied journal object are not replayed, neither at another
     place of the history nor after a deletion of the user."""
     async with machine.run(kill=True) as life:

@@ -74,7 +74,7 @@ async def test_ready_fields_of_mails_that_went_go_with_the_next_flush(machine: M
 
 
 def cleaner(life: Life, *, room: int, close_delay_s: float = 2.0) -> Cleaner:
-    """A cleaner for this life. It works as if `max_space` were very small."""
+    """Return a cleaner for this life. It works as if `max_space` were very small."""
     env = life.store.env
     env.metacache.max_space = room
     copies = Copies(life.store, close_delay_s=close_delay_s)

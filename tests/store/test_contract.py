@@ -113,7 +113,7 @@ async def test_one_mailbox_for_each_special_use(user: User) -> None:
     await user.create("Old", "\\Archive")
 
 
-async def test_uidvalidity_of_a_name_made_anew_is_larger(user: User) -> None:
+async def test_uidvalidity_of_a_name_made_again_is_larger(user: User) -> None:
     await user.create("x")
     before = (await user.status("x")).uidvalidity
     await user.delete("x")

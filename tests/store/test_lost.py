@@ -91,7 +91,7 @@ GONE = type(None)
 # -- without autofix ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_lost_mail_is_told_and_hides_no_other(shelf: Shelf) -> None:
+async def test_a_lost_mail_is_reported_and_hides_no_other(shelf: Shelf) -> None:
     """The read makes a single GET for each mail, and the index does not change."""
     async with shelf.machine.run() as life:
         user = await life.user()
@@ -508,8 +508,8 @@ async def test_force_resync_finds_the_rest(shelf: Shelf) -> None:
         keys = [key_of(box, uid) for uid in (1, 2, 3)]
         taken = await shelf.take(life, *keys)
         assert await read(box, [1], autofix=True) == {1: GONE}
-        told = await resync(user, box.guid, keep_lost=True)
-        assert (told.mails, told.lost, told.dropped) == (3, 2, 0)
+        reported = await resync(user, box.guid, keep_lost=True)
+        assert (reported.mails, reported.lost, reported.dropped) == (3, 2, 0)
         done = await resync(user, box.guid, keep_lost=False)
         assert (done.mails, done.lost, done.dropped) == (1, 2, 2)
         assert box.state.uids.tolist() == [4]

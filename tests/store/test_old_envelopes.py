@@ -201,7 +201,7 @@ async def test_a_finished_bucket_has_version_2_alone(old: Old) -> None:
         await old.check(life)
 
 
-async def test_files_of_the_cache_are_fetched_anew_after_the_upgrade(old: Old) -> None:
+async def test_files_of_the_cache_are_fetched_again_after_the_upgrade(old: Old) -> None:
     await finished(old)
     async with served(old) as life:
         life.store.env.recent.clear()
@@ -480,8 +480,8 @@ async def test_a_new_bucket_is_of_version_2_and_takes_no_other(machine: Machine)
 async def test_large_and_very_many_objects_are_renewed_off_the_loop(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mail and journal objects of many MB, compressed to a few kB, and very many
-    mails."""
+    """There are mail and journal objects of many MB, compressed to a few kB, and very
+    many mails."""
     async with machine.run() as life:
         user = await life.user()
         (guid,) = [entry.guid for entry in user.root.entries.values() if entry.name == "INBOX"]

@@ -126,9 +126,9 @@ async def test_an_outage_writes_a_line_of_undecided_deliveries_and_not_one_for_e
             await life.let_pass(61.0)
             with suppress(OboxError):
                 await user.append("INBOX", [NewMail(b"x")])
-        told = [line["skipped"] for line in logs if line["event"] == "delivery undecided"]
+        reported = [line["skipped"] for line in logs if line["event"] == "delivery undecided"]
         assert 1 < before < len(puts)
-        assert told == [0, before - 1], "a minute later, with the number of the others"
+        assert reported == [0, before - 1], "a minute later, with the number of the others"
 
 
 async def test_a_bucket_that_refuses(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

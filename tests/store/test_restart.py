@@ -220,17 +220,17 @@ async def test_modseqs_that_were_lost_are_not_trusted_however_late_the_user_come
     # The next restart must not add a second gap.
     async with machine.run() as life:
         inbox = await (await life.user()).select("INBOX")
-        told = inbox.state.highestmodseq
+        reported = inbox.state.highestmodseq
     machine.lose_disk()
     async with machine.run() as life:
         inbox = await (await life.user()).select("INBOX")
-        assert inbox.state.highestmodseq == told
+        assert inbox.state.highestmodseq == reported
         await life.let_pass(120)
         user = await life.user("carl")
         assert user.root.modseq_floor == 0, "a user made since then has no gap"
 
 
-async def test_what_belongs_together_is_told_together_after_a_crash(
+async def test_what_belongs_together_is_reported_together_after_a_crash(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mail was moved and expunged, and its holder in the home mailbox was released.

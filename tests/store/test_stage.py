@@ -85,11 +85,11 @@ async def test_what_belongs_together_is_one_edit_and_the_journal_says_the_same(m
         user = await life.user()
         life.store.log.listeners.append(heard)
         inbox, sent = (user.entry(name).guid for name in ("INBOX", "Sent"))
-        told: list[tuple[Any, ...]] = []
+        reported: list[tuple[Any, ...]] = []
 
         def one_edit(*expected: tuple[Any, ...]) -> None:
             assert heard == [expected]
-            told.extend(heard.take()[0])
+            reported.extend(heard.take()[0])
 
         await user.append("INBOX", [NewMail(b"a: b\r\n\r\n1")])
         one_edit((SID, inbox, [1], [], []))
@@ -115,7 +115,7 @@ async def test_what_belongs_together_is_one_edit_and_the_journal_says_the_same(m
         one_edit((SID, guid, [1], [], []))
         await user.delete("Play")
         one_edit((SID, guid, [], [], [1]), (SID, ROOT, (guid,), ()))
-        assert [_plain(one) for line in await _lines(life) if line.sid == SID for one in altered_by(line)] == told
+        assert [_plain(one) for line in await _lines(life) if line.sid == SID for one in altered_by(line)] == reported
 
 
 async def test_a_move_inside_a_mailbox_gives_each_of_its_changes_a_modseq(machine: Machine) -> None:

@@ -21,8 +21,8 @@ def names(count: int, form: str, writer: str = "01a318707fc4e123") -> list[str]:
 
 @pytest.mark.parametrize("count", [0, 10, 288, 1440, 86_400])
 def test_superseded_bundles_fit_the_newest_first(count: int) -> None:
-    """The uploads of a day: none, a few, one in five minutes, one a minute, one a
-    second."""
+    """The counts are the uploads of a day: none, a few, one in five minutes, one a
+    minute, one a second."""
     old = [(name, 1.8e9 + 299.7 * at) for at, name in enumerate(names(count, "diff"))]
     known = Stamp(heads=tuple(names(2, "base")), superseded=tuple(old))
     stamp = known.encode()
@@ -121,7 +121,7 @@ def test_what_a_local_copy_is_worth(copy: Copy | None, stamp: Stamp | None, made
     assert trust(copy, stamp, Assignment(7, compared_since=100.0), made_here=made_here) is verdict
 
 
-def test_a_stamp_of_an_earlier_version_that_no_backend_vouched_for() -> None:
+def test_a_stamp_of_an_earlier_version_that_no_backend_confirmed() -> None:
     """An earlier version wrote -1 or 0 for "of no generation". All other fields are as
     today."""
     for generation in (-1, 0):
@@ -131,7 +131,7 @@ def test_a_stamp_of_an_earlier_version_that_no_backend_vouched_for() -> None:
         assert Stamp.decode(data) == Stamp(version=3, heads=("a",), superseded=(("b", 1.5),))
 
 
-def test_an_earlier_version_reads_a_stamp_that_no_backend_vouched_for() -> None:
+def test_an_earlier_version_reads_a_stamp_that_no_backend_confirmed() -> None:
     """An earlier version takes a field that is left out for 0, and no generation is
     0."""
     raw = msgspec.msgpack.decode(Stamp(version=3).encode())

@@ -37,7 +37,7 @@ async def store(session: Session, command: ast.Append, **freed: int) -> Appended
         from obox.imap.commands.catenate import assembled
 
         try:
-            # First, because a client that gets TRYCREATE sends the URLs again.
+            # A client that gets TRYCREATE sends the URLs again, so this comes first.
             await session.need_user().status(command.mailbox)
         except NotFound as error:
             return of_error(error, target=True)

@@ -8,21 +8,11 @@ from __future__ import annotations
 from base64 import b64encode
 from typing import Final
 
-from obox.auth import (
-    LINK,
-    AuthFailed,
-    Challenge,
-    Credentials,
-    Forward,
-    LinkRefused,
-    Referred,
-    SaslError,
-    SaslServer,
-)
+from obox.auth import Challenge, SaslError
 from obox.imap import ast, wire
 from obox.imap.replies import Reply, bad, no
 from obox.imap.session import Session
-from obox.login import Login
+from obox.login import Entered, decoded
 
 ID_VALUE_CHARS_MAX: Final = 200
 """Characters of a client's ID that are logged."""
@@ -63,7 +53,8 @@ async def identify(session: Session, command: ast.Id) -> Reply:
 
 
 async def enable(session: Session, command: ast.Enable) -> Reply:
-    """RFC 5161; RFC 7162 §3.1.8, §3.2.3: QRESYNC brings CONDSTORE along."""
+    """Handle ENABLE. RFC 5161; RFC 7162 §3.1.8, §3.2.3: QRESYNC brings CONDSTORE
+    along."""
     enabled = []
     for name in command.capabilities:
         if name == "CONDSTORE" and not session.condstore:
@@ -73,6 +64,12 @@ async def enable(session: Session, command: ast.Enable) -> Reply:
             session.qresync = True
             enable_condstore(session)
             enabled.append(b"QRESYNC")
+        elif name == "UIDONLY" and not session.uidonly:
+            session.uidonly = True
+            enabled.append(b"UIDONLY")
+        elif name == "UTF8=ACCEPT" and not session.utf8:
+            session.utf8 = session.out.parser.utf8 = True
+            enabled.append(b"UTF8=ACCEPT")
     session.write(wire.line(b"ENABLED", *enabled))
     return Reply("Enabled")
 
@@ -104,80 +101,40 @@ async def starttls(session: Session, command: ast.StartTls) -> Reply | None:
 
 
 async def login(session: Session, command: ast.Login) -> Reply:
-    if not session.secure:
-        return no("Passwords need TLS here", "PRIVACYREQUIRED")
-    try:
-        password = command.password.decode()
-    except UnicodeDecodeError:
-        # Every stored password is UTF-8, so this password fails as any wrong password.
-        password = ""
-    return await _check(session, command.username, password)
+    session.need_tls()
+    return _logged_in(session, await session.by_password(command.username, decoded(command.password)))
 
 
 async def authenticate(session: Session, command: ast.Authenticate) -> Reply | None:
     """RFC 9051 §6.2.2; the initial response is RFC 4959's."""
-    if session.context.forwarding is not None and command.mechanism.upper() == LINK:
-        session.sasl = await _login(session).exchange()
-    elif not session.secure:
-        return no("Passwords need TLS here", "PRIVACYREQUIRED")
-    else:
-        session.sasl = SaslServer()
     initial = command.initial
     coded = None if initial is None else (b64encode(initial) or b"=")
     try:
-        step = session.sasl.start(command.mechanism, coded)
+        step = await session.authenticate(command.mechanism, coded)
     except SaslError as error:
-        session.sasl = None
         return no(str(error), "CANNOT") if initial is None else bad(str(error))
-    return await _step(session, command.tag, step)
+    return _step(session, command.tag, step)
 
 
 async def respond(session: Session, data: bytes | None) -> Reply | None:
     """Return the client's answer to a challenge; None if the client cancelled."""
-    if session.sasl is None:
-        return bad("No authentication is under way")
     try:
-        step = session.sasl.step(b"*" if data is None else b64encode(data))
+        step = await session.respond(b"*" if data is None else b64encode(data))
     except SaslError as error:
         return bad(str(error))
-    except LinkRefused as refused:
-        _login(session).forged(str(refused))
-        raise AuthFailed from None
-    return await _step(session, session.waiting_tag, step)
+    return _step(session, session.waiting_tag, step)
 
 
-async def _step(session: Session, tag: bytes, step: Challenge | Credentials | Forward) -> Reply | None:
-    if isinstance(step, Challenge):
-        session.waiting_tag = tag
-        session.write(wire.challenge(step.data))
-        session.out.parser.expect_sasl()
-        return None
-    session.sasl = None
-    if isinstance(step, Forward):
-        return await _accept(session, step)
-    return await _check(session, step.user, step.password)
+def _step(session: Session, tag: bytes, step: Challenge | Entered) -> Reply | None:
+    if isinstance(step, Entered):
+        return _logged_in(session, step)
+    session.waiting_tag = tag
+    session.write(wire.challenge(step.data))
+    session.out.parser.expect_sasl()
+    return None
 
 
-async def _check(session: Session, user: str, password: str) -> Reply:
-    entered = await _login(session).by_password(user, password)
-    if entered.leg is None:
-        return _logged_in(session)
-    session.forward(entered.account, entered.leg)
-    return Reply(entered.leg.text, entered.leg.code)
-
-
-async def _accept(session: Session, forward: Forward) -> Reply:
-    """Serve a user without a password, because a member has checked it."""
-    try:
-        await _login(session).by_link(forward)
-    except Referred as referred:
-        return no(str(referred), referred.wire)
-    return _logged_in(session)
-
-
-def _login(session: Session) -> Login:
-    return Login("imap", session.context, session.out, session.login)
-
-
-def _logged_in(session: Session) -> Reply:
+def _logged_in(session: Session, entered: Entered) -> Reply:
+    if entered.leg is not None:
+        return Reply(entered.leg.text, entered.leg.code)
     return Reply("Logged in", b"CAPABILITY " + session.capability())

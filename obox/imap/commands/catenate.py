@@ -86,7 +86,7 @@ async def assembled(session: Session, command: ast.Append) -> ast.Append | Reply
                 for one in message.pieces:
                     pieces.append(await urls.find(one.url) if isinstance(one, ast.Url) else one)
                     size += len(pieces[-1])
-                    # Now, because pieces of headers are in memory.
+                    # This is done now, because pieces of headers are in memory.
                     if size > limits.mail_bytes_max:
                         return no("The mail would be too big", "TOOBIG")
                     # As the parser counts literals: all mails are stored, or none.

@@ -33,7 +33,7 @@ async def expunge(session: Session, command: ast.Expunge) -> Reply:
         uids = uids[np.isin(uids, session.resolve(command.uids, uid=True), assume_unique=True)]
     gone = await mailbox.expunge(uids) if len(uids) else uids
     await report(session, uid=command.uids is not None)
-    # RFC 7162 §3.2.7: so that the client can advance its MODSEQ.
+    # RFC 7162 §3.2.7: the client can then advance its MODSEQ.
     if len(gone) and session.condstore:
         return Reply("Expunge completed", f"HIGHESTMODSEQ {mailbox.state.highestmodseq}")
     return Reply("Expunge completed")

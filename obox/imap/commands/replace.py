@@ -35,7 +35,7 @@ async def replace(session: Session, command: ast.Replace) -> Reply:
     except OboxError:
         await _undo(session, command.append.mailbox, done)
         raise
-    # Before EXPUNGE, so that the client knows the new mail first. RFC 8508 §4.3.
+    # This precedes EXPUNGE: the client knows the new mail first. RFC 8508 §4.3.
     session.write(wire.status(None, "OK", "Replacement is stored", appenduid(done)))
     await report(session, uid=command.uid)
     # RFC 7162 §3.2.7, as after UID EXPUNGE.

@@ -83,7 +83,7 @@ def _apply(bits: Bits, op: FlagOp, mask: int) -> Bits:
 
 
 def _as_expected(state: State, uids: UidArray, expected: Bits, known: npt.NDArray[np.bool_]) -> UidArray:
-    """Mails whose flags are what the client takes them to be."""
+    """Return mails whose flags are what the client takes them to be."""
     where, there = state.positions(uids)
     same = known & there
     same[same] = state.bits[where[same]] == expected[same]

@@ -26,11 +26,12 @@ async def unauthenticate(session: Session, command: ast.Unauthenticate) -> Reply
         await session.leave_user("unauthenticate")
     except Exception:
         session.log_bug(command.NAME)
-        session.end_with_bye("The session could not be reset", "UNAVAILABLE")
+        session.end("The session could not be reset", "UNAVAILABLE")
         return None
     session.context.registry.logout(name)
     session.user_name = ""
-    session.condstore = session.qresync = False
+    session.condstore = session.qresync = session.uidonly = False
+    session.utf8 = session.out.parser.utf8 = False
     session.emptied = None
     session.commands = 0
     session.out.user_left()

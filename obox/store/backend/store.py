@@ -308,7 +308,7 @@ class MailStore:
         copies and journal.
         """
         self.beginning.decide()
-        if not self.started:  # perhaps during its start
+        if not self.started:  # it may come during the start
             return await self._end_tasks()
         self.started = False
         await self._wait_for_slots()
@@ -410,7 +410,7 @@ class MailStore:
                     await self._cluster.confirm()
                 await self.env.owned.admit(storage_id)
                 user = await self._user(storage_id, name)
-        if not self.env.owned.owns(storage_id):  # lost while it was opened
+        if not self.env.owned.owns(storage_id):  # the user was lost while it was opened
             raise Elsewhere("another backend serves the user; try again")
         user.name = name
         user.limit(quota_bytes, quota_messages)

@@ -191,7 +191,7 @@ class Upkeep:
         store = self._store
         takeover = store.takeover
         while True:
-            left = sorted(takeover.left)  # also users that a session opens meanwhile
+            left = sorted(takeover.left)  # a session may open more users meanwhile
             takeover.again.clear()
             works: list[_Work] = [(Job("adopt", sid), partial(self._take_over_user, sid)) for sid in left]
             failed = {job.user for job, _ in await self._attempt_all(works)}
@@ -231,10 +231,10 @@ class Upkeep:
     async def _take_over_user(self, sid: str) -> None:
         store = self._store
         user = await self._user(StorageId(sid))
-        if user is None:  # deleted, before the crash or since
+        if user is None:  # it was deleted before the crash or since
             store.takeover.pending.pop(sid, None)
             return
-        if sid in store.takeover.pending:  # in memory before, and not joined
+        if sid in store.takeover.pending:  # it was in memory before, and not joined
             raise Corrupt("the journal says something of the user that does not decode")
         failed: Exception | None = None
         for box in list(user.pending):
@@ -269,7 +269,7 @@ class Upkeep:
 
     async def _flush_copy(self, sid: str, box: str) -> None:
         if self._store.env.metacache.peek(sid, box) is None:
-            return  # deleted meanwhile, with its user
+            return  # it was deleted meanwhile, with its user
         user = await self._user(StorageId(sid))
         if user is not None:
             await (user.rootbox.flush() if box == ROOT else (await user.box(Guid(box))).flush())

@@ -188,7 +188,7 @@ class Box(ABC, Generic[S, D]):
         self.state.join(delta)
 
     async def _take_others(self, delta: D, *, renew: bool) -> None:
-        """`_join_others` of any size: others run meanwhile."""
+        """Do `_join_others` of any size; others run meanwhile."""
         self._join_others(delta, renew=renew)
 
     def join_unflushed(self, fragments: Iterable[bytes]) -> None:
@@ -234,7 +234,8 @@ class Box(ABC, Generic[S, D]):
 
     @property
     def stamp(self) -> Stamp:
-        """What is known of the bundles. Once it is saved, the local copy has it too."""
+        """Return what is known of the bundles. Once it is saved, the local copy has it
+        too."""
         return self.bundles.stamp
 
     @stamp.setter
@@ -243,7 +244,7 @@ class Box(ABC, Generic[S, D]):
 
     @property
     def assignment(self) -> Assignment:
-        """The assignment under which this backend has the user at present."""
+        """Return the assignment under which this backend has the user at present."""
         return self.env.assignment(self.sid)
 
     async def load_copy(self, *, made_here: bool = False) -> tuple[Trust, list[bytes]]:

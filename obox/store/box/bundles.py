@@ -121,7 +121,7 @@ class Bundles:
             for (key, info), body in sorted(zip(wanted, bodies, strict=True), key=lambda p: -p[0][0].version):
                 if name_of(info.key) in covered:
                     continue
-                # Covered and deleted since the LIST, which does not have the covering
+                # It was covered and deleted since the LIST, which lacks the covering
                 # bundle.
                 if body is None:
                     raise Unavailable(TRY_LATER)

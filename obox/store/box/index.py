@@ -290,7 +290,7 @@ class Index(Box[State, Delta]):
 
     @property
     def cleared(self) -> bool:
-        """Whether the mailbox is deleted, and nothing of it is left in the bucket."""
+        """Return whether the mailbox is deleted, and the bucket has nothing of it."""
         entry = self.user.root.entries.get(self.guid)
         return self.clearing or (entry is not None and bool(entry.cleared))
 

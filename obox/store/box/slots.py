@@ -145,8 +145,8 @@ class Slots:
 
     @property
     def pending(self) -> bool:
-        """Whether a UID that was handed out is not resolved, or a sender waits for a
-        UID."""
+        """Return whether a UID that was handed out is not resolved, or a sender waits
+        for a UID."""
         return bool(self._queue or self._waiting or self._asking)
 
     async def take(self, uidnext: int, counts: list[int]) -> list[Slot]:

@@ -307,7 +307,7 @@ async def read(env: Env, backend: str, boot: str, seq: int) -> JournalObject:
     (this backend lacks the key or the version)."""
     key = journal_key(backend, boot, seq)
     data = await env.get(key, kind="journal")
-    if data is None:  # deleted since the LIST, by another backend that has taken over
+    if data is None:  # deleted by another backend that has taken over
         raise Unavailable(TRY_LATER)
     try:
         if is_large(data):

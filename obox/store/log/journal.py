@@ -312,7 +312,7 @@ class Journal:
             self._first[key] = max(self._first[key][0], position[1]), self._clock()
 
     def watermark(self) -> int:
-        """The first `seq` that a reader needs."""
+        """Return the first `seq` that a reader needs."""
         return min(
             min((seq for seq, _ in self._first.values()), default=self._seq),
             min(self._deletions.values(), default=self._seq),

@@ -102,7 +102,7 @@ def quick_fields(source: bytes) -> Fields | None:
         return None
     try:
         summary = mime.summary(source, mime.Budget.quick())
-    except Exception:  # a bug, which `ready_fields` logs
+    except Exception:  # this is a bug, which `ready_fields` logs
         return None
     return None if summary.exceeded else _packed(summary)
 

@@ -114,7 +114,7 @@ def _keywords_held(mailbox: Index, flags: Iterable[str]) -> Iterator[list[Slot]]
     So no other writer can take the places that `State.spell` has found for them.
     """
     names, slots = list(flags), list[Slot]()
-    if not names:  # as nearly all deliveries
+    if not names:  # nearly all deliveries have none
         yield slots
         return
     end = mailbox.state.flags.expect(names)

@@ -183,7 +183,7 @@ class Outgoing:
         for space in self._spaces:
             copy = metacache.load(sid, space.box)
             if copy is None or Stamp.decode(copy.stamp) is None:
-                continue  # cleaned meanwhile
+                continue  # the cleaner dropped it meanwhile
             try:
                 payload, uids = await asyncio.to_thread(_whole, space.box, copy)
             except ValueError as error:
@@ -259,14 +259,14 @@ class Incoming:
     """Receives a user's copies. Use it while `store.pulling` keeps the user from
     being deleted.
 
-    mailboxes: mailboxes whose copy was accepted. kept: mailboxes whose copy here
-    stayed. seen: boxes that were received of `boxes`, with `root`. bytes: size of the
-    stream.
+    sid: the user. mailboxes: mailboxes whose copy was accepted. kept: mailboxes whose
+    copy here stayed. seen: boxes that were received of `boxes`, with `root`. bytes:
+    size of the stream.
     """
 
     def __init__(self, store: MailStore, sid: StorageId) -> None:
         self._store = store
-        self._sid = sid
+        self.sid = self._sid = sid
         self._splitter = Splitter()
         self._head: Head | None = None
         self._objects = 0

@@ -105,7 +105,7 @@ async def _lost_mails(box: Mailbox, listed: dict[int, int]) -> dict[int, str]:
             await asyncio.sleep(0)
         at = state.position(uid)
         if at is None:
-            continue  # expunged meanwhile
+            continue  # it was expunged meanwhile
         home, home_uid = state.home_of(at)
         if home not in homes:
             homes[home] = await listed_uids(box.env, sid, home)

@@ -126,7 +126,7 @@ async def upgrade(
         for batch in await _batches(await store.env.listing(bundles_prefix(sid), kind="index")):
             await _batch(store, batch, Upgraded(), dry_run=False)
         user = await store.load_user(name, sid)
-    user.sessions += 1  # keeps the user in memory, and with it the locks
+    user.sessions += 1  # this keeps the user in memory, and with it the locks
     try:
         for part in ("x/", "m/"):
             listed = await store.env.listing(user_prefix(sid) + part, kind="mail")
@@ -219,7 +219,7 @@ async def _one(
     header_only = copied_from is None and (dry_run or info.size >= HEADER_FIRST)
     data = await env.get(key, kind=kind, end=HEADER_BYTES if header_only else None)
     if data is None:
-        return  # deleted since the LIST
+        return  # it was deleted since the LIST
     done.objects += 1
     try:
         was = owner_of(key) if copied_from is None else _bound_to(env.codec, key, data, copied_from)

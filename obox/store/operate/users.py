@@ -121,7 +121,7 @@ async def delete(store: MailStore, sid: StorageId) -> AsyncIterator[Deleted]:
         undeletable: dict[str, ObjectInfo] = {}
         for _ in range(PASSES_MAX):
             found = False
-            # The index first, so that a partly deleted user cannot be opened.
+            # The index goes first: a partly deleted user cannot be opened.
             for part in ("x", "m", "t", ""):
                 async for batch in _remaining_objects(
                     store, user_prefix(sid) + (f"{part}/" if part else ""), undeletable

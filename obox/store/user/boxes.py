@@ -100,7 +100,7 @@ class Boxes:
 
     @property
     def root(self) -> Root:
-        """The list of mailboxes."""
+        """Return the list of mailboxes."""
         return self.rootbox.state
 
     @property
@@ -148,8 +148,8 @@ class Boxes:
 
     @property
     def _unclean(self) -> bool:
-        """Whether an owner has crashed, so that clients may know MODSEQs that no object
-        has."""
+        """Return whether an owner has crashed, so that clients may know MODSEQs that no
+        object has."""
         return self._store.unclean or self.env.owned.is_unclean(self.storage_id)
 
     async def wait_idle(self) -> None:

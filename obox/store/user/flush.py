@@ -112,8 +112,7 @@ async def write_bundle(mailbox: Index) -> None:
 
     await mailbox.upload("base" if base else "diff", parts, landed=landed)
     await mailbox.drop_fields(gone)
-    # Saved now, because a copy that is loaded again must not write under this version
-    # again.
+    # It is saved now: a copy that is loaded again must not use this version again.
     mailbox.save_stamp()
     await purge(mailbox, old)
 

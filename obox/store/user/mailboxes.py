@@ -195,7 +195,7 @@ async def clear_deleted(user: Lister, entry: MailboxEntry) -> None:
     copy needs it."""
     box = await user.box(Guid(entry.guid))
     homes = await box.homes()
-    # Mails that arrived while it was deleted, or by another writer.
+    # Mails may have arrived while it was deleted, or by another writer.
     box.expunge_now(box.state.uids, homes)
     await _flush.sweep(box)
     async with box.flushing:

@@ -448,8 +448,8 @@ class HeaderSource:
 
 
 def _spells_otherwise(lower: bytes) -> bool:
-    """Whether bytes in lower case have a sign that ASCII letters are encoded in other
-    bytes."""
+    """Return whether bytes in lower case have a sign that ASCII letters are encoded in
+    other bytes."""
     if any(map(lower.__contains__, _ASCII_OTHERWISE)):
         return True
     # The search for a single byte is much faster than that for a word.
@@ -457,7 +457,7 @@ def _spells_otherwise(lower: bytes) -> bool:
 
 
 def _has_encoded_word(text: bytes) -> bool:
-    """Whether the beginning of an encoded word (RFC 2047 §2) is in a text."""
+    """Return whether the beginning of an encoded word (RFC 2047 §2) is in a text."""
     at = -1
     for _ in range(_QUESTION_MARKS):
         at = text.find(b"?", at + 1)

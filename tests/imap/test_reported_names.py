@@ -197,7 +197,7 @@ async def test_a_mail_that_cannot_be_read_comes_between(running: Running, monkey
     assert any(flags.startswith(b"old") for flags in two.fetched)
 
 
-async def test_room_for_keywords_is_told(running: Running) -> None:
+async def test_room_for_keywords_is_reported(running: Running) -> None:
     r"""`\*` says that a client may bring new keywords. RFC 3501 §7.1
     (PERMANENTFLAGS)."""
     one, two = await selected(running), await selected(running)

@@ -1,0 +1,49 @@
+"""What a session of IMAP and its handlers may use of the connection. The class is for
+types alone, so a start does not import this module."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from obox.imap.parser import Parser
+from obox.imap.settings import ImapSettings
+from obox.login import needs
+
+
+class Channel(needs.Channel[ImapSettings], Protocol):
+    """spoken_for: whether a member of the cluster forwards the client. compressed:
+    whether COMPRESS is active. congested: whether the client reads more slowly than the
+    session writes.
+    """
+
+    parser: Parser
+
+    @property
+    def due(self) -> bool: ...
+
+    @property
+    def spoken_for(self) -> bool: ...
+
+    @property
+    def compressed(self) -> bool: ...
+
+    @property
+    def congested(self) -> bool: ...
+
+    def send(self) -> None:
+        """Hand the output over without waiting."""
+
+    def start_compression(self) -> None:
+        """Compress what is written from now on, and inflate what the client sends.
+
+        `obox.net.deflate` is imported already.
+        """
+
+    def wake(self) -> None:
+        """Start the task, because there is something to send to the client."""
+
+    def user_left(self) -> None:
+        """Apply the limits and times of a client that has not logged in."""
+
+    def idle_changed(self) -> None:
+        """Note that the session has entered or left IDLE."""

@@ -17,8 +17,9 @@ from obox.auth.link import NONCE_BYTES
 from obox.cluster import There
 from obox.errors import OboxError
 
-from . import imap
 from .dial import dial, place_of
+from .imap import Imap
+from .link import login
 
 LISTENER = "imap"
 
@@ -63,7 +64,7 @@ async def probe(there: There, account: Account, *, member: str, secret: bytes) -
         dialogue = await dial(place_of(there, LISTENER))
         try:
             asker = Asker(member, secret)
-            await imap.login(dialogue, lambda binding: asker.sender(forward, binding))
+            await login(dialogue, Imap(), lambda binding: asker.sender(forward, binding))
         finally:
             dialogue.abort()
     except Referred as found:

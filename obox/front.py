@@ -236,7 +236,7 @@ class Front(Serving):
 
         relay = Relay(self.admin, self.forwarder, self.view, self._owner, serves=False)
         api = routes(self.admin, key="", version=__version__, run=relay.run)
-        draining = lambda: self.lifecycle.draining  # noqa: E731
+        draining = lambda: self.lifecycle.draining  # noqa: E731 - a name for a short line
         text = Exposition(self.metrics).text
         shown = HttpServer(application(metrics=text, draining=draining, routes=self.nginx()))
         return {"admin": HttpServer(application(routes=api)), "http": shown, "metrics": shown}

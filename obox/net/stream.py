@@ -200,7 +200,7 @@ class Stream(asyncio.Protocol, ABC):
         self.rested()
 
     def rested(self) -> None:
-        """Note that other tasks have just run: the time of this task begins anew."""
+        """Note that other tasks have just run: the time of this task begins again."""
         self._last_yield = self._clock()
 
     async def _wait_turn(self) -> None:

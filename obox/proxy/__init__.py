@@ -12,6 +12,7 @@ router.py   ViewRouter: the router of a proxy, from its view of the directory
 calls.py    calls of the admin API between members
 pulls.py    sources of `metacache pull` that are members
 probe.py    a login at a backend to see whether it works
+nginx.py, socketmap.py  answers for nginx and Postfix: who serves a user
 
 Every backend has this code too, so that a client may connect anywhere. Arrow: knows the
 cluster, accounts, auth and connections; knows no store.

@@ -43,7 +43,7 @@ from obox.net.splice import Leg
 from obox.types import StorageId
 
 from .dial import dial, place_of
-from .link import Answer, LoginDialect, login
+from .link import Answer, LoginDialect, forward_of, login
 from .moves import Moves
 from .waiting import Wait, Waiting
 
@@ -273,18 +273,7 @@ class Forwarder:
 
     def forward_of(self, there: There, account: Account | None, *, listener: str, remote: str, tls: bool) -> Forward:
         """Return what a backend learns about a client. account: None in LMTP."""
-        assigned = there.assigned
-        return Forward(
-            user=account.name if account is not None else "",
-            storage_id=account.storage_id if account is not None else "",
-            remote=remote,
-            listener=listener,
-            tls=tls,
-            member=self.member,
-            backend=assigned.backend,
-            number=assigned.number,
-            token=assigned.token,
-        )
+        return forward_of(there, account, member=self.member, listener=listener, remote=remote, tls=tls)
 
     # -- splices ---------------------------------------------------------------------------------------------------
 

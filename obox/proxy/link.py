@@ -12,7 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Final, Generic, NamedTuple, TypeVar
 
-from obox.auth import LINK, LinkRefused, LinkSender
+from obox.accounts import Account
+from obox.auth import LINK, Forward, LinkRefused, LinkSender
+from obox.cluster import There
 from obox.net.dialogue import Dialogue
 
 from .dial import CONNECT_S, binding, context
@@ -98,3 +100,20 @@ async def prove(dialogue: Dialogue, dialect: Dialect[A], make: Make) -> A:
         raise
     await dialogue.send(proof + b"\r\n")
     return await dialect.answer(dialogue)
+
+
+def forward_of(there: There, account: Account | None, *, member: str, listener: str, remote: str, tls: bool) -> Forward:
+    """Return what a backend learns about a client. account: None in LMTP. member: the
+    sender."""
+    assigned = there.assigned
+    return Forward(
+        user=account.name if account is not None else "",
+        storage_id=account.storage_id if account is not None else "",
+        remote=remote,
+        listener=listener,
+        tls=tls,
+        member=member,
+        backend=assigned.backend,
+        number=assigned.number,
+        token=assigned.token,
+    )

@@ -234,7 +234,7 @@ class Supervisor(Front):
         relay = Relay(self.pool, self._inner, _Process(self).stop_logins)
         verbs = routes(self.admin, key=self._api_key(), version=__version__, run=relay.run, asked=relay.answer)
         api = [*verbs, *self.nginx()]
-        draining = lambda: self.lifecycle.draining  # noqa: E731
+        draining = lambda: self.lifecycle.draining  # noqa: E731 - a name for a short line
         probes = application(draining=draining, routes=[shown.route(), *([] if config.metrics else api)])
         out = {"admin": HttpServer(application(routes=api)), "metrics": HttpServer(probes)}
         out["http"] = out["metrics"] if config.metrics is None else HttpServer(application(routes=api))

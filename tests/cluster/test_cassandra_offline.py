@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import structlog.testing
+from fleet import FakeStore
 from patience import PATIENT_S
-from test_member_steps import FakeStore
 
 from obox.cluster import (
     BackendMember,

@@ -215,7 +215,9 @@ def s3_client(server: S3Server) -> Any:
         aws_access_key_id=server.access_key_id,
         aws_secret_access_key=server.secret_access_key,
         region_name=server.region,
-        config=Config(retries={"max_attempts": 1}, connect_timeout=2, read_timeout=10, s3={"addressing_style": "path"}),
+        config=Config(
+            retries={"max_attempts": 1}, connect_timeout=2, read_timeout=PATIENT_S, s3={"addressing_style": "path"}
+        ),
     )
 
 

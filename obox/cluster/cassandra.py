@@ -139,7 +139,7 @@ def open_cassandra(url: str, password_file: Path | None = None) -> CassandraDire
     """
     place = read_url(url)
     try:
-        import cassandra.cluster  # noqa: F401
+        import cassandra.cluster  # noqa: F401 - only its import counts
     except ImportError as error:
         raise ConfigError(
             "cluster.directory: cassandra:// needs a package that is not installed; install it with "

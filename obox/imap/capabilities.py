@@ -47,6 +47,7 @@ AFTER_LOGIN: Final = (
     "REPLACE",  # RFC 8508
     "CATENATE",  # RFC 4469
     "PARTIAL",  # RFC 9394
+    "UTF8=ACCEPT",  # RFC 6855
     "INPROGRESS",  # RFC 9585
     "UIDONLY",  # RFC 9586
     "QUOTA",  # RFC 9208

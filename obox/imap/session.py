@@ -65,6 +65,7 @@ class Session(login.Session[ImapSettings]):
         "read_only",
         "saved",
         "uidonly",
+        "utf8",
         "view",
         "waiting_tag",
     )
@@ -80,6 +81,9 @@ class Session(login.Session[ImapSettings]):
         self.read_only = False
         self.condstore = False
         self.qresync = False
+        self.utf8 = False
+        """Whether strings to the client may be UTF-8, and names of mailboxes are. RFC
+        6855."""
         self.uidonly = False
         """Whether no sequence numbers are sent or read. RFC 9586."""
         self.saved: UidArray = NO_UIDS
@@ -147,7 +151,7 @@ class Session(login.Session[ImapSettings]):
     # -- answers ---------------------------------------------------------------------------------------------------
 
     def finish_command(self, tag: bytes, name: str, reply: Reply) -> None:
-        self.write(wire.status(tag, reply.condition, reply.text, reply.code))
+        self.write(wire.status(tag, reply.condition, reply.text, reply.code, utf8=self.utf8))
         self.count(name, reply.condition, bad=reply.condition == "BAD")
         if reply.code in BAD_LOGIN:
             self.count_failed_login()

@@ -187,7 +187,7 @@ class Columns:
     def has_flag(self, flag: str, where: npt.NDArray[np.intp] | slice) -> npt.NDArray[np.bool_]:
         """Return which of the mails at `where` have a flag."""
         name = self.flags.known(flag)
-        bit = -1 if name is None else self.flag_names.index(name)
+        bit = NARROW if name is None else self.flag_names.index(name)
         if name is None or (bit >= NARROW and name not in self._stamps):
             return np.zeros(len(self.uids[where]), dtype=np.bool_)
         word = self.bits[where] >> np.uint64(bit) if bit < NARROW else self._stamps[name][: self._n][where]

@@ -199,7 +199,6 @@ async def test_a_client_whose_tls_ends_at_a_trusted_proxy_is_protected(tmp_path:
         greeting, answer = await reader.readline(), await reader.readline()
         assert (b"LOGINDISABLED" in greeting) is not over_tls
         assert answer.startswith(b"a OK" if over_tls else b"a NO [PRIVACYREQUIRED]"), answer
-        imap = service.backend.imap
-        assert imap is not None
+        imap = service.backend.logins["imap"]
         assert [member.tls for member in imap.who()] == [over_tls]
         writer.close()

@@ -246,6 +246,38 @@ async def test_fetch(service: Service) -> None:
     assert (await service.fails("fetch", user=ANNA, field=["uid"], query=["SINCE", "x"]))[0] == 65
 
 
+async def test_fetch_searches_the_header(service: Service) -> None:
+    """HEADER names any field. The text is a part of its decoded value, in any case;
+    without a text the field only has to be there."""
+    marked = [
+        b"X-Mark: =?utf-8?q?Gr=C3=BCn?=\r\n" + mail(1),
+        b'X-Mark: a "quoted" \\ word\r\nX-Other: green\r\n' + mail(2),
+        b"X-Mark:\r\n" + mail(3),
+        # This header is too long to be kept in the index.
+        b"X-Long: " + b"a\r\n " * 10_000 + b"\r\nX-Mark: end\r\n" + mail(4),
+        mail(5),
+    ]
+    await service.deliver(ANNA, marked)
+
+    async def found(*words: str) -> list[int]:
+        query = ["MAILBOX", "INBOX", *words]
+        rows = await service.call("fetch", user=ANNA, field=["uid hdr.x-mark"], query=query)
+        return [row["uid"] for row in rows]
+
+    assert await found("HEADER", "X-Mark", "") == [1, 2, 3, 4]
+    assert await found("header", "x-mark", "GRÜN") == [1]
+    assert await found("HEADER", "X-Mark", '"quoted" \\') == [2]
+    assert await found("HEADER", "X-Mark", "end") == [4]
+    assert await found("HEADER", "X-Other", "end") == []
+    assert await found("NOT", "HEADER", "X-Mark", "") == [5]
+    assert await found("HEADER", "X-Mark", "green", "OR", "HEADER", "X-Other", "green") == [2]
+    assert await found("HEADER", ":sent", "2026") == [], "the index has keys of its own, which are no fields"
+    (row,) = await service.call("fetch", user=ANNA, field=["hdr.x-mark"], query=["HEADER", "X-Mark", "grün"])
+    assert row == {"hdr.x-mark": "Grün"}
+    for words in (["HEADER"], ["HEADER", "X-Mark"], ["HEADER", "X-Mark", "a\nb"], ["HEADER", "X-Mark\r\n", "a"]):
+        assert (await service.fails("fetch", user=ANNA, field=["uid"], query=words))[0] == 65, words
+
+
 async def test_fetch_decodes_large_mails_in_a_thread(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     aside: list[bool] = []
     plain = mime.text_of

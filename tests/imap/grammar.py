@@ -6,7 +6,7 @@ the response as values, or raises Ungrammatical with the place of the error. It 
 less than a client should: each response code, capability, item and attribute is listed
 here with the arguments that its RFC gives it. docs/caveats.md names a single exception,
 which is allowed: NUL inside the literal of a body, for a mail that was delivered with
-it. `utf8`: quoted strings may be UTF-8 (RFC 6855, RFC 9051 §9).
+it. `utf8`: quoted strings and texts may be UTF-8 (RFC 6855, RFC 9051 §9).
 
 RFC 2971 (ID), 3516 (BINARY), 4315 (UIDPLUS), 4469 (CATENATE), 4731 (ESEARCH), 5161
 (ENABLE), 5256 (SORT), 5258 (LIST), 5530 (codes), 6154 (special use), 7162 (CONDSTORE,
@@ -22,7 +22,7 @@ from binascii import a2b_base64
 from typing import Any, NamedTuple
 
 from obox.errors import Invalid
-from tests.imap.terminals import NUMBER64_MAX, TAG, TEXT, WORD, Terminals, Ungrammatical
+from tests.imap.terminals import NUMBER64_MAX, TAG, TEXT, TEXT_UTF8, WORD, Terminals, Ungrammatical
 
 __all__ = ["Response", "Status", "Ungrammatical", "parse"]
 
@@ -87,7 +87,7 @@ class _Reader(Terminals):
         if self.take(b"["):
             code, argument = self.code()
             self.need(b"] ")
-        return Status(code, argument, self.match(TEXT, "text")[0])
+        return Status(code, argument, self.match(TEXT_UTF8 if self.utf8 else TEXT, "text")[0])
 
     def code(self) -> tuple[str, Any]:
         name = self.atom().decode()

@@ -31,8 +31,8 @@ async def serving(path: Path, **changes: object) -> AsyncIterator[World]:
     settings = replace(Settings(hostname="mx", spool_dir=path / "spool"), **changes)
     world = World(settings, path)
     loop = asyncio.get_running_loop()
-    tcp = await loop.create_server(world.server.protocol, "127.0.0.1", 0)
-    unix = await loop.create_unix_server(world.server.protocol, world.path)
+    tcp = await loop.create_server(world.server.connection_factory, "127.0.0.1", 0)
+    unix = await loop.create_unix_server(world.server.connection_factory, world.path)
     world.port = tcp.sockets[0].getsockname()[1]
     try:
         yield world
@@ -40,7 +40,7 @@ async def serving(path: Path, **changes: object) -> AsyncIterator[World]:
         tcp.close()
         unix.close()
         world.store.gate.set()
-        await world.server.close(grace_s=1)
+        await world.server.stop(grace_s=1)
         assert not world.server.connections
         for client in world.clients:
             client.writer.close()
@@ -214,7 +214,7 @@ async def test_an_address_has_so_many_connections(tmp_path: Path) -> None:
                 pass
 
         for remote in ("2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8:0:1::1", "192.0.2.1"):
-            protocol = server.protocol(remote)
+            protocol = server.connection_factory(remote=remote)
             protocol.connection_made(Transport())
             await asyncio.sleep(0)
             await asyncio.sleep(0)
@@ -405,7 +405,7 @@ async def test_stop_finishes_the_transaction(tmp_path: Path) -> None:
         idle, busy = await world.connect(), await world.connect()
         busy.write(b"MAIL FROM:<>\r\nRCPT TO:<u@d>\r\nDATA\r\n")
         await busy.replies(3)
-        stop = asyncio.create_task(world.server.close(grace_s=5))
+        stop = asyncio.create_task(world.server.stop(grace_s=5))
         assert (await idle.reply()).startswith("421 4.3.2")
         assert await idle.ended()
         busy.write(b"hi\r\n.\r\nMAIL FROM:<>\r\n")
@@ -424,7 +424,7 @@ async def test_stop_does_not_wait_for_ever(tmp_path: Path) -> None:
         world.store.gate.clear()
         client.write(b"MAIL FROM:<>\r\nRCPT TO:<u@d>\r\nBDAT 2 LAST\r\n\r\n")
         await client.replies(2)
-        await world.server.close(grace_s=0.02)
+        await world.server.stop(grace_s=0.02)
         # There is no reply, so the sender keeps the mail.
         assert await client.ended()
         assert world.store.mails == {}
@@ -558,7 +558,7 @@ async def test_reference_counts_free_a_connection(end: str, tmp_path: Path) -> N
                 client.write(b"MAIL FROM:<>\r\nRCPT TO:<u@d>\r\nBDAT 99 LAST\r\n\r\n")
                 await client.replies(2)
             elif end == "stop":
-                await world.server.close(grace_s=5)
+                await world.server.stop(grace_s=5)
             (client.writer.transport.abort if end == "abort" else client.writer.close)()
             await _until(lambda: not world.server.connections)
             await _until(lambda: [one() for one in watched] == [None, None])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from patience import PATIENT_S
 from servers import S3Bucket, moto, moto_bucket, s3_bucket, seaweedfs  # fixtures
 
 from obox.objectstore import Driver, OpenStore, Settings, open_store
@@ -28,13 +29,15 @@ WRITES = Rates(error=8)
 
 
 def s3_settings(bucket: S3Bucket, prefix: str = "") -> Settings:
+    """Return settings for a real server. Its time limit is that of a hang, because a
+    loaded machine may take long for a LIST."""
     return Settings(
         url=f"{bucket.url}/{prefix}",
         endpoint_url=bucket.server.endpoint_url,
         access_key_id=bucket.server.access_key_id,
         secret_access_key=bucket.server.secret_access_key,
         region=bucket.server.region,
-        deadline_s=20,
+        deadline_s=5 * PATIENT_S,
     )
 
 

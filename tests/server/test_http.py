@@ -73,7 +73,7 @@ def test_names_are_api() -> None:
     cache = {"hits_total": 5.0, "space_bytes": 7.0}
     metrics.source("fscache", lambda: cache)
     metrics.source("metacache", lambda: {"space_bytes": 1})
-    metrics.imap_sessions.inc()
+    metrics.sessions["imap"].inc()
     metrics.lmtp_deliveries.labels("ok").inc()
     metrics.loop_lag.observe(0.02)
     cache["hits_total"] = 6

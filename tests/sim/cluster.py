@@ -273,7 +273,7 @@ class ClusterStory:
     def _listens(self, node: Node) -> None:
         """A backend has started, or has failed to."""
         if node.up or node.host.frozen:
-            self.world.net.listen(node.name, node.host, self.deliverers[node.name][0].protocol)
+            self.world.net.listen(node.name, node.host, self.deliverers[node.name][0].connection_factory)
 
     def _kicker(self, node: Node) -> Any:
         async def kick(users: Collection[StorageId]) -> None:
@@ -537,7 +537,7 @@ class ClusterStory:
 
     async def _stop_deliveries(self, node: Node) -> None:
         self.world.net.close(node.name)
-        ending = node.host.spawn(self.deliverers[node.name][0].close(LEAVE_S))
+        ending = node.host.spawn(self.deliverers[node.name][0].stop(grace_s=LEAVE_S))
         await asyncio.wait([ending], timeout=2 * LEAVE_S)
 
     def _put(self, kind: Kind, key: str, record: Any) -> None:

@@ -97,7 +97,7 @@ class Proxy:
         self.host = Host()
         if senders is not None:
             self._lmtp = senders.serve(NAME, self.host, Nowhere(), self.forwarder)
-            world.net.listen(NAME, self.host, self._lmtp.protocol)
+            world.net.listen(NAME, self.host, self._lmtp.connection_factory)
         self.sessions: dict[Session, None] = {}
         self.dead = False
         self.served = self.refused = self.cut = 0

@@ -99,7 +99,7 @@ async def test_what_is_undecided_keeps_its_room(machine: Machine, monkeypatch: p
             await user.append("INBOX", [NewMail(b"x" * 5000)])
         go.set()
         async with asyncio.timeout(5):
-            while user.usage().messages < 2:  # noqa: ASYNC110
+            while user.usage().messages < 2:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.001)
         assert taken(user) == (0, 0)
         assert user.usage().storage_bytes == 6000

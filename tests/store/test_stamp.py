@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from metacache import STAMP_BYTES_MAX, Change, Copy
 from obox.store import NewMail
+from obox.store.owned import Owned
 from obox.store.stamp import Assignment, Stamp, Trust, trust
 
 
@@ -136,3 +137,11 @@ def test_an_earlier_version_reads_a_stamp_that_no_backend_confirmed() -> None:
     raw = msgspec.msgpack.decode(Stamp(version=3).encode())
     assert "generation" not in raw
     assert msgspec.msgpack.decode(Stamp(generation=1).encode()) == {"generation": 1}
+
+
+def test_no_copy_is_current_for_a_user_of_another_backend() -> None:
+    """Nothing is deleted for such a user, whatever this backend has compared."""
+    owned = Owned(lambda sid: "group 1")
+    elsewhere = Assignment(owned.generation_of("anna"))
+    for generation in (None, 0, 1):
+        assert not elsewhere.covers(Stamp(generation=generation))

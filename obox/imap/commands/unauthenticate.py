@@ -31,6 +31,7 @@ async def unauthenticate(session: Session, command: ast.Unauthenticate) -> Reply
     session.context.registry.logout(name)
     session.user_name = ""
     session.condstore = session.qresync = session.uidonly = False
+    session.utf8 = session.out.parser.utf8 = False
     session.emptied = None
     session.commands = 0
     session.out.user_left()

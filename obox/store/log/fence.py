@@ -16,9 +16,10 @@ replays and records its own users. If a record loses its `seq` to another record
 takes over the users of that record, and is written under the next `seq`.
 
 A serving backend can call all three. This module knows no local copies and no boxes of
-users. Diagnostics: an unreadable journal object is skipped in a replay and logged with
-its key; the operator decides (`oboxadm rebuild`). The last object of a boot must be
-readable; otherwise `Corrupt` is raised.
+users. Diagnostics: a damaged journal object is skipped and logged with its key; the
+operator decides (docs/caveats.md). If it is the last object of a boot, the object
+before it says where a replay begins. A last object of a newer version, or under a key
+that is not configured, is `Corrupt`.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from typing import Final, NamedTuple
 
 import msgspec
 import structlog
+from msgspec import structs
 
 from ...errors import Corrupt, Unavailable
-from ...objectstore import CorruptObject, NewerFormat, ObjectInfo, StoreError, put_once
+from ...objectstore import CorruptObject, NewerFormat, ObjectInfo, StoreError, UnknownKey, put_once
 from ...objectstore.keys import journal_key, journal_prefix, parse_journal_key
 from ..env import TRY_LATER, Env, is_large
 from .journal import DELETED, JournalObject
@@ -45,6 +47,10 @@ OBJECTS_AT_ONCE: Final = 64
 
 _BOOT: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 """A boot's name as `MailStore` makes it. Other names are copies that somebody made."""
+
+
+class Damaged(Corrupt):
+    """A journal object does not decode, and never will."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,7 @@ def boots_of(infos: Iterable[ObjectInfo]) -> list[Boot]:
 async def fence(env: Env, boot: Boot) -> Ended:
     """End a boot that has not ended, so that its owner can acknowledge nothing any
     more. Raises Unavailable, Corrupt."""
-    end = await read(env, boot.backend, boot.name, boot.last)
+    end = await _newest(env, boot)
     closed_before = end.closed
     while not end.closed:
         seq = end.seq + 1
@@ -168,17 +174,45 @@ async def fence(env: Env, boot: Boot) -> Ended:
             log.info("boot fenced", backend=boot.backend, boot=boot.name, seq=seq)
             end = closing
         else:
-            end = await read(env, boot.backend, boot.name, seq)
+            end = await _after(env, end)
     return _ended(boot, end, closed_before=closed_before)
 
 
 async def look(env: Env, boot: Boot) -> Ended:
     """Read a boot without fencing it. It may still be running. Raises Unavailable,
     Corrupt."""
-    newest = await read(env, boot.backend, boot.name, boot.last)
+    newest = await _newest(env, boot)
     if newest.closed:
         return _ended(boot, newest, closed_before=True)
     return replace(_ended(boot, newest, closed_before=False), seq=newest.seq + 2, alive=True)
+
+
+async def _newest(env: Env, boot: Boot) -> JournalObject:
+    """Return the end of a boot: its newest object, or what the object before says if
+    that is damaged. If none can be read, all objects belong to a replay. Raises
+    Unavailable, Corrupt."""
+    for seq in sorted(boot.objects, reverse=True):
+        try:
+            found = await read(env, boot.backend, boot.name, seq)
+        except Damaged as exc:
+            _skipped(exc)
+        else:
+            return found if seq == boot.last else structs.replace(found, seq=boot.last, lines=[])
+    return JournalObject(boot.backend, boot.name, boot.last, boot.first)
+
+
+async def _after(env: Env, end: JournalObject) -> JournalObject:
+    """Return the end of a boot whose next object is not ours. Raises Unavailable,
+    Corrupt."""
+    try:
+        return await read(env, end.backend, end.boot, end.seq + 1)
+    except Damaged as exc:
+        _skipped(exc)
+        return structs.replace(end, seq=end.seq + 1, lines=[])
+
+
+def _skipped(exc: Corrupt) -> None:
+    log.error("journal object skipped", error=str(exc), next_step="restore it, or oboxadm rebuild the users named")
 
 
 def _ended(boot: Boot, end: JournalObject, *, closed_before: bool) -> Ended:
@@ -261,7 +295,7 @@ async def record(env: Env, ended: Ended, named: set[str], adopted: set[str], mod
             assigned=ended.assigned,
         )
         if not await _put(env, noted):
-            noted = await read(env, ended.boot.backend, ended.boot.name, seq)
+            noted = await _after(env, structs.replace(noted, seq=seq - 1, adopted=[], clean=False))
         done |= set(noted.adopted)
         seq += 1
         if noted.clean or adopted <= set(noted.adopted):
@@ -269,7 +303,8 @@ async def record(env: Env, ended: Ended, named: set[str], adopted: set[str], mod
 
 
 async def read(env: Env, backend: str, boot: str, seq: int) -> JournalObject:
-    """Read a journal object. Raises Unavailable (also if it is gone), Corrupt."""
+    """Read a journal object. Raises Unavailable (also if it is gone), Damaged, Corrupt
+    (this backend lacks the key or the version)."""
     key = journal_key(backend, boot, seq)
     data = await env.get(key, kind="journal")
     if data is None:  # deleted by another backend that has taken over
@@ -278,8 +313,10 @@ async def read(env: Env, backend: str, boot: str, seq: int) -> JournalObject:
         if is_large(data):
             return await asyncio.to_thread(JournalObject.decode, env.codec, data, key)
         return JournalObject.decode(env.codec, data, key)
-    except (CorruptObject, NewerFormat, msgspec.MsgspecError, ValueError) as exc:
+    except (UnknownKey, NewerFormat) as exc:
         raise Corrupt(f"journal object {key}: {exc}") from exc
+    except (CorruptObject, msgspec.MsgspecError, ValueError) as exc:
+        raise Damaged(f"journal object {key}: {exc}") from exc
 
 
 async def _put(env: Env, journal: JournalObject) -> bool:
@@ -307,7 +344,7 @@ async def _read_or_skip(env: Env, boot: Boot, seq: int) -> JournalObject | None:
     try:
         return await read(env, boot.backend, boot.name, seq)
     except Corrupt as exc:
-        log.error("journal object skipped", error=str(exc), next_step="restore it, or oboxadm rebuild the users named")
+        _skipped(exc)
         return None
 
 

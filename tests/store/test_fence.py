@@ -172,8 +172,8 @@ async def test_what_was_said_before_a_deletion_stays_void_once_the_deletion_is_a
 async def test_a_damaged_last_object_stops_no_takeover(
     machine: Machine, bucket: Bucket, tmp_path: Path, damaged: int
 ) -> None:
-    """Changes that only the damaged objects have are lost. The boot ends, other changes
-    are taken over, and nobody reads the boot again."""
+    """A damaged object loses what only it has. The boot ends, other changes are taken
+    over, and nobody reads the boot again."""
     await died(machine)
     open_bucket = bucket.open()
     for key in (await journal_of(bucket))[-damaged:]:

@@ -148,7 +148,7 @@ class Forwarder:
             return None
         return self._tokens.read(self.secrets, token, user=user, now=time.time())
 
-    async def vouched(self, forward: Forward) -> Account:
+    async def proven(self, forward: Forward) -> Account:
         """See `obox.login.needs.Forwarding`."""
         if forward.backend != self.member:
             raise LinkRefused("a token for another member")

@@ -41,7 +41,7 @@ class Asker:
         self._secret = secret
 
     def sender(self, forward: Forward, binding: bytes) -> LinkSender:
-        """Our side of the link."""
+        """Return our side of the link."""
         return LinkSender(self._secret, forward, nonce=os.urandom(NONCE_BYTES), binding=binding)
 
 

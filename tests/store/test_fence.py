@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from machines import Bucket, Life, Machine, uids
+from machines import Bucket, Life, Machine, flags_of, uids
 from structlog.testing import capture_logs
 
 from obox.mailbox import Delta
+from obox.objectstore.keys import journal_key
 from obox.store import NewMail
 from obox.store.env import Env
 from obox.store.log.fence import Ended, boots_of, fence, list_journals, record, replay
@@ -51,7 +52,8 @@ async def beside(machine: Machine, path: Path, name: str) -> AsyncIterator[Env]:
 
 
 async def dead(env: Env, backend: str = "first") -> list[Ended]:
-    return [await fence(env, boot) for boot in boots_of(await list_journals(env)) if boot.backend == backend]
+    fenced = [await fence(env, boot) for boot in boots_of(await list_journals(env)) if boot.backend == backend]
+    return [one for one in fenced if one is not None]
 
 
 async def journal_of(bucket: Bucket, backend: str = "first") -> list[str]:
@@ -135,6 +137,38 @@ async def test_a_poisoned_user_is_all_that_the_next_start_reads(
             assert not {"anna", "cleo"} & {
                 sid for sid, boxes in life.store.takeover.pending.items() if any(len(b) > 1 for b in boxes.values())
             }
+
+
+async def test_journal_objects_that_do_not_decode_stop_no_start(
+    machine: Machine, bucket: Bucket, tmp_path: Path
+) -> None:
+    """They are at the end of a boot, are all that a boot has, or were copied to another
+    place. What decodes is replayed."""
+    await died(machine)
+    store = bucket.open()
+    keys = await journal_of(bucket)
+    _, backend, boot, seq = keys[-1].split("/")
+    copied = await store.get(keys[-1], kind="journal")
+    put = {
+        journal_key(backend, boot, int(seq, 16) + 1): b"",
+        journal_key(backend, boot, int(seq, 16) + 2): copied,
+        journal_key(backend, boot, 2**64 - 1): b"some text",
+        journal_key(backend, "ffffffffffff0000", 2**64 - 1): copied,
+        journal_key("evil", boot, int(seq, 16)): copied,
+    }
+    for key, data in put.items():
+        await store.put(key, data, kind="journal")
+    machine.lose_disk()
+    for name in ("first", "second"):
+        with capture_logs() as logs:
+            async with machine.renamed(name, tmp_path / name).run() as life:
+                for user in USERS:
+                    box = await (await life.user(user)).select("INBOX")
+                    assert flags_of(box) == {1: ["\\Seen"]}
+        assert [line["backend"] for line in logs if line["event"] == "journal cannot be read"] == ["evil", "first"]
+    for key, data in put.items():
+        assert await store.get(key, kind="journal") == data, "left alone"
+    await store.close()
 
 
 async def test_one_backend_writes_one_object_behind_the_fence(machine: Machine, bucket: Bucket, tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ replays and records its own users. If a record loses its `seq` to another record
 takes over the users of that record, and is written under the next `seq`.
 
 A serving backend can call all three. This module knows no local copies and no boxes of
-users. Diagnostics: an unreadable journal object is skipped in a replay and logged with
-its key; the operator decides (`oboxadm rebuild`). The last object of a boot must be
-readable; otherwise `Corrupt` is raised.
+users. Diagnostics: a journal object that does not decode (damaged, or foreign) is
+skipped and logged with its key; the operator decides (`oboxadm rebuild`). A boot of
+which nothing decodes is no boot. `Corrupt` is raised for an object of a newer version,
+or of a key that is not configured.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import msgspec
 import structlog
 
 from ...errors import Corrupt, Unavailable
-from ...objectstore import CorruptObject, NewerFormat, ObjectInfo, StoreError, put_once
+from ...objectstore import CorruptObject, NewerFormat, ObjectInfo, StoreError, UnknownKey, put_once
 from ...objectstore.keys import journal_key, journal_prefix, parse_journal_key
 from ..env import TRY_LATER, Env, is_large
 from .journal import DELETED, JournalObject
@@ -42,6 +43,9 @@ log = structlog.get_logger()
 
 OBJECTS_AT_ONCE: Final = 64
 """Journal objects that a replay reads in parallel."""
+
+DAMAGED_MAX: Final = 64
+"""Objects at the end of a boot that do not decode, before nothing of it counts."""
 
 _BOOT: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 """A boot's name as `MailStore` makes it. Other names are copies that somebody made."""
@@ -148,13 +152,15 @@ def boots_of(infos: Iterable[ObjectInfo]) -> list[Boot]:
     return [Boot(backend, name, objects) for (backend, name), objects in sorted(found.items())]
 
 
-async def fence(env: Env, boot: Boot) -> Ended:
+async def fence(env: Env, boot: Boot) -> Ended | None:
     """End a boot that has not ended, so that its owner can acknowledge nothing any
-    more. Raises Unavailable, Corrupt."""
-    end = await read(env, boot.backend, boot.name, boot.last)
-    closed_before = end.closed
+    more. Returns None if nothing of the boot decodes. Raises Unavailable, Corrupt."""
+    newest = await _newest(env, boot)
+    if newest is None:
+        return None
+    end, closed_before, seq = newest, newest.closed, newest.seq
     while not end.closed:
-        seq = end.seq + 1
+        seq += 1
         closing = JournalObject(
             boot.backend,
             boot.name,
@@ -168,14 +174,36 @@ async def fence(env: Env, boot: Boot) -> Ended:
             log.info("boot fenced", backend=boot.backend, boot=boot.name, seq=seq)
             end = closing
         else:
-            end = await read(env, boot.backend, boot.name, seq)
+            end = await _decoded(env, boot.backend, boot.name, seq) or end
     return _ended(boot, end, closed_before=closed_before)
+
+
+async def _newest(env: Env, boot: Boot) -> JournalObject | None:
+    """Return the newest object of a boot that decodes. Raises Unavailable, Corrupt."""
+    for seq in sorted(boot.objects, reverse=True)[:DAMAGED_MAX]:
+        if (found := await _decoded(env, boot.backend, boot.name, seq)) is not None:
+            return found
+    return None
+
+
+async def _decoded(env: Env, backend: str, boot: str, seq: int) -> JournalObject | None:
+    """Return a journal object, or None if it is damaged or foreign. Raises Unavailable,
+    Corrupt."""
+    try:
+        return await read(env, backend, boot, seq)
+    except Corrupt as exc:
+        if isinstance(exc.__cause__, UnknownKey | NewerFormat):
+            raise
+        log.error("journal object does not decode and is skipped", error=str(exc))
+        return None
 
 
 async def look(env: Env, boot: Boot) -> Ended:
     """Read a boot without fencing it. It may still be running. Raises Unavailable,
-    Corrupt."""
-    newest = await read(env, boot.backend, boot.name, boot.last)
+    Corrupt (also if nothing of it decodes)."""
+    newest = await _newest(env, boot)
+    if newest is None:
+        raise Corrupt(f"no object of {journal_prefix(boot.backend)}{boot.name}/ decodes")
     if newest.closed:
         return _ended(boot, newest, closed_before=True)
     return replace(_ended(boot, newest, closed_before=False), seq=newest.seq + 2, alive=True)
@@ -261,7 +289,11 @@ async def record(env: Env, ended: Ended, named: set[str], adopted: set[str], mod
             assigned=ended.assigned,
         )
         if not await _put(env, noted):
-            noted = await read(env, ended.boot.backend, ended.boot.name, seq)
+            other = await _decoded(env, ended.boot.backend, ended.boot.name, seq)
+            if other is None:
+                seq += 1
+                continue
+            noted = other
         done |= set(noted.adopted)
         seq += 1
         if noted.clean or adopted <= set(noted.adopted):

@@ -133,6 +133,9 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
     for boot in boots:
         found.old += [(journal_key(boot.backend, boot.name, seq), at) for seq, at in boot.objects.items()]
         ended = await fence(env, boot)
+        if ended is None:
+            log.error("journal cannot be read", backend=boot.backend, boot=boot.name)
+            continue
         found.modseq_floor, found.assigned = (
             max(found.modseq_floor, ended.modseq_floor),
             max(found.assigned, ended.assigned),
@@ -215,7 +218,7 @@ async def survey(
     newest = {boot.backend: journal_key(boot.backend, boot.name, boot.last) for boot in listed}
     present = [boot for boot in listed if boot.name != own]
     dying = [boot for boot in present if any(boot.backend == name and _until(boot, last) for name, last in dead)]
-    fenced = [await fence(env, boot) for boot in dying]
+    fenced = [ended for boot in dying if (ended := await fence(env, boot)) is not None]
     seen = fenced + await _look_all(env, [boot for boot in present if boot not in dying])
     unclean = [one for one in seen if not one.clean and (alive or not one.alive)]
     over_names = {(one.boot.backend, one.boot.name) for one in unclean if not one.alive}

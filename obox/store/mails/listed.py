@@ -42,7 +42,7 @@ def near(found: dict[int, int], sid: StorageId, guid: Guid, after: int) -> dict[
     for uid in sorted(found):
         if uid - after > UIDS_AHEAD_MAX:
             key = mail_key(sid, guid, Uid(uid))
-            log.warning("foreign object among the mails ignored", key=key, more=len(found) - len(out) - 1)
+            log.warning("foreign object among the mails ignored", key=key, count=len(found) - len(out))
             break
         out[uid] = found[uid]
         after = uid

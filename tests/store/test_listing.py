@@ -11,10 +11,11 @@ from machines import Bucket, Machine, fill, uids, whole
 from mails import simple
 from structlog.testing import capture_logs
 
-from obox.errors import Limit
+from obox.errors import Corrupt, Limit
 from obox.objectstore import MemoryDriver, Refused
-from obox.objectstore.keys import bundles_prefix, journal_key, mail_key, mail_prefix, user_prefix
+from obox.objectstore.keys import ROOT, bundle_key, bundles_prefix, journal_key, mail_key, mail_prefix, user_prefix
 from obox.store import NewMail
+from obox.store.box.bundles import VERSIONS_MAX
 from obox.store.log.journal import JournalObject
 from obox.store.mails.listed import UIDS_AHEAD_MAX
 from obox.store.operate import repair, upgrade
@@ -167,6 +168,34 @@ async def test_foreign_objects_are_told_and_left_alone(bucket: Bucket, tmp_path:
     told = {line["key"] for line in logs if "ignored" in line["event"]}
     assert {mail_prefix(SID, guid) + "readme", bundles_prefix(SID, guid) + "x.base", "_journal/first/"} <= told
     assert set(keys) <= set(await bucket.keys())
+
+
+async def test_an_index_of_a_version_that_no_box_reaches_is_foreign(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.url = "memory://"
+    machine = Machine(bucket, tmp_path / "first")
+    async with machine.run() as life:
+        user = await life.user()
+        await fill(user, "INBOX", [simple(number) for number in range(4)])
+        guid = (await user.select("INBOX")).guid
+        before = await whole(user)
+    keys = [bundle_key(SID, box, 2**64 - 1, "w", form) for box in (guid, ROOT) for form in ("base", "diff")]
+    store = bucket.open()
+    for key in keys:
+        await store.put(key, b"some text", kind="index")
+    machine.lose_disk()
+    async with machine.run() as life:
+        user = await life.user()
+        assert await whole(user) == before
+        await user.append("INBOX", [NewMail(simple(9))])
+        await user.flush(everything=True)
+    assert set(keys) <= set(await bucket.keys())
+    # This is the last version that counts, so none is left for the next index.
+    await store.put(bundle_key(SID, guid, VERSIONS_MAX - 1, "w", "base"), b"some text", kind="index")
+    await store.close()
+    machine.lose_disk()
+    async with machine.run() as life:
+        with pytest.raises(Corrupt, match="remove it from the bucket"):
+            [one async for one in repair.rebuild(life.store, SID, SID, lambda name: name == "INBOX")]
 
 
 @pytest.mark.parametrize("data", [b"", b"some text"])

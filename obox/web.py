@@ -48,7 +48,7 @@ class Web:
             self.admin, key=self._api_key(), version=__version__, run=relay.run if relay is not None else guarded
         )
         api = [*own, *self._nginx(), *self._calls(relay)]
-        draining = lambda: self.lifecycle.draining  # noqa: E731
+        draining = lambda: self.lifecycle.draining  # noqa: E731 - a name for a short line
         shown = Exposition(self.metrics).text
         out = {"admin": HttpServer(application(routes=api))}
         if config.http is not None and config.metrics is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Iterator
 from types import FunctionType
 
@@ -114,3 +115,14 @@ def test_no_class_inherits_too_many_public_methods() -> None:
     more = {name: count for name, count in found.items() if count > most.get(name, PUBLIC_METHODS_MAX)}
     assert not more, f"above {PUBLIC_METHODS_MAX} public methods, or above their number, with what they inherit"
     assert not most.keys() - found.keys(), "is narrow by now: take its name out"
+
+
+def test_each_exception_of_the_linter_has_its_reason() -> None:
+    bare = re.compile(r"# noqa: (?:[A-Z]++[0-9]++(?:, )?+)++(?! ++- \S)")
+    found = [
+        f"{name}:{number}"
+        for name, path in files(TREE).items()
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if bare.search(line)
+    ]
+    assert not found, "write the reason behind noqa: `# noqa: E731 - a short name`"

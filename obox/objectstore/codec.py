@@ -286,7 +286,7 @@ class Codec:
                 f"encryption key {encrypt_with!r} is not among the keys; allowed: {', '.join(keys) or 'none'}"
             )
         if keys:  # see its text; no mail has to wait for it later
-            import obox.objectstore._seal  # noqa: F401
+            import obox.objectstore._seal  # noqa: F401 - only its import counts
         self._keys = dict(keys)
         self._encrypt_with = encrypt_with
         self._level = _parse_compress(compress)

@@ -169,7 +169,7 @@ async def test_a_user_whose_copies_cannot_be_pulled_delays_no_other(
             await first.deliver(user, [mail(1)])
         await second.call("clusterBackendEvacuate", backend="first")
         async with asyncio.timeout(PATIENT_S):
-            while await copies(second) != {storage_id(BEN)} or await copies(first) != {storage_id(ANNA)}:  # noqa: ASYNC110
+            while await copies(second) != {storage_id(BEN)} or await copies(first) != {storage_id(ANNA)}:  # noqa: ASYNC110 - nothing to wait for
                 await asyncio.sleep(0.02)
         assert tried.count(storage_id(ANNA)) == 1, "it is left to the operator"
 

@@ -36,7 +36,7 @@ async def held(running: Running, monkeypatch: pytest.MonkeyPatch, name: str, com
     kind = type(owner)
     call = Held(getattr(kind, name))
     # A method must be a function.
-    monkeypatch.setattr(kind, name, lambda *given, **more: call(*given, **more))  # noqa: PLW0108
+    monkeypatch.setattr(kind, name, lambda *given, **more: call(*given, **more))  # noqa: PLW0108 - see above
     monkeypatch.setattr(progress, "EVERY_S", 0.01)
     client._tag += 1
     client.send(b"t%d %b\r\n" % (client._tag, command.encode()))

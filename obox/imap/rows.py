@@ -56,7 +56,7 @@ def flag_rows(state: State, most: int) -> int:
 
     Most mailboxes have few and short keywords. Then it is `most`.
     """
-    return max(1, min(most, ANSWER_BYTES // (LINE_BYTES + sum(map(len, state.flag_names)))))
+    return max(1, min(most, ANSWER_BYTES // (LINE_BYTES + sum(map(len, state.flags.names)))))
 
 
 def parts(names: Sequence[bytes], columns: Sequence[Sequence[Any]], count: int) -> Iterator[slice]:

@@ -51,7 +51,7 @@ class Table(Protocol):
     def flag_bits(self, where: Where | slice) -> list[int]:
         """Return flags of the mails at `where`.
 
-        Bit i stands for `State.flag_names[i]`, however many names there are.
+        Bit i stands for `State.flags.names[i]`, however many names there are.
         """
 
 

@@ -87,7 +87,7 @@ class View:
         self.uids: UidArray = state.uids
         self._uidnext = state.uidnext
         self._modseq = state.highestmodseq
-        self.names: tuple[str, ...] = tuple(state.flag_names)
+        self.names: tuple[str, ...] = tuple(state.flags.names)
         """The flags that the client knows, and the version of the names when the view
         was made.
         """

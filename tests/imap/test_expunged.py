@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from harness import Client, Running, serving_real
 
+from obox.mailbox.invariants import check
 from obox.objectstore.keys import mail_key
 from obox.store import NewMail
 from obox.store.recent import Recent
@@ -63,7 +64,7 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
         for client in (one, two):
             await client.ok("SELECT INBOX")
         yield Pair(running, box, one, two)
-        box.check_consistency()
+        check(box.state)
         await user.release()
 
 

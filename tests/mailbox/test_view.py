@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from obox.mailbox import Delta, Gone, Rows, State
+from obox.mailbox import Delta, Gone, Rows, State, flag_delta
 from obox.mailbox.view import Updates, View
 from obox.types import Guid
 
@@ -47,7 +47,7 @@ def expunge(state: State, *uids: int) -> None:
 
 
 def flag(state: State, *uids: int, name: str = "\\Seen") -> int:
-    delta, _ = state.flag_delta(np.array(uids, dtype=np.uint32), "add", [name], 0)
+    delta, _ = flag_delta(state, np.array(uids, dtype=np.uint32), "add", [name], 0)
     assert delta is not None
     state.join(delta)
     return delta.highestmodseq
@@ -238,7 +238,7 @@ def test_a_client_that_believes_the_server_is_right(steps: list[tuple[str, objec
             if what == "expunge":
                 expunge(state, *known.tolist())
                 continue
-            delta, changed = state.flag_delta(known, "add", [f"k{number % 5}"], 0)
+            delta, changed = flag_delta(state, known, "add", [f"k{number % 5}"], 0)
             if delta is None:
                 continue
             state.join(delta)

@@ -308,7 +308,7 @@ def test_two_directories_agree_from_either_side() -> None:
             node = await stage.start("c", disk)
             user = await node.user()
             box = await node.run(lambda store, user=user: user.select(INBOX))
-            seen.append((box.state.uids.tolist(), [box.state.flags_of_bits(int(b)) for b in box.state.bits]))
+            seen.append((box.state.uids.tolist(), [box.state.flags.of_bits(int(b)) for b in box.state.bits]))
             node.kill()
         flags = [[sorted(f) for f in of] for _, of in seen]
         assert [uids for uids, _ in seen] == [seen[0][0]] * 3
@@ -544,7 +544,7 @@ def test_flags_are_safe_after_the_interval() -> None:
         user = await again.user()
         box = await again.run(lambda store: user.select(INBOX))
         assert box.state.uids.tolist() == [1, 3, 4]
-        assert "\\Seen" in box.state.flags_of_bits(int(box.state.bits[0]))
+        assert "\\Seen" in box.state.flags.of_bits(int(box.state.bits[0]))
         await box.release()
         await player.finish([again])
 

@@ -16,6 +16,7 @@ from obox.admin.parts import Admin
 from obox.admin.run import Outcome
 from obox.auth import Authenticator, PasswdFile
 from obox.errors import Corrupt, Elsewhere, InUse
+from obox.mailbox import flag_delta
 from obox.store import User
 from obox.store.backend import handover, upload
 from obox.store.backend.jobs import Failure, Job
@@ -398,7 +399,7 @@ async def test_changes_that_come_while_a_user_is_opened_and_a_mailbox_loaded_are
         box = await user.select("INBOX")
         said = {}
         for flag in ("first", "then"):
-            delta, _ = box.state.flag_delta(uids(1), "add", [flag], box.env.now_ms())
+            delta, _ = flag_delta(box.state, uids(1), "add", [flag], box.env.now_ms())
             assert delta is not None
             said[flag] = {box.guid: [delta.encode()]}
         await box.release()

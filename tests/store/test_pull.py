@@ -293,7 +293,7 @@ async def test_holders_noted_before_stay(machine: Machine, tmp_path: Path) -> No
         other.store.env.metacache.append(SID, guid, held.encode(), Change.IMPORTANT)
         await pull(one, other)
         box = await (await other.user()).select("INBOX")
-        assert 3 in box.state.active_holders()
+        assert 3 in box.state.holders.needed()
         assert box.change is Change.IMPORTANT
         await box.release()
 

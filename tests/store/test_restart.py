@@ -213,7 +213,7 @@ async def test_modseqs_that_were_lost_are_not_trusted_however_late_the_user_come
         await asyncio.sleep(0)
     async with machine.run() as life:
         inbox = await (await life.user()).select("INBOX")
-        assert inbox.state.flags_of_bits(int(inbox.state.bits[1])) == []
+        assert inbox.state.flags.of_bits(int(inbox.state.bits[1])) == []
         assert inbox.state.trusted(shown) == 0
         assert inbox.state.trusted(before) == before
         assert inbox.state.highestmodseq > shown

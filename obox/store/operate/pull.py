@@ -30,7 +30,7 @@ from msgspec.structs import replace
 from metacache import BoxSpace, Change, Copy, MetacacheError
 
 from ...errors import Corrupt, InUse, Invalid, NotFound, OboxError, Temporary, Unavailable
-from ...mailbox import Delta, RootDelta, UidArray
+from ...mailbox import Delta, RootDelta, UidArray, takeover_delta
 from ...objectstore import Codec, CorruptObject, NewerFormat, ObjectKind, UnknownKey
 from ...objectstore.keys import ROOT, bundles_prefix, pull_owner
 from ...types import Guid, StorageId
@@ -412,7 +412,7 @@ class Incoming:
             state, other = state_of(Guid(box), [ours]), state_of(Guid(box), [payload])
             merged = bool(state.join(Delta.decode(payload))) and bool(other.join(Delta.decode(ours)))
             if merged:
-                state.join(state.takeover_delta(self._store.env.now_ms(), 0, merged=True))
+                state.join(takeover_delta(state, self._store.env.now_ms(), 0, merged=True))
             return state.extract().encode(), merged
         except ValueError as error:
             raise Corrupt(f"the local copy of {box} does not decode: {error}") from error

@@ -28,7 +28,7 @@ from ..backend import upload
 from ..box.bundles import Bundles
 from ..box.index import give_modseq
 from ..env import ANSWER_S
-from ..mails.listed import listed_uids
+from ..mails.listed import listed_uids, near
 from ..mails.lost import expunge as expunge_lost
 from ..mails.write import write_claim
 from ..user.discover import read_listed
@@ -45,6 +45,10 @@ log = structlog.get_logger()
 UNKNOWN: Final = "flags since delivery, expunges and moves since, keywords"
 SLICE: Final = 2000
 """Mails that are checked before other tasks run, which takes a few milliseconds."""
+
+
+UIDS_SKIPPED_MAX: Final = 1 << 24
+"""UIDs that `resync` skips. `UIDS_AHEAD_MAX` must be more than that."""
 
 
 class Resynced(NamedTuple):
@@ -86,6 +90,8 @@ async def resync(user: User, guid: Guid, *, keep_lost: bool, skip_uids: int = 0)
 async def _skip(box: Mailbox, count: int) -> None:
     """Claim UIDs without records, as COPY claims them, so that every writer of this
     mailbox skips them."""
+    if count > UIDS_SKIPPED_MAX:
+        raise Limit(f"{count} UIDs to skip; allowed: {UIDS_SKIPPED_MAX} at a time")
     if box.state.uidnext + count > UID_MAX:
         raise Limit(f"the next UID is {box.state.uidnext}: {count} more are not left of {UID_MAX}")
     while True:
@@ -227,8 +233,10 @@ async def _mailbox(user: User, entry: MailboxEntry) -> Mailbox:
     box = user.unloaded(entry)
     infos = [info for info in await box.bundles.listing() if info.size]
     found = await listed_uids(box.env, box.sid, guid)
-    deltas, uidnext, _ = await read_listed(box, 1, found, {}, {})
     least = await _floor(box, infos)
+    # If there is no bundle, the first UID may be any: a migration has chosen it.
+    found = near(found, sid, guid, least.uidnext or min(found, default=0))
+    deltas, uidnext, _ = await read_listed(box, 1, found, {}, {})
     turn = env.turn(sid)
     for delta in deltas:
         if turn.over():

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from metacache import Change
 
 from ...errors import Corrupt, Unavailable
-from ...mailbox import CLAIM_PURGED, Delta, State
+from ...mailbox import CLAIM_PURGED, Delta, State, takeover_delta
 from ...objectstore import CorruptObject, NewerFormat, ObjectInfo, ShortPrefix, UnknownKey
 from ...objectstore.codec import ObjectKind
 from ...objectstore.keys import mail_key, owner_of, parse_bundle_key
@@ -30,7 +30,7 @@ from ..box.slots import Slot
 from ..env import GETS_AT_ONCE
 from ..log.stage import Edit
 from ..log.takeover import one_history
-from ..mails.listed import listed_uids
+from ..mails.listed import listed_uids, near
 from ..mails.meta import MailMeta, check_claim, check_meta
 from ..mails.write import burn
 from ..stamp import Trust, name_of
@@ -91,7 +91,7 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
     behind = floor > max((high for _, high in state.gaps), default=0)
     if merged or (behind and (state.uidnext > 1 or deltas)):
         edit = user.edit()
-        edit.add_loading(mailbox, state.takeover_delta(max(floor, env.now_ms()), 0, merged=merged), Change.IMPORTANT)
+        edit.add_loading(mailbox, takeover_delta(state, max(floor, env.now_ms()), 0, merged=merged), Change.IMPORTANT)
         user.log.stage(edit)
     for delta in deltas:
         # The journal will soon have higher UIDs. It gets these too, so that no LIST
@@ -154,14 +154,13 @@ async def discover(mailbox: Index, ours: list[Slot], pauses: Sequence[float] = (
     bodies: dict[int, bytes | None] = {}
     least: int | None = None
     while True:
-        found = await listed_uids(env, sid, guid, after=start - 1)
+        found = near(await listed_uids(env, sid, guid, after=start - 1), sid, guid, start - 1)
         seen = max([*found, *skip], default=start - 1)
         until = least = seen if least is None else least
         while until + 1 in found or until + 1 in skip:
             until += skip.get(until + 1, 1)
         found = {uid: size for uid, size in found.items() if uid <= until}
         deltas, end, holes = await read_listed(mailbox, start, found, skip, bodies)
-        holes = holes[:HOLES_MAX]
         if len(holes) < left and waited < HOLES_S:
             waits = iter(pauses)  # their writer still writes
         left = len(holes)
@@ -190,7 +189,7 @@ async def read_listed(
     mailbox: Index, start: int, found: dict[int, int], skip: dict[int, int], bodies: dict[int, bytes | None]
 ) -> tuple[list[Delta], int, list[int]]:
     """Read the headers of listed objects. Returns deltas in UID order, UIDNEXT, and the
-    UIDs that are undecided.
+    first HOLES_MAX of the UIDs that are undecided.
 
     bodies: the objects that have been read before, to which it adds those that it
     reads.
@@ -204,19 +203,19 @@ async def read_listed(
     deltas: list[Delta] = []
     holes: list[int] = []
     uid = start
-    last = max([*found, *skip], default=start - 1)
     void_until = 0
     turn = env.turn(mailbox.user.storage_id)
-    while uid <= last:
+    for known in sorted({*found, *skip}):
         if turn.over():
             await turn.end()
+        free = range(max(uid, void_until), known)
+        holes.extend(free[: HOLES_MAX - len(holes)])
+        uid = known
         if uid in skip and uid >= void_until:
             void_until = max(void_until, uid + skip[uid])
         elif uid < void_until:
             if uid in found:
                 deltas.append(Delta(claims={uid: 1}, uidnext=uid + 1))
-        elif uid not in found:
-            holes.append(uid)
         elif not found[uid] or bodies.get(uid) is None:
             deltas.append(Delta(claims={uid: 1}, uidnext=uid + 1))
         else:
@@ -272,7 +271,7 @@ async def recheck(mailbox: Index, infos: list[ObjectInfo]) -> None:
         found = await mailbox.take_bundles(infos, renew=True)
     two_histories = found is not Found.NOTHING or not assignment.covers(mailbox.stamp)
     if two_histories:
-        mailbox.apply(mailbox.state.takeover_delta(mailbox.env.now_ms(), merged=True), Change.IMPORTANT)
+        mailbox.apply(takeover_delta(mailbox.state, mailbox.env.now_ms(), merged=True), Change.IMPORTANT)
     await mailbox.slots.recheck()
     if two_histories:
         mailbox.stamp = replace(mailbox.stamp, need_base=True)

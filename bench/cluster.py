@@ -66,7 +66,7 @@ service meanwhile."""
 HEALED_S: Final = 3.0
 """A backend that was cut off is not disturbed for so long after it. It may still have
 to write changes that it has acknowledged."""
-SETTLE_S: Final = 3.0
+REST_S: Final = 3.0
 """The pause between the last answer and the end of the cluster. It must be longer than
 `journal_interval`."""
 
@@ -397,8 +397,8 @@ async def run(
             await _load(size, cluster, clients)
         finally:
             watching.cancel()
-        note("settle")
-        await asyncio.sleep(SETTLE_S)
+        note("rest")
+        await asyncio.sleep(REST_S)
         fresh = await cluster.end()
         note("judge")
         await _judge(fresh, clients)

@@ -11,7 +11,7 @@ if "structlog" not in sys.modules and "rich" not in sys.modules:
     # for which structlog is prepared.
     sys.modules["rich"] = None  # type: ignore[assignment]
     try:
-        import structlog  # noqa: F401
+        import structlog  # noqa: F401 - only its import counts
     finally:
         del sys.modules["rich"]
 

@@ -11,117 +11,47 @@ transactions, flush, write the journal's end, and close the rooms.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from fscache import Stats
 
-from . import __version__, parts, rooms
-from .config import Config, Listen, by_client, load
-from .imap.server import ImapServer
-from .lmtp import LmtpServer
+from . import parts, rooms
+from .config import Config, Listen, load
 from .lmtp.delivery import StoreDeliverer
-from .login import starttls
-from .net import Certificates, Listeners, TlsError, Via, inherited_sockets
 from .objectstore import open_store
 from .objectstore.stats import BUCKETS_S
 from .server import (
-    FileWatch,
     LaterHttp,
-    Lifecycle,
     LoopLag,
     MemoryReturn,
-    Metrics,
-    Notifier,
     Reloaded,
     raise_open_files_limit,
 )
+from .serving import Serving
 from .statelock import ADMIN
 from .types import StorageId
 
 if TYPE_CHECKING:
     from .admin import Admin
     from .cluster import Router
+    from .lmtp import Settings
     from .membership import Joining
-    from .pop3 import Pop3Server
     from .proxy import Forwarder
-    from .proxy.socketmap import SocketmapServer
     from .server.http import HttpServer
 
 log = structlog.get_logger()
 
 LEAVE_PART: Final = 3
 """The part of `shutdown_timeout` in which groups are given to other backends."""
-
-
-class ImapCounters:
-    """IMAP's counters as metrics."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def session(self, change: int) -> None:
-        self._metrics.imap_sessions.inc(change)
-
-    def idle(self, change: int) -> None:
-        self._metrics.imap_idling.inc(change)
-
-    def login(self, result: str) -> None:
-        self._metrics.logins.labels(result).inc()
-
-    def command(self, name: str, result: str) -> None:
-        self._metrics.imap_commands.labels(name, result).inc()
-
-
-class Pop3Counters:
-    """POP3's counters as metrics."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def session(self, change: int) -> None:
-        self._metrics.pop3_sessions.inc(change)
-
-    def idle(self, change: int) -> None:
-        pass
-
-    def login(self, result: str) -> None:
-        self._metrics.logins.labels(result).inc()
-
-    def command(self, name: str, result: str) -> None:
-        self._metrics.pop3_commands.labels(name, result).inc()
-
-
 EVACUATIONS_S: Final = 2.0
 """How often a backend looks whether another one is evacuated."""
 
 
-class LinkCounters:
-    """Numbers of forwards and splices as metrics."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        # Alerts see the first event only if a 0 was shown before it.
-        for listener in ("imap", "pop3", "lmtp", "admin"):
-            for result in ("ok", "unavailable", "referred", "refused", "accepted", "forged"):
-                metrics.forwards.labels(listener, result)
-
-    def forward(self, listener: str, result: str) -> None:
-        self._metrics.forwards.labels(listener, result).inc()
-
-    def splices(self, change: int) -> None:
-        self._metrics.splices.inc(change)
-
-    def spliced(self, from_client: int, to_client: int) -> None:
-        self._metrics.spliced_bytes.labels("from_client").inc(from_client)
-        self._metrics.spliced_bytes.labels("to_client").inc(to_client)
-
-
-class Backend:
+class Backend(Serving):
     """See the module's text. `run` is the process."""
 
     def __init__(
@@ -139,29 +69,12 @@ class Backend:
         read: reads the configuration again; None: reads the file of `config`.
         router: says who serves whom; None: this backend serves all users.
         """
-        rooms.refuse_absent(config)
+        super().__init__(config, environ)
         self._config = config
-        self._environ = dict(os.environ if environ is None else environ)
-        self.metrics = Metrics(__version__)
-        self.notifier = Notifier(self._environ)
-        self.lifecycle = Lifecycle(log=log, notifier=self.notifier, drain_timeout_s=config.server.shutdown_timeout)
-        self.certificates = Certificates(config.tls.cert, config.tls.key) if config.tls.cert or config.tls.key else None
-        self.certificate_watch = FileWatch([*config.tls.cert, *config.tls.key], self._renew_certificates, log=log)
-        self.listeners = Listeners(
-            log=log,
-            tls=self.certificates.context if self.certificates else None,
-            unix_mode=config.server.unix_mode,
-            proxy_networks=config.server.haproxy_trusted_networks,
-            proxy_timeout_s=config.server.haproxy_timeout,
-            inherited=inherited_sockets(self._environ),
-        )
         self._read = read or self._read_file
         self.router = router
         self._leaves = leaves
         self.forwarder: Forwarder | None = None
-        self.imap: ImapServer | None = None
-        self.lmtp: LmtpServer | None = None
-        self.pop3: Pop3Server | None = None
         self._starting: asyncio.Task[None] | None = None
         self.ready = asyncio.Event()
         """Whether the bucket has answered and the store has started."""
@@ -176,62 +89,12 @@ class Backend:
         rooms.codec(self._config)
         rooms.link_secrets(self._config)
 
-    def _imap(self) -> ImapServer:
-        certificates, config = self.certificates, self.parts.config
-        imap = ImapServer(
-            self.parts.store,
-            self.parts.authenticator,
-            rooms.imap_settings(config),
-            settings_of=by_client(config, rooms.imap_settings),
-            upgrade=starttls(lambda: certificates.context) if certificates else None,
-            counters=ImapCounters(self.metrics),
-        )
-        imap.forwards(self.forwarder)
-        return imap
+    @property
+    def used(self) -> Config:
+        return self.parts.config
 
-    def _pop3(self) -> Pop3Server:
-        from .pop3 import Pop3Server  # many backends have no [pop3]
-
-        certificates, config = self.certificates, self.parts.config
-        pop3 = Pop3Server(
-            self.parts.store,
-            self.parts.authenticator,
-            rooms.pop3_settings(config),
-            settings_of=by_client(config, rooms.pop3_settings),
-            upgrade=starttls(lambda: certificates.context) if certificates else None,
-            counters=Pop3Counters(self.metrics),
-            ids=self.imap.hub.ids if self.imap is not None else None,
-        )
-        pop3.forwards(self.forwarder)
-        return pop3
-
-    def _forwarder(self) -> Forwarder | None:
-        if self.router is None:
-            return None
-        from .proxy import Forwarder  # a backend that serves all users does without
-
-        config, certificates = self.parts.config, self.certificates
-        return Forwarder(
-            self.router,
-            rooms.link_secrets(config),
-            self.parts.authenticator,
-            member=config.cluster.backend,
-            certificate=lambda: certificates.digest if certificates else b"",
-            counters=LinkCounters(self.metrics),
-        )
-
-    def _lmtp(self) -> LmtpServer:
-        certificates, config = self.certificates, self.parts.config
-        (config.state_dir / "spool").mkdir(exist_ok=True)
-        settings = rooms.lmtp_settings(config, (lambda: certificates.context) if certificates else None)
-
-        deliverer = StoreDeliverer(self.parts.store, self.parts.users, mail_bytes_max=settings.mail_bytes_max)
-        lmtp = LmtpServer(deliverer, settings, observe=self.metrics.delivered)
-        if self.forwarder is not None:
-            from .proxy import LmtpForwarder
-
-            lmtp.forwards(LmtpForwarder(self.forwarder, lambda: self.parts.users))
-        return lmtp
+    def _deliverer(self, settings: Settings) -> StoreDeliverer:
+        return StoreDeliverer(self.parts.store, self.parts.users, mail_bytes_max=settings.mail_bytes_max)
 
     def _sources(self) -> None:
         """Show numbers of the rooms as metrics."""
@@ -259,7 +122,7 @@ class Backend:
         """Return what verbs use."""
         from . import wiring  # no start needs the verbs
 
-        server = wiring.Running([self.imap, self.pop3], self.listeners, self.lifecycle)
+        server = wiring.Running(self.logins.values(), self.listeners, self.lifecycle)
         return wiring.of_parts(self.parts, server)
 
     def _http(self) -> dict[str, HttpServer]:
@@ -285,26 +148,9 @@ class Backend:
         later.bind(self.listeners, "admin", (Listen(path=config.state_dir / ADMIN),), unix_mode=0o600)
         return later
 
-    def _socketmap(self) -> SocketmapServer | None:
-        """Return the server that answers Postfix."""
-        config = self.parts.config
-        if config.socketmap is None:
-            return None
-        from .proxy.socketmap import Lookups, SocketmapServer
-
-        def delimiters() -> str:
-            lmtp = self.parts.config.lmtp
-            return lmtp.recipient_delimiter if lmtp is not None else "+"
-
-        router = self.forwarder.router if self.forwarder is not None else None
-        lookups = Lookups(lambda: self.parts.users, router, self._here, delimiters=delimiters)
-        made = SocketmapServer(lookups, self.lmtp.trusts) if self.lmtp is not None else SocketmapServer(lookups)
-        self.listeners.bind("socketmap", config.socketmap.listen, lambda entry, via: made.protocol(client(via)))
-        return made
-
     def _here(self) -> tuple[str, dict[str, int]]:
         """Return where front ends reach this backend."""
-        return self.parts.config.cluster.address or "127.0.0.1", self._ports()
+        return self.parts.config.cluster.address or "127.0.0.1", self.ports("http")
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -353,27 +199,24 @@ class Backend:
 
         Raises ListenError.
         """
-        config = self.parts.config
         self._sources()
         if self.parts.joining is not None:
             self.parts.joining.membership.kick = self._kick
             self.router = self.parts.joining.membership.member
-        self.forwarder = self._forwarder()
+        if self.router is not None:
+            from .linking import forwarder_of  # a backend alone does without
+
+            self.forwarder = forwarder_of(self, self.router, self.parts.authenticator)
         if self.parts.joining is not None and self.forwarder is not None:
             self.parts.joining.membership.member.view.listen(self.forwarder.changed)
-        if config.imap is not None:
-            self.imap = self._imap()
-            self.listeners.bind("imap", config.imap.listen, imap_factory(self.imap))
-        if config.lmtp is not None:
-            self.lmtp = self._lmtp()
-            self.listeners.bind("lmtp", config.lmtp.listen, lmtp_factory(self.lmtp))
-        if config.pop3 is not None:
-            self.pop3 = self._pop3()
-            self.listeners.bind("pop3", config.pop3.listen, pop3_factory(self.pop3))
-        self.socketmap = self._socketmap()
+        self.serve_logins(self.parts.store, self.parts.authenticator, self.forwarder)
+        self.serve_lmtp(self._deliverer, self.forwarder, lambda: self.parts.users)
+        if self.parts.config.socketmap is not None:
+            from .linking import serve_socketmap
+
+            serve_socketmap(self, lambda: self.parts.users, self.router, self._here)
         self.http = self._bind_http()
-        if not any((config.imap, config.lmtp, config.pop3)):
-            log.warning("no mail is served, [imap], [lmtp] and [pop3] are not configured", next_step="add one of them")
+        self.warn_without_mail()
         self._on_stop()
         self.lifecycle.on_reload("configuration", self._prepare_reload)
 
@@ -385,14 +228,8 @@ class Backend:
             parts=self.parts,
             read=self._read,
             admin=self.admin,
-            imap=self.imap,
-            pop3=self.pop3,
+            serving=self,
             forwarder=self.forwarder,
-            lmtp=self.lmtp,
-            certificates=self.certificates,
-            certificate_watch=self.certificate_watch,
-            lifecycle=self.lifecycle,
-            listeners=self.listeners,
         )
         return reload.prepare()
 
@@ -402,7 +239,7 @@ class Backend:
 
     async def _join(self, joining: Joining) -> None:
         """Be a member of the cluster. Raises ConfigError, which ends the process."""
-        await joining.run(self._ports())
+        await joining.run(self.ports("http"))
 
     async def _arrivals(self, joining: Joining) -> None:
         """Fetch local copies from members that are evacuated."""
@@ -416,17 +253,10 @@ class Backend:
 
         await Arrivals(admin, admin.sources, view, me).run()
 
-    def _ports(self) -> dict[str, int]:
-        """Return the ports that members and front ends connect to."""
-        from .membership import ports_of
-
-        return ports_of(("imap", "pop3", "lmtp", "http"), self.listeners.addresses)
-
     async def _kick(self, users: Collection[StorageId]) -> None:
         """End the sessions of users who move to another backend."""
-        for server in (self.imap, self.pop3):
-            if server is not None:
-                server.kick_mail(users, "Your mail moves to another server, please log in again")
+        for server in self.logins.values():
+            server.kick_mail(users, "Your mail moves to another server, please log in again")
 
     async def _start(self) -> None:
         await self.parts.start()
@@ -458,16 +288,7 @@ class Backend:
             """Finish what clients have begun. They get half of the time, so that a slow
             client leaves the other half to the flush.
             """
-            grace_s = self.parts.config.server.shutdown_timeout / 2
-            async with asyncio.TaskGroup() as tasks:
-                if self.imap is not None:
-                    tasks.create_task(self.imap.stop(grace_s=grace_s))
-                if self.pop3 is not None:
-                    tasks.create_task(self.pop3.stop(grace_s=grace_s))
-                if self.lmtp is not None:
-                    tasks.create_task(self.lmtp.close(grace_s))
-                if self.socketmap is not None:
-                    tasks.create_task(self.socketmap.close(grace_s))
+            await self.end_sessions(self.parts.config.server.shutdown_timeout / 2)
 
         async def flush() -> None:
             upload = not self.lifecycle.returning
@@ -502,43 +323,6 @@ class Backend:
         except TimeoutError:
             left = len(joining.membership.held())
             log.warning("groups could not be given to other backends before the stop", groups=left)
-
-    async def _renew_certificates(self) -> None:
-        """Use the certificates on disk. If they cannot be used, the old certificates
-        stay in use."""
-        assert self.certificates is not None
-        tls = self.parts.config.tls
-        try:
-            loaded = await asyncio.to_thread(Certificates.prepare, tls.cert, tls.key)
-        except TlsError as error:
-            log.error("new certificates cannot be used, the old certificates stay", error=str(error))
-        else:
-            # Otherwise a reload has read newer certificates meanwhile.
-            if tls is self.parts.config.tls:
-                self.certificates.use(loaded)
-                log.info("certificates renewed")
-
-
-def client(via: Via | None) -> str | None:
-    """Return the client's address from a PROXY header."""
-    return via.client[0] if via is not None and via.client is not None else None
-
-
-def over_tls(via: Via | None) -> bool:
-    """Return whether a PROXY header says that the client uses TLS."""
-    return via is not None and via.tls
-
-
-def imap_factory(imap: ImapServer) -> Callable[[Any, Via | None], asyncio.Protocol]:
-    return lambda entry, via: imap.connection_factory(tls=entry.tls or over_tls(via), remote=client(via))
-
-
-def pop3_factory(pop3: Pop3Server) -> Callable[[Any, Via | None], asyncio.Protocol]:
-    return lambda entry, via: pop3.connection_factory(tls=entry.tls or over_tls(via), remote=client(via))
-
-
-def lmtp_factory(lmtp: LmtpServer) -> Callable[[Any, Via | None], asyncio.Protocol]:
-    return lambda entry, via: lmtp.protocol(client(via), tls=over_tls(via))
 
 
 _COUNTERS: Final = frozenset({"hits", "misses", "evictions", "errors", "skipped"})

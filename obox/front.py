@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -25,7 +24,6 @@ import structlog
 
 from . import __version__, rooms, wiring
 from .auth import Authenticator, PasswdFile, Penalties
-from .backend import ImapCounters, LinkCounters, Pop3Counters, client, imap_factory, lmtp_factory, pop3_factory
 from .changes import changes
 from .cluster import (
     Beat,
@@ -39,32 +37,22 @@ from .cluster import (
     next_timestamp,
     open_directory,
 )
-from .config import Config, Listen, by_client, load
+from .config import Config, Listen, load
 from .errors import ConfigError, Unavailable
 from .forms import OF_PROXIES, reads
-from .imap.server import ImapServer
-from .lmtp import LmtpServer
-from .login import starttls
-from .membership import ports_of
-from .net import Certificates, Listeners, TlsError, inherited_sockets
-from .proxy import Forwarder, LmtpForwarder, Nowhere, ViewRouter
-from .proxy.socketmap import Lookups, SocketmapServer
+from .linking import forwarder_of, serve_socketmap
+from .proxy import Nowhere, ViewRouter
 from .server import (
-    FileWatch,
     LaterHttp,
-    Lifecycle,
     LoopLag,
     MemoryReturn,
-    Metrics,
-    Notifier,
     Reloaded,
     raise_open_files_limit,
-    set_level,
 )
+from .serving import LOGINS, Serving
 from .statelock import ADMIN
 
 if TYPE_CHECKING:
-    from .pop3 import Pop3Server
     from .server.http import HttpServer
 
 log = structlog.get_logger()
@@ -75,14 +63,13 @@ KEPT: Final = "directory"
 """This file below state_dir has the last good answer of the directory."""
 USED: Final = frozenset(
     {
+        *LOGINS,
         "auth",
         "cluster",
         "http",
-        "imap",
         "lmtp",
         "log",
         "metrics",
-        "pop3",
         "quota",
         "server",
         "socketmap",
@@ -93,7 +80,7 @@ USED: Final = frozenset(
 """The sections that a proxy uses."""
 
 
-class Front:
+class Front(Serving):
     """See the module's text. `run` serves until a stop."""
 
     def __init__(
@@ -101,34 +88,19 @@ class Front:
     ) -> None:
         """directory: None opens the directory of the configuration. Raises
         ConfigError."""
-        rooms.refuse_absent(config)
+        super().__init__(config, environ)
         self.config = config
-        self._environ = dict(os.environ if environ is None else environ)
         self._directory = directory
-        self.metrics = Metrics(__version__)
-        self.lifecycle = Lifecycle(
-            log=log, notifier=Notifier(self._environ), drain_timeout_s=config.server.shutdown_timeout
-        )
-        self.certificates = Certificates(config.tls.cert, config.tls.key) if config.tls.cert else None
-        self.certificate_watch = FileWatch([*config.tls.cert, *config.tls.key], self._renew, log=log)
-        self.listeners = Listeners(
-            log=log,
-            tls=self.certificates.context if self.certificates else None,
-            unix_mode=config.server.unix_mode,
-            proxy_networks=config.server.haproxy_trusted_networks,
-            proxy_timeout_s=config.server.haproxy_timeout,
-            inherited=inherited_sockets(self._environ),
-        )
         self.users = PasswdFile(config.auth.passwd_file, config.auth.default_domain)
         self.authenticator = Authenticator(
             self.users, cache_ttl_s=config.auth.cache_ttl, penalties=Penalties(rooms.login_delays(config))
         )
-        self.imap: ImapServer | None = None
-        self.pop3: Pop3Server | None = None
-        self.lmtp: LmtpServer | None = None
-        self.socketmap: SocketmapServer | None = None
         self.http = LaterHttp(("obox.server.http", "obox.admin.http", "obox.relay"), self.servers)
         self._started = time.time()
+
+    @property
+    def used(self) -> Config:
+        return self.config
 
     async def run(self, *, signals: bool = True, started: Callable[[Front], None] | None = None) -> int:
         """Serve until a stop, and return the exit code. started: called when the
@@ -218,84 +190,24 @@ class Front:
 
     def _assemble(self, directory: Directory) -> None:
         """Make the parts and bind the addresses. Raises ConfigError, ListenError."""
-        config, certificates = self.config, self.certificates
         self.directory = directory
         router = ViewRouter(self.view, directory)
         self._owner = router.owner
-        self.forwarder = Forwarder(
-            self.routed(router, directory),
-            rooms.link_secrets(config),
-            self.authenticator,
-            member=config.cluster.backend,
-            certificate=lambda: certificates.digest if certificates else b"",
-            counters=LinkCounters(self.metrics),
-            sleep=self.pause,
-        )
+        self.forwarder = forwarder_of(self, self.routed(router, directory), self.authenticator, sleep=self.pause)
         self.view.listen(self.forwarder.changed)
         if not self.forwarder.secrets:
             raise ConfigError('cluster.secret_file = "": a proxy needs one; allowed: the file of the backends')
-        if config.imap is not None:
-            self.imap = ImapServer(
-                None,
-                self.authenticator,
-                rooms.imap_settings(config),
-                settings_of=by_client(config, rooms.imap_settings),
-                upgrade=starttls(lambda: certificates.context) if certificates else None,
-                counters=ImapCounters(self.metrics),
-            )
-            self.imap.forwards(self.forwarder)
-            self.listeners.bind("imap", config.imap.listen, imap_factory(self.imap))
-        if config.pop3 is not None:
-            self._bind_pop3(config)
-        if config.lmtp is not None:
-            self.lmtp = LmtpServer(Nowhere(), self._lmtp_settings(config), observe=self.metrics.delivered)
-            self.lmtp.forwards(LmtpForwarder(self.forwarder, lambda: self.users))
-            self.listeners.bind("lmtp", config.lmtp.listen, lmtp_factory(self.lmtp))
-        if not any((self.imap, self.pop3, self.lmtp)):
-            log.warning("no mail is served, [imap], [lmtp] and [pop3] are not configured", next_step="add one of them")
-        if config.socketmap is not None:
-            self._bind_socketmap(config)
+        self.serve_logins(None, self.authenticator, self.forwarder)
+        self.serve_lmtp(_nowhere, self.forwarder, lambda: self.users)
+        self.warn_without_mail()
+        if self.config.socketmap is not None:
+            serve_socketmap(self, lambda: self.users, *self.places())
         self.metrics.source("directory", self._age, "Of the cluster's directory.")
         if self.certificates is not None:
             self.metrics.source("tls", self.certificates.figures)
         self._bind_http()
         self._on_stop()
         self.lifecycle.on_reload("configuration", self._prepare)
-
-    def _bind_pop3(self, config: Config) -> None:
-        from .pop3 import Pop3Server  # many proxies have no [pop3]
-
-        assert config.pop3 is not None
-        certificates = self.certificates
-        self.pop3 = Pop3Server(
-            None,
-            self.authenticator,
-            rooms.pop3_settings(config),
-            settings_of=by_client(config, rooms.pop3_settings),
-            upgrade=starttls(lambda: certificates.context) if certificates else None,
-            counters=Pop3Counters(self.metrics),
-            ids=self.imap.hub.ids if self.imap is not None else None,
-        )
-        self.pop3.forwards(self.forwarder)
-        self.listeners.bind("pop3", config.pop3.listen, pop3_factory(self.pop3))
-
-    def _bind_socketmap(self, config: Config) -> None:
-        """Bind the listener for Postfix."""
-        assert config.socketmap is not None
-
-        def delimiters() -> str:
-            return self.config.lmtp.recipient_delimiter if self.config.lmtp is not None else "+"
-
-        router, here = self.places()
-        lookups = Lookups(lambda: self.users, router, here, delimiters=delimiters)
-        made = SocketmapServer(lookups, self.lmtp.trusts) if self.lmtp is not None else SocketmapServer(lookups)
-        self.socketmap = made
-        self.listeners.bind("socketmap", config.socketmap.listen, lambda entry, via: made.protocol(client(via)))
-
-    def _lmtp_settings(self, config: Config) -> Any:
-        certificates = self.certificates
-        (config.state_dir / "spool").mkdir(exist_ok=True)
-        return rooms.lmtp_settings(config, (lambda: certificates.context) if certificates else None)
 
     def _bind_http(self) -> None:
         """Bind the addresses of [http], [metrics] and the admin socket."""
@@ -310,7 +222,7 @@ class Front:
         """Make what verbs use."""
         self.admin = wiring.of_config(self.config, self.users)
         self.admin.authenticator = lambda: self.authenticator
-        self.admin.server = wiring.Running([self.imap, self.pop3], self.listeners, self.lifecycle)
+        self.admin.server = wiring.Running(self.logins.values(), self.listeners, self.lifecycle)
         self.admin.find_cluster = wiring.find_cluster(self.config, directory=self.directory)
 
     def servers(self) -> dict[str, HttpServer]:
@@ -324,7 +236,7 @@ class Front:
 
         relay = Relay(self.admin, self.forwarder, self.view, self._owner, serves=False)
         api = routes(self.admin, key="", version=__version__, run=relay.run)
-        draining = lambda: self.lifecycle.draining  # noqa: E731
+        draining = lambda: self.lifecycle.draining  # noqa: E731 - a name for a short line
         text = Exposition(self.metrics).text
         shown = HttpServer(application(metrics=text, draining=draining, routes=self.nginx()))
         return {"admin": HttpServer(application(routes=api)), "http": shown, "metrics": shown}
@@ -349,16 +261,7 @@ class Front:
             self.listeners.stop(keep=self.http.names)
 
         async def end_sessions() -> None:
-            grace_s = self.config.server.shutdown_timeout
-            async with asyncio.TaskGroup() as tasks:
-                if self.imap is not None:
-                    tasks.create_task(self.imap.stop(grace_s=grace_s))
-                if self.pop3 is not None:
-                    tasks.create_task(self.pop3.stop(grace_s=grace_s))
-                if self.lmtp is not None:
-                    tasks.create_task(self.lmtp.close(grace_s))
-                if self.socketmap is not None:
-                    tasks.create_task(self.socketmap.close(grace_s))
+            await self.end_sessions(self.config.server.shutdown_timeout)
 
         async def stop_probes() -> None:
             self.listeners.stop()
@@ -383,14 +286,14 @@ class Front:
                         "proxy",
                         cluster.site,
                         cluster.address or name,
-                        ports_of(("imap", "pop3", "lmtp", "http"), self.listeners.addresses),
+                        self.ports("http"),
                         reads(OF_PROXIES),
                         __version__,
                     )
                     await directory.put(Kind.MEMBERS, name, encode(ours), next_timestamp(time.time, row))
                     registered = True
                 counter += 1
-                sessions = sum(len(one.hub.registry) for one in (self.imap, self.pop3) if one is not None)
+                sessions = sum(len(server.hub.registry) for server in self.logins.values())
                 beat = Beat(counter, site=cluster.site, started=self._started, load={"sessions": float(sessions)})
                 stamp = next_timestamp(time.time, await directory.get(Kind.BEATS, name))
                 await directory.put(Kind.BEATS, name, encode(beat), stamp)
@@ -403,57 +306,33 @@ class Front:
     def _prepare(self) -> Callable[[], Reloaded]:
         """Read the new configuration, and return what uses it. It blocks on files.
         Raises ConfigError."""
-        used = self.config
-        changed = changes(used, self.read())
+        from . import renewal  # most proxies never reload
+
+        changed = changes(self.config, self.read())
         config = changed.config
         secrets = rooms.link_secrets(config)
         if not secrets:
             raise ConfigError('cluster.secret_file = "": a proxy needs one; allowed: the file of the backends')
         users = PasswdFile(config.auth.passwd_file, config.auth.default_domain)
-        loaded = None
-        if self.certificates is not None and config.tls.cert:
-            try:
-                loaded = Certificates.prepare(config.tls.cert, config.tls.key)
-            except TlsError as error:
-                raise ConfigError(str(error)) from error
-        imap = (rooms.imap_settings(config), by_client(config, rooms.imap_settings)) if self.imap is not None else None
-        pop3 = (rooms.pop3_settings(config), by_client(config, rooms.pop3_settings)) if self.pop3 is not None else None
-        lmtp = self._lmtp_settings(config) if self.lmtp is not None else None
+        uses = [renewal.prepare_protocols(self, config, _nowhere)]
+        if self.certificates is not None:
+            uses.append(renewal.prepare_certificates(self, config.tls, config.tls))
 
         def use() -> Reloaded:
             self.config, self.forwarder.secrets, self.users = config, secrets, users
             self.admin.users = users
             self.admin.forget_names()
             self.authenticator.use(users, cache_ttl_s=config.auth.cache_ttl, delays_s=rooms.login_delays(config))
-            if self.certificates is not None and loaded is not None:
-                self.certificates.use(loaded)
-                self.certificate_watch.follow([*config.tls.cert, *config.tls.key])
-            if self.imap is not None and imap is not None:
-                self.imap.use(*imap)
-            if self.pop3 is not None and pop3 is not None:
-                self.pop3.use(*pop3)
-            if self.lmtp is not None and lmtp is not None:
-                self.lmtp.use(Nowhere(), lmtp)
-            self.lifecycle.drain_timeout_s = config.server.shutdown_timeout
-            self.listeners.proxy_networks = config.server.haproxy_trusted_networks
-            self.listeners.proxy_timeout_s = config.server.haproxy_timeout
-            if "log.level" in changed.applied:
-                set_level(config.log.level)
+            for one in uses:
+                one()
+            renewal.use_process(self, changed)
             return Reloaded(changed.applied, changed.waiting)
 
         return use
 
-    async def _renew(self) -> None:
-        """Use the certificates on disk, unless they are bad."""
-        assert self.certificates is not None
-        tls = self.config.tls
-        try:
-            loaded = await asyncio.to_thread(Certificates.prepare, tls.cert, tls.key)
-        except TlsError as error:
-            log.error("new certificates cannot be used, the old certificates stay", error=str(error))
-        else:
-            self.certificates.use(loaded)
-            log.info("certificates renewed")
+
+def _nowhere(_: object) -> Nowhere:
+    return Nowhere()
 
 
 def unused_sections(config: Config) -> list[str]:

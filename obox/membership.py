@@ -186,7 +186,7 @@ class Joining:
         """Make the member for the store that was made with `membership`."""
         cluster = self._config.cluster
         watch = DeadWatch(cluster.backend, cluster.site, cluster.dead_after)
-        gone = lambda: self.membership.gone  # noqa: E731
+        gone = lambda: self.membership.gone  # noqa: E731 - a name for a short line
         world = World(time.time, self._clock, asyncio.sleep, os.urandom, _machine_load(), _greets, gone)
         self._earlier = store.earlier_boots()
         self.membership.bind(store, BackendMember(self._view, self.membership, watch, world))

@@ -432,8 +432,8 @@ class Relay:
                         outcome.code, outcome.message = one.code, one.message
                     else:
                         partial = partial or isinstance(one, Failure)
-                        told = line(one) if isinstance(one, Failure) else {"referred": one}
-                        yield msgspec.json.encode(told) + b"\n"
+                        value = line(one) if isinstance(one, Failure) else {"referred": one}
+                        yield msgspec.json.encode(value) + b"\n"
                 if asked.command not in NAMED:
                     params |= {"user": names[0]} if asked.single and names else {"users": names}
             elif asked.command in (SERVES, SESSIONS):

@@ -20,42 +20,31 @@ from . import rooms
 from .admin import Admin
 from .auth import PasswdFile
 from .changes import Changes, changes
-from .config import Config, by_client
+from .config import Config
 from .errors import ConfigError, Unavailable
-from .imap.server import ImapServer
-from .lmtp import LmtpServer
 from .lmtp.delivery import StoreDeliverer
-from .net import Certificates, Listeners, TlsError
 from .parts import Parts, warn_of_small_disks
-from .server import FileWatch, Lifecycle, Reloaded, set_level
+from .renewal import Use, prepare_certificates, prepare_protocols, use_process
+from .server import Reloaded
+from .serving import Serving
 
 if TYPE_CHECKING:
-    from .pop3 import Pop3Server
     from .proxy import Forwarder
-
-Use = Callable[[], None]
 
 
 @dataclass(slots=True, kw_only=True)
 class Reload:
     """Everything that a reload changes. `prepare` is for `Lifecycle.on_reload`.
 
-    read: reads and checks the configuration as a start does. imap, pop3, lmtp,
-    certificates: None if the configuration has none. forwarder: None if no directory
-    says who serves whom.
+    read: reads and checks the configuration as a start does. forwarder: None if no
+    directory says who serves whom.
     """
 
     parts: Parts
     read: Callable[[], Config]
     admin: Admin
-    imap: ImapServer | None
-    pop3: Pop3Server | None
+    serving: Serving
     forwarder: Forwarder | None
-    lmtp: LmtpServer | None
-    certificates: Certificates | None
-    certificate_watch: FileWatch
-    lifecycle: Lifecycle
-    listeners: Listeners
 
     def prepare(self) -> Callable[[], Reloaded]:
         """Read and check. Returns the function that applies it. Raises ConfigError;
@@ -68,7 +57,7 @@ class Reload:
         changed = changes(used, read)
         config, users = changed.config, self._users(changed)
         uses = [
-            self._certificates(read, config),
+            prepare_certificates(self.serving, read.tls, config.tls),
             self._logins(config, users),
             self._store(config),
             self._protocols(config, users),
@@ -81,22 +70,6 @@ class Reload:
                 one()
             self.parts.config = config
             return Reloaded(changed.applied, changed.waiting)
-
-        return use
-
-    def _certificates(self, read: Config, config: Config) -> Use:
-        """Read the certificates. They are always checked. To turn TLS on or off needs a
-        restart.
-        """
-        try:
-            loaded = Certificates.prepare(read.tls.cert, read.tls.key) if read.tls.cert else None
-        except TlsError as error:
-            raise ConfigError(str(error)) from error
-
-        def use() -> None:
-            if self.certificates is not None and loaded is not None:
-                self.certificates.use(loaded)
-                self.certificate_watch.follow([*config.tls.cert, *config.tls.key])
 
         return use
 
@@ -137,24 +110,10 @@ class Reload:
         return use
 
     def _protocols(self, config: Config, users: PasswdFile) -> Use:
-        imap, pop3, lmtp, certificates = self.imap, self.pop3, self.lmtp, self.certificates
-        uses: list[Use] = []
-        if imap is not None:
-            everybody, by_address = rooms.imap_settings(config), by_client(config, rooms.imap_settings)
-            uses.append(lambda: imap.use(everybody, by_address))
-        if pop3 is not None:
-            for_all, for_address = rooms.pop3_settings(config), by_client(config, rooms.pop3_settings)
-            uses.append(lambda: pop3.use(for_all, for_address))
-        if lmtp is not None:
-            settings = rooms.lmtp_settings(config, (lambda: certificates.context) if certificates else None)
-            deliverer = StoreDeliverer(self.parts.store, users, mail_bytes_max=settings.mail_bytes_max)
-            uses.append(lambda: lmtp.use(deliverer, settings))
-
-        def use() -> None:
-            for one in uses:
-                one()
-
-        return use
+        store = self.parts.store
+        return prepare_protocols(
+            self.serving, config, lambda settings: StoreDeliverer(store, users, mail_bytes_max=settings.mail_bytes_max)
+        )
 
     def _link(self, config: Config) -> Use:
         forwarder, secrets = self.forwarder, rooms.link_secrets(config)
@@ -166,16 +125,9 @@ class Reload:
         return use
 
     def _process(self, changed: Changes) -> Use:
-        config = changed.config
-
         def use() -> None:
-            self.lifecycle.drain_timeout_s = config.server.shutdown_timeout
-            self.listeners.proxy_networks = config.server.haproxy_trusted_networks
-            self.listeners.proxy_timeout_s = config.server.haproxy_timeout
-            # Otherwise the level stays as the process or a test has set it.
-            if "log.level" in changed.applied:
-                set_level(config.log.level)
+            use_process(self.serving, changed)
             if "fscache.max_size" in changed.applied:
-                warn_of_small_disks(config)
+                warn_of_small_disks(changed.config)
 
         return use

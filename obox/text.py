@@ -75,7 +75,7 @@ def stream_safe(text: str) -> str:
     return text if text.isascii() else _run_in(text).sub(lambda run: run[0] + _BREAK, text)
 
 
-def starts_anew(char: str) -> bool:
+def can_begin(char: str) -> bool:
     """Return whether a text may be cut before this character, so that both sides can be
     normalised (NFKD) separately.
     """
@@ -104,10 +104,10 @@ def duration(seconds: float) -> str:
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length and seconds % length == 0:
             return f"{seconds / length:g} {unit}"
-    return f"{_decimal(seconds)} s" if seconds >= 1 or not seconds else f"{_decimal(seconds * 1000)} ms"
+    return f"{decimal(seconds)} s" if seconds >= 1 or not seconds else f"{decimal(seconds * 1000)} ms"
 
 
-def _decimal(number: float) -> str:
+def decimal(number: float) -> str:
     """Return a number without an exponent, and with as few of three decimals as it
     needs."""
     return f"{number:.3f}".rstrip("0").rstrip(".")

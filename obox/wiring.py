@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .membership import Joining
     from .net import Listeners
     from .parts import Parts
-from .server import Lifecycle
+    from .server import Lifecycle
 
 START_S: Final = 30.0
 """How long the tool waits for the bucket's answer when it opens a state directory."""

@@ -156,8 +156,8 @@ def test_the_files_of_the_members_are_made_once(tmp_path: Path) -> None:
     run(here, {})
     got = configured("backend-1")
     assert got.cluster.secret_file is not None
-    secrets, told = read_secrets(tmp_path / got.cluster.secret_file.name)
-    assert (len(secrets), told) == (1, [])
+    secrets, reported = read_secrets(tmp_path / got.cluster.secret_file.name)
+    assert (len(secrets), reported) == (1, [])
     Certificates([tmp_path / path.name for path in got.tls.cert], [tmp_path / path.name for path in got.tls.key])
     (tmp_path / got.auth.passwd_file.name).write_text("alice:{PLAIN}secret:::::\n")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -28,7 +28,7 @@ def test_config_without_defaults(config: Path) -> None:
     assert len(CliRunner().invoke(cli, ["config", "-c", str(config)]).stdout.splitlines()) > 50
 
 
-def test_config_tells_of_a_passwd_file_that_is_not_there(config: Path) -> None:
+def test_config_reports_a_passwd_file_that_is_not_there(config: Path) -> None:
     got = CliRunner().invoke(cli, ["config", "-c", str(config)])
     assert got.exit_code == 0
     assert f"auth.passwd_file = {config.parent}/users: no such file" in got.stderr
@@ -43,11 +43,11 @@ def doubts(path: Path, text: str) -> str:
     return "".join(line for line in got.stderr.splitlines(keepends=True) if "passwd_file" not in line)
 
 
-def test_config_tells_what_serve_could_not_use(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_reports_what_serve_could_not_use(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     memory = '[storage]\nurl = "memory://"\n'
     assert doubts(config, f'state_dir = "state"\n{memory}') == ""
-    for text, told in (
+    for text, reported in (
         (f'state_dir = "file/state"\n{memory}', f"state_dir = {tmp_path}/file/state: {tmp_path}/file is no directory"),
         ('state_dir = "s"\n[storage]\nurl = "file:///proc/version/mail"\n', "storage.url = /proc/version/mail: "),
         ('state_dir = "s"\n[storage]\nurl = "s3://Mail_Bucket"\n', '"Mail_Bucket" is no bucket name'),
@@ -65,12 +65,12 @@ def test_config_tells_what_serve_could_not_use(config: Path, tmp_path: Path, mon
     ):
         lines = doubts(config, text).splitlines()
         assert len(lines) == 1, (text, lines)
-        assert told in lines[0]
+        assert reported in lines[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "obox.toml"], "nothing was made"
     # root may write anywhere.
     monkeypatch.setattr(os, "access", lambda *_: False)
-    told = doubts(config, f'state_dir = "state"\n{memory}')
-    assert told == f"obox: state_dir = {tmp_path}/state: {tmp_path} cannot be written by this user\n"
+    reported = doubts(config, f'state_dir = "state"\n{memory}')
+    assert reported == f"obox: state_dir = {tmp_path}/state: {tmp_path} cannot be written by this user\n"
 
 
 def test_a_directory_is_no_configuration(tmp_path: Path) -> None:

@@ -31,6 +31,6 @@ def test_a_short_or_readable_secret_is_warned_of_and_used(tmp_path: Path, secret
     config = load(None, {"OBOX_STORAGE__URL": "memory://", "OBOX_CLUSTER__SECRET_FILE": str(file)})
     with capture_logs() as logs:
         assert rooms.link_secrets(config) == (secret.encode(),)
-    told = [(line["event"], line["log_level"], line["path"]) for line in logs]
-    assert told == ([("cluster.secret_file is weak", "warning", str(file))] if reason else [])
+    reported = [(line["event"], line["log_level"], line["path"]) for line in logs]
+    assert reported == ([("cluster.secret_file is weak", "warning", str(file))] if reason else [])
     assert all(reason in line["reason"] for line in logs)

@@ -14,10 +14,12 @@ from words import (
     comments_of_code,
     docstrings_of_functions,
     first_paragraph,
+    identifiers,
     is_fragment,
     prose_of_code,
     prose_of_page,
     texts_of_code,
+    words_of,
 )
 
 from obox.admin import rows
@@ -35,6 +37,11 @@ METAPHORS = re.compile(
 )
 """Words for which the field has a term (docs/glossary.md)."""
 
+NAME_METAPHORS = re.compile(
+    r"(?:aftermath|anew|buri\w+|bury\w*|dug|newcomers?|ones|reckon\w*|settle\w*|tells?|told|vouch\w*|whoever)$"
+)
+"""Words that a name of the code does not have."""
+
 PRONOUN_ONE = re.compile(
     r"\bones\b|\bone (?:that|which|who)\b|"
     r"\b(?:another|each|earlier|every|first|last|later|new|newer|newest|next|old|older|oldest|other|present|right|same|"
@@ -51,10 +58,6 @@ LABEL_FRAGMENT = re.compile(
     r"\w+ed (?:meanwhile|since|while))\b"
 )
 """First words of a comment that is neither a sentence nor the name of something."""
-
-FRAGMENTS_LEFT = ("obox.net", "obox.imap.connection", "obox.imap.context", "obox.imap.server", "obox.imap.session")
-FRAGMENTS_LEFT += ("obox.lmtp", "obox.login", "obox.pop3", "obox.proxy")
-"""Rooms and files that still have fragments. The list may only shrink."""
 
 NOT_PLAIN = re.compile(
     r"\b[Ww]e\b|\bus\b|\b[Oo]urs?\b|(?<!here )\b(?:is|are) no (?!longer)|\bmakes? no sense|\bno good\b|\bno more$|"
@@ -129,9 +132,15 @@ def fragments(code: str) -> list[str]:
     return docstrings + comments
 
 
-@pytest.mark.parametrize("name", [name for name in FILES | TESTS if not name.startswith(FRAGMENTS_LEFT)])
+@pytest.mark.parametrize("name", [name for name in FILES | TESTS])
 def test_docstrings_of_functions_and_comments_are_no_fragments(name: str) -> None:
     assert not fragments((FILES | TESTS)[name].read_text())
+
+
+@pytest.mark.parametrize("name", [name for name in FILES | TESTS])
+def test_names_have_no_metaphors(name: str) -> None:
+    names = {(0, name.rpartition(".")[2]), *identifiers((FILES | TESTS)[name].read_text())}
+    assert not [f"{line}: {found}" for line, found in names if any(map(NAME_METAPHORS.match, words_of(found)))]
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if room_of(name) not in TEXTS_LEFT])
@@ -204,6 +213,12 @@ def test_the_checks_see_what_they_look_for() -> None:
     code = "x = 1  # deleted meanwhile\n# The rest\n# of it.\n# ruff: noqa\ny = 2  # bytes of it\n"
     assert fragments(code) == ["2: The rest of it.", "1: deleted meanwhile"][::-1]
     assert not not_a_term("Only one of several writers succeeds; each has one key.")
+
+
+def test_the_checks_see_names() -> None:
+    code = "class ToldNames:\n    def f(self, settle_s):\n        self._vouched = SETTLE_S = 1\n        told()\n"
+    found = [name for _, name in identifiers(code) if any(map(NAME_METAPHORS.match, words_of(name)))]
+    assert sorted(found) == ["SETTLE_S", "ToldNames", "_vouched", "settle_s"]
 
 
 def test_the_checks_see_the_texts_of_the_program() -> None:

@@ -102,8 +102,8 @@ VERBS = _set("""
     request require rescan reserve reset resolve rest restore retain retry return reuse rewrite rise rotate run save
     say search see select send separate serve set share show sign skip sleep sort speak spend split stage stand
     start stay stop store subscribe succeed suffice suit sum support surprise survive switch sync take tell tend
-    test think treat trust try turn understand undo unload unsubscribe upgrade upload use vary visit wait wake want
-    warn watch win work wrap write yield
+    test think translate treat trust try turn understand undo unload unsubscribe upgrade upload use vary visit wait
+    wake want warn watch win work wrap write yield
 """)
 """Verbs with which a docstring may begin, as an order to the function."""
 _NOT_PLURAL = _set("empty free last like live lower open own")
@@ -137,6 +137,8 @@ _FINITE |= {_third_person(verb) for verb in VERBS} | (VERBS - _NOT_PLURAL)
 
 
 def _no_verb_after(word: str) -> frozenset[str]:
+    if word in ("are", "is", "was", "were"):
+        return frozenset()
     return _AUXILIARIES if word in _AUXILIARIES else _NO_VERB_AFTER
 
 
@@ -164,6 +166,24 @@ def is_fragment(text: str) -> bool:
         verbs += bool(before) and word in _FINITE and before not in _no_verb_after(word)
         clauses += word in _SUBORDINATE and not (after in ("for", "of") or (word == "that" and before in _PREPOSITIONS))
     return verbs <= clauses
+
+
+def identifiers(text: str) -> Iterator[tuple[int, str]]:
+    """Yield line and spelling of each name that a file defines."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.attr
+
+
+def words_of(identifier: str) -> list[str]:
+    """Return the words of a name: "many" and "names" of `ManyNames` or `MANY_NAMES`."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", identifier)]
 
 
 class Text(NamedTuple):

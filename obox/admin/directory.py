@@ -88,8 +88,8 @@ def group_named(tables: Tables, text: str) -> str:
     from ..cluster import group_key
 
     keys = tables.group_keys()
-    number = int(text) if text.isascii() and text.isdigit() and len(text) <= len(keys[0]) else -1
-    if not 0 <= number < len(keys):
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= len(keys[0]) else None
+    if number is None or number >= len(keys):
         raise NotFound(f"no group {text!r}; allowed: {keys[0]} to {keys[-1]}")
     return group_key(number)
 

@@ -147,7 +147,7 @@ class _Mail:
 
     def flags(self) -> str:
         state = self.found.box.state
-        return " ".join(state.flags_of_bits(state.flag_bits(slice(self.at, self.at + 1))[0]))
+        return " ".join(state.flags.of_bits(state.flag_bits(slice(self.at, self.at + 1))[0]))
 
     def body(self) -> bytes:
         from .. import mime

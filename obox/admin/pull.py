@@ -53,7 +53,7 @@ SILENCE_S: Final = 120.0
 mailboxes before it sends."""
 READ_BYTES: Final = 256 * 1024
 ANSWER_BYTES_MAX: Final = 64 * 1024
-TOLD_CHARS_MAX: Final = 300
+MESSAGE_CHARS_MAX: Final = 300
 """The source's message is repeated up to so many characters."""
 
 
@@ -107,7 +107,7 @@ async def metacache_pull(admin: Admin, account: Account, params: MetacachePullPa
     """
     sid, store = account.storage_id, admin.store
     async with _source(admin, params) as source:
-        shown, incoming = -1, _incoming(store, sid)
+        shown, incoming = None, _incoming(store, sid)
         async for _ in _copied(source, store, incoming, latest_only=params.latest_only, clean=params.clean):
             if incoming.seen != shown:
                 shown = incoming.seen
@@ -246,7 +246,7 @@ class _Source(ABC):
             return Unavailable(f"{self._name}: HTTP {status}")
         kinds = (Outdated, NotFound, InUse, Unavailable, Corrupt, Exists, NoPerm)
         kind = next((kind for kind in kinds if of(kind("")) == failure.exit_code), Temporary)
-        shown = "".join(char if char.isprintable() else "?" for char in failure.message[:TOLD_CHARS_MAX])
+        shown = "".join(char if char.isprintable() else "?" for char in failure.message[:MESSAGE_CHARS_MAX])
         return kind(f"{self._name}: {shown}")
 
 
@@ -265,12 +265,13 @@ def _source(admin: Admin, params: MetacachePullParams) -> _Source:
     text = params.source_backend_host
     own = admin.own_http
     parts = urlsplit(text if "://" in text else f"{'https' if own.tls else 'http'}://{text}")
+    wrong = Invalid("the source is not an address; allowed: host, host:port, http://host:port, https://host:port")
     try:
         port = parts.port
     except ValueError:
-        port = -1
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or parts.query or parts.fragment:
-        raise Invalid("the source is not an address; allowed: host, host:port, http://host:port, https://host:port")
+        raise wrong from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise wrong
     if port is None and "://" in text:
         port = 443 if parts.scheme == "https" else 80
     path = parts.path.rstrip("/").removesuffix(PATH)

@@ -26,7 +26,7 @@ from typing import Final
 
 import msgspec
 
-from obox.auth.sasl import Challenge, SaslCancelled, SaslError
+from obox.auth.sasl import Challenge, SaslCancelled, SaslError, decode
 from obox.errors import Unavailable
 
 MECHANISM: Final = "X-OBOX-LINK"
@@ -202,9 +202,4 @@ def _proof(secret: bytes, role: bytes, nonces: bytes, binding: bytes, forward: b
 
 
 def _decode(line: bytes) -> bytes:
-    if len(line) > LINE_BYTES_MAX:
-        raise SaslError("Authentication data is too long")
-    try:
-        return base64.b64decode(line, validate=True)
-    except binascii.Error as error:
-        raise SaslError("Invalid base64 data") from error
+    return decode(line, LINE_BYTES_MAX)

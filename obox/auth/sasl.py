@@ -82,7 +82,7 @@ class SaslServer:
         self._mechanism = name
         if initial is None:
             return Challenge(b"" if name == "PLAIN" else b"Username:")
-        return self._respond(b"" if initial == b"=" else _decode(initial))
+        return self._respond(b"" if initial == b"=" else decode(initial))
 
     def step(self, data: bytes) -> Challenge | Credentials:
         """Process the client's next line, without CRLF."""
@@ -90,7 +90,7 @@ class SaslServer:
             raise SaslError("No authentication is under way")
         if data == b"*":
             raise SaslCancelled("Authentication cancelled")
-        return self._respond(_decode(data))
+        return self._respond(decode(data))
 
     def _respond(self, data: bytes) -> Challenge | Credentials:
         if self._mechanism == "PLAIN":
@@ -117,8 +117,9 @@ def _plain(data: bytes) -> Credentials:
     return Credentials(authcid, password)
 
 
-def _decode(line: bytes) -> bytes:
-    if len(line) > LINE_BYTES_MAX:
+def decode(line: bytes, most: int = LINE_BYTES_MAX) -> bytes:
+    """Decode a line of the client in base64. Raises: SaslError."""
+    if len(line) > most:
         raise SaslError("Authentication data is too long")
     try:
         return base64.b64decode(line, validate=True)

@@ -35,9 +35,9 @@ def read_secrets(path: Path) -> tuple[tuple[bytes, ...], list[str]]:
         raise ConfigError(
             f'cluster.secret_file = "{path}": {len(secrets)} secrets; allowed: one a line, 1 to {SECRETS_MAX}'
         )
-    told = []
+    problems = []
     if any(len(secret) < SECRET_CHARS_MIN for secret in secrets):
-        told.append(f"a secret has fewer than {SECRET_CHARS_MIN} characters")
+        problems.append(f"a secret has fewer than {SECRET_CHARS_MIN} characters")
     if mode & (stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH):
-        told.append("others than its owner can read or write the file; make it mode 0600")
-    return secrets, told
+        problems.append("others than its owner can read or write the file; make it mode 0600")
+    return secrets, problems

@@ -139,7 +139,7 @@ def open_cassandra(url: str, password_file: Path | None = None) -> CassandraDire
     """
     place = read_url(url)
     try:
-        import cassandra.cluster  # noqa: F401
+        import cassandra.cluster  # noqa: F401 - only its import counts
     except ImportError as error:
         raise ConfigError(
             "cluster.directory: cassandra:// needs a package that is not installed; install it with "
@@ -361,10 +361,10 @@ class _Answer:
     def fail(self, error: Exception) -> None:
         self._call(lambda: self.future.set_exception(error))
 
-    def _call(self, settle: Callable[[], None]) -> None:
+    def _call(self, resolve: Callable[[], None]) -> None:
         def unless_done() -> None:
             if not self.future.done():
-                settle()
+                resolve()
 
         try:
             self._loop.call_soon_threadsafe(unless_done)

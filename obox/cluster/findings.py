@@ -130,7 +130,7 @@ def _beats(tables: Tables, claims: Claims) -> Iterator[Finding]:
     for. The finding names the units if the backend was asked."""
     for name in tables.backends():
         beat = tables.beats.get(name)
-        if beat is None or beat.units < 0:
+        if beat is None or beat.units is None:
             continue
         rows = {unit: tables.row(unit) for unit in tables.units_of(name)}
         named = {unit: (row.number, row.token) for unit, row in rows.items() if row is not None}

@@ -88,7 +88,7 @@ class BackendMember:
         self._raising = Raising(view, store)
         self._rows = Writer(view, self._units, self.number, world)
         self._counter = 0
-        self._told: tuple[Mapping[str, tuple[int, int]], int] = {}, digest({})
+        self._last_beat: tuple[Mapping[str, tuple[int, int]], int] = {}, digest({})
         """The units of the last beat, and their digest, which is slow for many."""
         self._began = world.now()
         self._fence: set[tuple[str, str]] = set()
@@ -326,7 +326,7 @@ class BackendMember:
         if any(move.to == self.me and not move.done for move in view.moves.values()):
             return True
         evacuated = {name for name, orders in view.orders.items() if orders.evacuate}
-        return not (evacuated | self._ending_ones()).isdisjoint(owners.keys() - {self.me})
+        return not (evacuated | self._ending_members()).isdisjoint(owners.keys() - {self.me})
 
     async def _again_and_again(
         self, work: Callable[[], Awaitable[None]], pause: Callable[[], Awaitable[object]]
@@ -347,10 +347,10 @@ class BackendMember:
         self._counter += 1
         boot, site = self._store.boot(), self._myself.member.site
         held = self._store.held()
-        if held != self._told[0]:
-            self._told = dict(held), digest(held)
+        if held != self._last_beat[0]:
+            self._last_beat = dict(held), digest(held)
         load = dict(self._world.load())
-        beat = Beat(self._counter, boot, site, self._began, load, self._ending, len(held), self._told[1])
+        beat = Beat(self._counter, boot, site, self._began, load, self._ending, len(held), self._last_beat[1])
         await self.view.put(Kind.BEATS, self.me, beat)
         if boot != self._boot:
             await self._begin_boot(boot)
@@ -457,11 +457,11 @@ class BackendMember:
             dead=boots,
             moves=view.moves,
             fenced=frozenset(self._fenced),
-            ending=self._ending_ones(),
+            ending=self._ending_members(),
             back=frozenset(name for name, (_, count) in self._beaten.items() if count >= HOME_BEATS),
         )
 
-    def _ending_ones(self) -> frozenset[str]:
+    def _ending_members(self) -> frozenset[str]:
         """Return the backends that stop or have stopped. The row of this backend's own
         beat does not count: an earlier process may have written it."""
         others = {name for name, beat in self.view.beats.items() if beat.ending and name != self.me}

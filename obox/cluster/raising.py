@@ -31,7 +31,7 @@ class Raising:
 
     def __init__(self, view: View, store: Store) -> None:
         self._view, self._store = view, store
-        self._told = ""
+        self._logged = ""
 
     async def look(self) -> None:
         """Compare, and write what is missing on either side. Each pass over the
@@ -43,9 +43,9 @@ class Raising:
             unable = self._unable(wanted)
             if unable:
                 text = ", ".join(f"{name} cannot read {spelled(versions)}" for name, versions in unable.items())
-                if text != self._told:
+                if text != self._logged:
                     log.warning("newer forms are not written yet, a backend cannot read them", backends=text)
-                self._told = text
+                self._logged = text
                 return
             await self._store.raise_forms(wanted)
         elif above(allowed, settings.forms):

@@ -88,8 +88,8 @@ class Beat(msgspec.Struct, frozen=True):
 
     boot: the journal's boot, "" of a proxy; started: unix seconds; load: by name
     ("cpu" and "memory" as fractions of 1); ending: the member is stopping, or has
-    stopped, so that nobody gives it groups; units: how many units it serves, -1 if it
-    is an older version; digest: the checksum of their assignments (`assign.digest`).
+    stopped, so that nobody gives it groups; units: how many units it serves, None if
+    it is an older version; digest: the checksum of their assignments (`assign.digest`).
     """
 
     counter: int
@@ -98,7 +98,7 @@ class Beat(msgspec.Struct, frozen=True):
     started: float = 0.0
     load: dict[str, float] = {}
     ending: bool = False
-    units: int = -1
+    units: int | None = None
     digest: int = 0
 
 

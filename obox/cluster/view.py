@@ -236,7 +236,7 @@ class View:
         """Take a row that was read or written outside of a poll."""
         if self._take(kind, key, row):
             self._unsaved = True
-            self._tell({kind: {key}})
+            self._notify({kind: {key}})
 
     async def run(self) -> None:
         """Poll for ever. Raises ConfigError."""
@@ -280,7 +280,7 @@ class View:
             log.info("directory answers again")
         if any(changed[kind] for kind in rows if kind is not Kind.BEATS):
             self._unsaved = True
-        self._tell(changed)
+        self._notify(changed)
         await self._save()
         return True
 
@@ -411,7 +411,7 @@ class View:
         for key in behind:
             self._behind[kind, key] = self._behind.get((kind, key), 0) + 1
 
-    def _tell(self, changed: Mapping[Kind, Iterable[str]]) -> None:
+    def _notify(self, changed: Mapping[Kind, Iterable[str]]) -> None:
         if not any(changed.get(kind) for kind in POLLED[:-1]):
             return
         groups = frozenset(int(key) for key in changed.get(Kind.GROUPS, ()))

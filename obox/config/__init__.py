@@ -11,7 +11,7 @@ Invariant: a `Config` that `load` returned has been checked; anything else is a
 """
 
 from obox.config._load import by_client, load
-from obox.config._settings import Config, Http, Imap, Metacache, Remote, Storage
+from obox.config._settings import Config, Http, Imap, Metacache, Remote, Storage, Tls
 from obox.config._table import SECTIONS, Setting, describe, remote_section, settings
 from obox.config._values import (
     Amount,
@@ -36,6 +36,7 @@ __all__ = [
     "Secret",
     "Setting",
     "Storage",
+    "Tls",
     "by_client",
     "describe",
     "load",

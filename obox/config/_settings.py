@@ -491,7 +491,7 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class Quota:
+class MailLimits:
     """What a user may store."""
 
     max_mail_size: int = _set(
@@ -560,7 +560,7 @@ class Config:
     tls: Tls
     cluster: Cluster
     server: Server
-    quota: Quota
+    quota: MailLimits
     log: Log
     mailboxes: Mailboxes
     remotes: tuple[Remote, ...] = ()

@@ -2,8 +2,7 @@
 
 A kind refuses a value with a `ValueError` whose text says what is allowed.
 `obox.config` adds the key, the file and the line. Text of the environment and values of
-TOML go through the same `parse`, so both accept the same words. A leaf: imports nothing
-of obox.
+TOML go through the same `parse`, so both accept the same words.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from obox.text import decimal
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -175,17 +176,11 @@ def read_duration(raw: object) -> float:
     return float(match[1]) * _DURATION_UNITS[match[2].lower()]
 
 
-def _decimal(number: float) -> str:
-    """Return a number without an exponent, and with as few of three decimals as it
-    needs."""
-    return f"{number:.3f}".rstrip("0").rstrip(".")
-
-
 def show_duration(seconds: float) -> str:
     for unit, length in (("w", 604800), ("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         if seconds >= length and seconds % length == 0 and unit != "w":
-            return f"{_decimal(seconds / length)}{unit}"
-    return f"{_decimal(seconds * 1000)}ms" if seconds else "0s"
+            return f"{decimal(seconds / length)}{unit}"
+    return f"{decimal(seconds * 1000)}ms" if seconds else "0s"
 
 
 def read_listen(raw: object, base: Path) -> Listen:

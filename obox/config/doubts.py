@@ -58,11 +58,11 @@ def _directories(config: Config) -> Iterator[str]:
     url = urlsplit(config.storage.url)
     if url.scheme == "file":
         places["storage.url"] = Path(unquote(url.path))
-    told: set[str] = set()
+    named: set[str] = set()
     for key, path in places.items():
         reason = _unusable(path, made=True)
-        if reason and reason not in told:
-            told.add(reason)
+        if reason and reason not in named:
+            named.add(reason)
             yield f"{key} = {path}: {reason}"
 
 

@@ -347,12 +347,26 @@ def _message(scan: Scan) -> ast.AppendMessage:
     if scan.peek() == b'"':
         date = scan.date_time()
         scan.sp("the mail")
-    if scan.peek_word() == "CATENATE":
+    word = scan.peek_word()
+    if word == "CATENATE":
         return _catenate(scan, flags, date)
-    data, binary = scan.mail()
+    if word == "UTF8":
+        scan.at += len("UTF8")
+        data, binary = _utf8(scan)
+    else:
+        data, binary = scan.mail()
     if not data:
         raise Malformed("An empty mail cannot be stored: APPEND is cancelled", "NO")
     return ast.AppendMessage(data, flags, date, binary)
+
+
+def _utf8(scan: Scan) -> tuple[bytes | Source, bool]:
+    """Take the rest of `"UTF8" SP "(" literal8 ")"`. RFC 6855 §8."""
+    if not scan.utf8:
+        raise Malformed("UTF8 needs ENABLE UTF8=ACCEPT")
+    scan.sp("a literal in brackets")
+    (found,) = scan.items("literals of UTF8", scan.mail, most=1)
+    return found
 
 
 def _catenate(scan: Scan, flags: tuple[str, ...], date: ast.InternalDate | None) -> ast.AppendMessage:
@@ -367,10 +381,13 @@ def _catenate(scan: Scan, flags: tuple[str, ...], date: ast.InternalDate | None)
         if word == "URL":
             scan.sp("a URL")
             return ast.Url(scan.astring("a URL"))
-        if word != "TEXT":
-            scan.fail(f'Unknown part "{word}" of CATENATE: allowed are TEXT URL')
-        scan.sp("a literal")
-        data, some = scan.mail()
+        if word == "UTF8":
+            data, some = _utf8(scan)
+        elif word == "TEXT":
+            scan.sp("a literal")
+            data, some = scan.mail()
+        else:
+            scan.fail(f'Unknown part "{word}" of CATENATE: allowed are TEXT URL UTF8')
         binary |= some
         return data
 

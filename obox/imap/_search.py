@@ -245,6 +245,8 @@ def search(scan: Scan, tag: bytes, uid: bool) -> Search:
     scan.sp("search keys")
     returns, partial = _returns(scan)
     if scan.peek_word() == "CHARSET":
+        if scan.utf8:  # RFC 6855 §3
+            raise Malformed("CHARSET is not allowed with UTF8=ACCEPT: strings are UTF-8")
         scan.at += 7
         scan.sp("a charset")
         _charset(scan)

@@ -38,6 +38,7 @@ AFTER_LOGIN: Final = (
     "SORT",  # RFC 5256
     "THREAD=ORDEREDSUBJECT",  # RFC 5256
     "THREAD=REFERENCES",  # RFC 5256
+    "THREAD=REFS",  # as in Dovecot; it has no RFC
     "ESORT",  # RFC 5267
     "SORT=DISPLAY",  # RFC 5957
     "I18NLEVEL=1",  # RFC 5255
@@ -46,6 +47,9 @@ AFTER_LOGIN: Final = (
     "REPLACE",  # RFC 8508
     "CATENATE",  # RFC 4469
     "PARTIAL",  # RFC 9394
+    "UTF8=ACCEPT",  # RFC 6855
+    "INPROGRESS",  # RFC 9585
+    "UIDONLY",  # RFC 9586
     "QUOTA",  # RFC 9208
     "QUOTA=RES-STORAGE",  # RFC 9208
     "QUOTA=RES-MESSAGE",  # RFC 9208

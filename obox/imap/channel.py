@@ -12,7 +12,8 @@ from obox.login import needs
 
 class Channel(needs.Channel[ImapSettings], Protocol):
     """spoken_for: whether a member of the cluster forwards the client. compressed:
-    whether COMPRESS is active.
+    whether COMPRESS is active. congested: whether the client reads more slowly than the
+    session writes.
     """
 
     parser: Parser
@@ -25,6 +26,12 @@ class Channel(needs.Channel[ImapSettings], Protocol):
 
     @property
     def compressed(self) -> bool: ...
+
+    @property
+    def congested(self) -> bool: ...
+
+    def send(self) -> None:
+        """Hand the output over without waiting."""
 
     def start_compression(self) -> None:
         """Compress what is written from now on, and inflate what the client sends.

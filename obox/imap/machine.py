@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from obox.errors import OboxError
 from obox.imap import ast, events, wire
 from obox.imap.replies import SERVER_BUG, Reply, bad, no, of_error
-from obox.imap.session import NO_UIDS, BadSet, Session, State
+from obox.imap.session import NO_UIDS, BadSet, Session, State, UidRequired
 from obox.imap.updates import report
 
 Handler = Callable[[Any, Any], Awaitable[Reply | None]]
@@ -99,8 +99,10 @@ class Machine:
             session.finish_command(command.tag, command.NAME, reply)
             return
         session.may_cancel = kind in table.cancellable
+        numbered = session.uidonly and not getattr(command, "uid", True)
+        work = _uid_required() if numbered else handler(session, command)
         try:
-            answer = await _answered(session, command.NAME, handler(session, command))
+            answer = await _answered(session, command.NAME, work)
         finally:
             session.may_cancel = False
         if answer is None:
@@ -135,6 +137,11 @@ class Machine:
             session.finish_command(tag, "AUTHENTICATE", reply)
 
 
+async def _uid_required() -> Reply:
+    """Refuse a command that reads or returns sequence numbers."""
+    raise UidRequired
+
+
 async def _answered(session: Session, name: str, work: Awaitable[Reply | None]) -> Reply | None:
     """Return the handler's reply, or the reply to its exception.
 
@@ -143,7 +150,7 @@ async def _answered(session: Session, name: str, work: Awaitable[Reply | None]) 
     try:
         return await work
     except BadSet as error:
-        return bad(str(error))
+        return bad(str(error), error.code)
     except OboxError as error:
         return of_error(error)
     except ConnectionError:

@@ -40,6 +40,7 @@ import msgspec
 
 from obox.errors import Invalid
 from obox.imap._commands import COMMANDS, base64, parse_command
+from obox.imap._fetch import parse_section as parse_section  # noqa: PLC0414 - part of the parser
 from obox.imap._scan import Limits, Malformed
 from obox.imap.ast import Append, Command, Replace
 from obox.imap.events import (

@@ -56,7 +56,7 @@ def flag_rows(state: State, most: int) -> int:
 
     Most mailboxes have few and short keywords. Then it is `most`.
     """
-    return max(1, min(most, ANSWER_BYTES // (LINE_BYTES + sum(map(len, state.flag_names)))))
+    return max(1, min(most, ANSWER_BYTES // (LINE_BYTES + sum(map(len, state.flags.names)))))
 
 
 def parts(names: Sequence[bytes], columns: Sequence[Sequence[Any]], count: int) -> Iterator[slice]:
@@ -88,16 +88,26 @@ def flag_column(names: Sequence[str], table: Table, where: Where, recent: UidArr
     return list(map(made.__getitem__, bits))
 
 
-def lines(names: Sequence[bytes], seqs: Sequence[int], columns: Sequence[Sequence[Any]]) -> bytes:
+def lines(
+    names: Sequence[bytes], seqs: Sequence[int], columns: Sequence[Sequence[Any]], *, uidonly: bool = False
+) -> bytes:
     """Return a FETCH line for each of `seqs`.
 
-    names: items as format strings, `UID %d`; columns: a list for each gap.
+    names: items as format strings, `UID %d`; columns: a list for each gap. uidonly: the
+    numbers are UIDs. RFC 9586.
     """
-    template = b"* %d FETCH (" + b" ".join(names) + b")\r\n"
+    template = lead(uidonly=uidonly) + b" ".join(names) + b")\r\n"
     return (template * len(seqs)) % tuple(chain.from_iterable(zip(seqs, *columns, strict=True)))
 
 
-def flag_lines(state: State, view: View, uids: UidArray, *, uid: bool, modseq: bool, flags: FlagsOf | None) -> bytes:
+def lead(*, uidonly: bool) -> bytes:
+    """Return the beginning of a FETCH line, with a gap for the number."""
+    return b"* %d UIDFETCH (" if uidonly else b"* %d FETCH ("
+
+
+def flag_lines(
+    state: State, view: View, uids: UidArray, *, uid: bool, modseq: bool, flags: FlagsOf | None, uidonly: bool = False
+) -> bytes:
     """FETCH lines with the flags of those of `uids` that exist, all of which the client
     knows.
 
@@ -120,4 +130,5 @@ def flag_lines(state: State, view: View, uids: UidArray, *, uid: bool, modseq: b
     if modseq:
         names.append(b"MODSEQ (%d)")
         columns.append(state.modseqs[where].tolist())
-    return lines(names, view.seqs(uids).tolist(), columns)
+    numbers = uids if uidonly else view.seqs(uids)
+    return lines(names, numbers.tolist(), columns, uidonly=uidonly)

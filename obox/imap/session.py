@@ -64,6 +64,8 @@ class Session(login.Session[ImapSettings]):
         "qresync",
         "read_only",
         "saved",
+        "uidonly",
+        "utf8",
         "view",
         "waiting_tag",
     )
@@ -79,6 +81,11 @@ class Session(login.Session[ImapSettings]):
         self.read_only = False
         self.condstore = False
         self.qresync = False
+        self.utf8 = False
+        """Whether strings to the client may be UTF-8, and names of mailboxes are. RFC
+        6855."""
+        self.uidonly = False
+        """Whether no sequence numbers are sent or read. RFC 9586."""
         self.saved: UidArray = NO_UIDS
         """What SEARCH RETURN (SAVE) left for `$`. RFC 5182."""
         self.idling = False
@@ -144,7 +151,7 @@ class Session(login.Session[ImapSettings]):
     # -- answers ---------------------------------------------------------------------------------------------------
 
     def finish_command(self, tag: bytes, name: str, reply: Reply) -> None:
-        self.write(wire.status(tag, reply.condition, reply.text, reply.code))
+        self.write(wire.status(tag, reply.condition, reply.text, reply.code, utf8=self.utf8))
         self.count(name, reply.condition, bad=reply.condition == "BAD")
         if reply.code in BAD_LOGIN:
             self.count_failed_login()
@@ -263,5 +270,16 @@ class Session(login.Session[ImapSettings]):
 
 
 class BadSet(Invalid):
-    """A sequence number beyond the last. It is the client's mistake, and is answered
-    BAD."""
+    """A sequence number that must not be used. It is the client's mistake, and is
+    answered BAD."""
+
+    def __init__(self, reason: str, code: str | None = None) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class UidRequired(BadSet):
+    """A sequence number although UIDONLY is enabled. RFC 9586 §3."""
+
+    def __init__(self) -> None:
+        super().__init__("UIDONLY is enabled: use UIDs", "UIDREQUIRED")

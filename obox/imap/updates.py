@@ -37,7 +37,7 @@ def write_names(session: Session, *, besides: Sequence[str] = ()) -> None:
     """
     mailbox, view = session.need_mailbox()
     state = mailbox.state
-    names = list(dict.fromkeys((*SYSTEM_FLAGS, *state.keywords, *besides)))
+    names = list(dict.fromkeys((*SYSTEM_FLAGS, *state.flags.keywords, *besides)))
     session.write(wire.line(b"FLAGS", wire.flags(names)))
     more = () if state.full else ("\\*",)
     permanent = () if session.read_only else (*names, *more)
@@ -57,7 +57,7 @@ def flags_of(session: Session, table: Table, where: Where) -> list[bytes]:
     state = mailbox.state
     if view.has_new_names(state):
         write_names(session, besides=view.names)
-    return flag_column(state.flag_names, table, where, view.recent_uids())
+    return flag_column(state.flags.names, table, where, view.recent_uids())
 
 
 async def write_expunged(session: Session, expunged: list[int], vanished: UidArray) -> None:
@@ -67,7 +67,7 @@ async def write_expunged(session: Session, expunged: list[int], vanished: UidArr
         if at:
             await session.pause()
         part = slice(at, at + EXPUNGED_AT_ONCE)
-        if session.qresync:
+        if session.qresync or session.uidonly:
             session.write(wire.line(b"VANISHED", format_set(vanished[part])))
         else:
             numbers = expunged[part]
@@ -84,7 +84,15 @@ async def write_flags(session: Session, uids: UidArray, *, uid: bool, flags: boo
         rows = flag_rows(mailbox.state, CHUNK_ROWS)
         part = uids[at : at + rows]
         at += rows
-        data = flag_lines(mailbox.state, view, part, uid=uid or session.qresync, modseq=session.condstore, flags=made)
+        data = flag_lines(
+            mailbox.state,
+            view,
+            part,
+            uid=(uid or session.qresync) and not session.uidonly,
+            modseq=session.condstore,
+            flags=made,
+            uidonly=session.uidonly,
+        )
         if data:
             session.write(data)
         await session.pause()

@@ -119,33 +119,37 @@ def internaldate(seconds: int, zone_minutes: int = 0) -> bytes:
     return b'"%b %02d:%02d:%02d %b%02d%02d"' % (_date(day), hour, minute, second, sign, *zone)
 
 
-def text(reason: str) -> bytes:
-    """Return resp-text: one line of printable ASCII, never empty. Other characters come
-    from the names of mailboxes, and are written in modified UTF-7, as the client knows
-    them. RFC 9051 §9 (text)."""
+def text(reason: str, *, utf8: bool = False) -> bytes:
+    """Return resp-text: one line of printable characters, never empty. Those that are
+    not ASCII come from the names of mailboxes, and are written as the client knows
+    them: in modified UTF-7, or in UTF-8. RFC 9051 §9 (text)."""
     clean = _CONTROL.sub("?", reason)
     if not clean.isascii():
         try:
-            clean = utf7.encode(clean).decode("ascii")
+            clean.encode()
+            if not utf8:
+                clean = utf7.encode(clean).decode("ascii")
         except UnicodeEncodeError:  # half a surrogate pair
             clean = _NOT_TEXT.sub("?", clean)
     if clean.startswith("["):  # would be read as a response code
         clean = "(" + clean
-    return clean.encode("ascii") or b"-"
+    return clean.encode() or b"-"
 
 
-def status(tag: bytes | None, condition: str, reason: str, code: str | bytes | None = None) -> bytes:
+def status(
+    tag: bytes | None, condition: str, reason: str, code: str | bytes | None = None, *, utf8: bool = False
+) -> bytes:
     """Return a status line: `tag OK [code] reason`. tag: None for untagged. condition:
     OK, NO, BAD, BYE or PREAUTH.
 
     code: without brackets. A `]` in it can only stand in a quoted string of the code's
-    own making.
+    own making. utf8: the text may be UTF-8.
     """
     head = (tag or b"*") + b" " + condition.encode("ascii") + b" "
     if code is None:
-        return head + text(reason) + CRLF
+        return head + text(reason, utf8=utf8) + CRLF
     inner = code if isinstance(code, bytes) else _NOT_TEXT.sub("?", code).encode("ascii")
-    return head + b"[" + _NOT_QUOTABLE.sub(b"?", inner) + b"] " + text(reason) + CRLF
+    return head + b"[" + _NOT_QUOTABLE.sub(b"?", inner) + b"] " + text(reason, utf8=utf8) + CRLF
 
 
 def line(*words: bytes) -> bytes:

@@ -20,8 +20,7 @@ from typing import Final, cast
 
 import structlog
 
-from obox.auth import LINK, Challenge, Forward, LinkRefused, SaslError
-from obox.errors import NoPerm, OboxError
+from obox.errors import NoPerm
 from obox.lmtp.context import Context
 from obox.lmtp.events import (
     BodyChunk,
@@ -36,7 +35,7 @@ from obox.lmtp.machine import COMMANDS_TURN, Machine
 from obox.lmtp.replies import SAVED, Reply
 from obox.lmtp.session import Session
 from obox.net import Connection as Engine
-from obox.net import Flow, NoRoom, Who, Why, client_tls, speak_for, starttls
+from obox.net import Flow, NoRoom, Who, Why, client_tls, starttls
 
 log = structlog.get_logger("obox.lmtp")
 
@@ -122,7 +121,7 @@ class Connection(Engine):
                 self.send()  # replies that are ready do not wait for this mail
                 replies = await session.deliver(cast(MailReceived, event))
                 if replies[0].code == SAVED.code:
-                    self.rested()  # others ran while the bucket stored the mail
+                    self.rested()  # other tasks ran while the bucket stored the mail
                 machine.answer_mail(replies)
                 await session.drop()
                 if self.stop_asked:
@@ -133,7 +132,9 @@ class Connection(Engine):
             elif kind is TlsAsked:
                 await self._start_tls()
             elif kind is LinkAsked:
-                await self._link(cast(LinkAsked, event))
+                from obox.lmtp import link  # loaded if users are forwarded
+
+                await link.step(self, machine, session, cast(LinkAsked, event))
             elif event is Pause.TURN:
                 await self._let_others_run()
             else:
@@ -197,34 +198,6 @@ class Connection(Engine):
         output = self.machine.take_output()
         if output:
             self.write(output)
-
-    async def _link(self, asked: LinkAsked) -> None:
-        """One step of X-OBOX-LINK."""
-        machine, session, forwarding = self.machine, self.session, self.context.forwarding
-        assert forwarding is not None
-        try:
-            if asked.first:
-                session.link = await forwarding.exchange(remote=self.remote, local=self.is_local, tls=self.tls)
-                step: Challenge | Forward = session.link.start(LINK, asked.line)
-            else:
-                assert session.link is not None
-                step = session.link.step(asked.line or b"")
-        except SaslError as error:
-            machine.answer_link(Reply(501, "5.5.4", str(error)))
-        except LinkRefused as refused:
-            forwarding.forged(str(refused), remote=self.remote, listener="lmtp")
-            machine.answer_link(Reply(535, "5.7.8", "Authentication failed"))
-        except OboxError as error:
-            machine.answer_link(Reply(538, "5.7.11", str(error)))
-        else:
-            if isinstance(step, Challenge):
-                machine.answer_link(None, step.wire)
-                return
-            machine.member = True
-            speak_for(self, step.remote, tls=step.tls)
-            session.remote, session.tls = step.remote or "unix", step.tls
-            machine.answer_link(Reply(235, "2.7.0", "Welcome"))
-        session.link = None
 
     async def _start_tls(self) -> None:
         assert self.settings.tls is not None

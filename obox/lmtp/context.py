@@ -6,13 +6,16 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from obox.addresses import parsed
 from obox.lmtp.deliverer import Deliverer
-from obox.lmtp.forwarding import Forwarding
 from obox.lmtp.settings import Settings
 from obox.net import Hub
 from obox.spool import ByteBudget
+
+if TYPE_CHECKING:
+    from obox.lmtp.forwarding import Forwarding
 
 
 @dataclass(slots=True, kw_only=True)

@@ -4,7 +4,8 @@ connections.
 Invariants:
 - Idle connections never prevent new connections. When there are `connections_max` of
   them, the connection that has been idle longest is closed with 421.
-- `close` lets transactions under way complete, within a time that its caller sets.
+- `stop` lets transactions under way complete, within a time that its caller sets. A
+  delivery that is cut off gets no reply, so its sender tries again.
 """
 
 from __future__ import annotations
@@ -12,23 +13,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from obox.lmtp.connection import Connection
 from obox.lmtp.context import Context
 from obox.lmtp.deliverer import Deliverer
-from obox.lmtp.forwarding import Forwarding
 from obox.lmtp.settings import Settings
-from obox.net import Hub
+from obox.net import Hub, Server, uncounted
 from obox.spool import ByteBudget
 
-STOP_REASON = "Shutting down, try again later"
+if TYPE_CHECKING:
+    from obox.lmtp.forwarding import Forwarding
 
 
-class LmtpServer:
-    """The sessions of a process.
+class LmtpServer(Server):
+    """All LMTP sessions of a process."""
 
-    `protocol` is the factory for `create_server` and `create_unix_server`.
-    """
+    STOP_REASON = "Shutting down, try again later"
 
     def __init__(
         self,
@@ -37,10 +38,11 @@ class LmtpServer:
         *,
         wall_clock: Callable[[], float] = time.time,
         observe: Callable[[str, float], None] | None = None,
+        count: Callable[[int], None] = uncounted,
     ) -> None:
         """observe: called with the result ("250", "451", …) and the seconds of each
-        delivery, for metrics."""
-        self.hub = Hub(now=wall_clock)
+        delivery, for metrics. count: see `Hub`."""
+        self.hub = Hub(count=count, now=wall_clock)
         self.budget = ByteBudget(settings.delivery_bytes_max)
         self.context = Context(
             hub=self.hub,
@@ -53,12 +55,12 @@ class LmtpServer:
 
     @property
     def deliverer(self) -> Deliverer:
-        """The deliverer that all sessions use now."""
+        """Return the deliverer that all sessions use now."""
         return self.context.deliverer
 
     @property
     def settings(self) -> Settings:
-        """The settings of connections that begin from now on."""
+        """Return the settings of connections that begin from now on."""
         return self.context.settings
 
     def use(self, deliverer: Deliverer, settings: Settings) -> None:
@@ -74,13 +76,8 @@ class LmtpServer:
         all are ours."""
         self.context.forwarding = forwarding
 
-    def protocol(self, remote: str | None = None, *, tls: bool = False) -> asyncio.Protocol:
-        """Make the protocol of a new connection.
-
-        remote: the client's address, if a PROXY header reported it; None: the
-        transport's peer. Trust depends on this address. tls: whether a proxy does the
-        TLS.
-        """
+    def connection_factory(self, *, tls: bool = False, remote: str | None = None) -> asyncio.Protocol:
+        """See `Server`. Trust depends on the client's address."""
         return Connection(self.context, remote, tls=tls)
 
     def trusts(self, remote: str) -> bool:
@@ -96,12 +93,3 @@ class LmtpServer:
     def addresses(self) -> Mapping[str, int]:
         """Return the number of connections of each client address."""
         return self.hub.registry.addresses
-
-    async def close(self, grace_s: float = 30.0) -> None:
-        """End every session: idle sessions now, others after their transaction, and all
-        of them after `grace_s`.
-
-        Close the listeners first. A delivery that is cut off gets no reply, so its
-        sender tries again.
-        """
-        await self.hub.stop(STOP_REASON, grace_s)

@@ -22,7 +22,6 @@ from obox.errors import Elsewhere, OboxError
 from obox.lmtp.context import Context
 from obox.lmtp.deliverer import Envelope, Recipient
 from obox.lmtp.events import MailReceived, RecipientAsked
-from obox.lmtp.forwarding import Relayed
 from obox.lmtp.machine import Machine
 from obox.lmtp.replies import INTERNAL, LOOP, SAVED, Reply, reply_for
 from obox.lmtp.settings import Settings
@@ -43,7 +42,7 @@ class Session:
     """See the module's text. remote: the client's address, or "unix". tls: whether the
     client uses TLS."""
 
-    __slots__ = ("_context", "_machine", "_settings", "_spool", "_transactions", "id", "link", "remote", "tls")
+    __slots__ = ("_machine", "_settings", "_spool", "_transactions", "context", "id", "link", "remote", "tls")
 
     def __init__(self, context: Context, settings: Settings, machine: Machine) -> None:
         self.id = secrets.token_hex(6)
@@ -51,7 +50,7 @@ class Session:
         self.tls = False
         self.link: LinkOwner | None = None
         """The exchange with a member that is under way."""
-        self._context = context
+        self.context = context
         self._settings = settings
         self._machine = machine
         self._spool = Spool(settings.spool_dir, settings.spool_memory_bytes)
@@ -90,7 +89,7 @@ class Session:
         return _RECIPIENT_OK, recipient
 
     async def _recipient(self, asked: RecipientAsked) -> Recipient:
-        deliverer, forwarding = self._context.deliverer, self._context.forwarding
+        deliverer, forwarding = self.context.deliverer, self.context.forwarding
         if forwarding is not None:
             return await forwarding.recipient(asked, deliverer)
         return await deliverer.recipient(asked.address, asked.user, asked.detail, asked.size)
@@ -153,7 +152,9 @@ class Session:
 
     async def _relay(self, owner: str, recipients: Sequence[Recipient], envelope: Envelope) -> list[Reply | None]:
         """Return a reply for each recipient; None: this backend owns it by now."""
-        forwarding, loop = self._context.forwarding, asyncio.get_running_loop()
+        from obox.lmtp.forwarding import Relayed  # loaded if users are forwarded
+
+        forwarding, loop = self.context.forwarding, asyncio.get_running_loop()
         assert forwarding is not None
         started = loop.time()
         mail = Relayed(recipients, envelope, self._spool.pieces, self.tls, self._settings.delivery_timeout_s)
@@ -173,8 +174,8 @@ class Session:
             return await self._deliver_source(self._spool.take_memory(), mail, recipients, session, parallel)
         # All connections share the memory for large mails. A large mail needs its own
         # bytes, and a copy for each delivery that runs.
-        copies = max(1, min(parallel, self._context.budget.bytes_max // mail.size - 1))
-        async with self._context.budget.hold(mail.size * (1 + copies)):
+        copies = max(1, min(parallel, self.context.budget.bytes_max // mail.size - 1))
+        async with self.context.budget.hold(mail.size * (1 + copies)):
             try:
                 source = await self._spool.take()
             except OSError as error:
@@ -228,12 +229,12 @@ class Session:
                 hostname=self._settings.hostname,
                 session_id=envelope.session_id,
                 protocol=protocol,
-                unix_s=int(self._context.wall_clock()),
+                unix_s=int(self.context.wall_clock()),
             )
             try:
                 async with asyncio.timeout(self._settings.delivery_timeout_s):
-                    await self._context.deliverer.deliver(recipient, envelope, await _with_trace(fields, mail.source))
-            except Elsewhere as error:  # handed over since RCPT, without the mail
+                    await self.context.deliverer.deliver(recipient, envelope, await _with_trace(fields, mail.source))
+            except Elsewhere as error:  # the user left since RCPT, without the mail
                 moved = await self._forward_moved(recipient, envelope)
                 if moved is not None:
                     return moved
@@ -247,7 +248,7 @@ class Session:
     async def _forward_moved(self, recipient: Recipient, envelope: Envelope) -> Reply | None:
         """Send a mail to the backend that owns a recipient since RCPT. None: there is
         none. A forwarded mail is not forwarded again."""
-        if self._context.forwarding is None or self._machine.member:
+        if self.context.forwarding is None or self._machine.member:
             return None
         _, there = await self.ask(RecipientAsked(recipient.address, recipient.user, recipient.detail, envelope.size))
         if there is None or not there.owner:
@@ -272,8 +273,8 @@ class Session:
             text=reply.text,
             **more,
         )
-        if self._context.observe is not None:
-            self._context.observe(str(reply.code), seconds)
+        if self.context.observe is not None:
+            self.context.observe(str(reply.code), seconds)
 
     def _reply_for(self, error: Exception, recipient: str) -> Reply:
         if not isinstance(error, OboxError | TimeoutError):

@@ -3,6 +3,7 @@
 context.py     what the sessions of a server share
 needs.py       what the servers and sessions need from outside, as types
 login.py       Login: checks a login, and decides where the user is served
+link.py        logins that a member of the cluster has checked
 session.py     Session: the login, SASL, counts of failures, the end
 connection.py  Connection: the base of the drivers
 server.py      Server: the base of the servers

@@ -14,12 +14,12 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Generic, NamedTuple
 
 from obox.accounts import Account
-from obox.auth import NO_OWNER, AuthFailed, Forward, LinkOwner, LinkRefused, Referred
+from obox.auth import AuthFailed
 from obox.errors import Elsewhere, Limit, NoPerm, OboxError
 from obox.login.context import Context, S
 
 if TYPE_CHECKING:
-    from obox.login.needs import Channel, Forwarding
+    from obox.login.needs import Channel
     from obox.net.splice import Leg
 
 USER_CHARS_MAX = 200
@@ -53,24 +53,14 @@ class Login(Generic[S]):
     has the user by now.
     """
 
-    __slots__ = ("_peer", "_serve", "_shared")
+    __slots__ = ("_serve", "peer", "shared")
 
     def __init__(self, shared: Context[S], peer: Channel[S], serve: Callable[[Account], Awaitable[None]]) -> None:
-        self._shared, self._peer, self._serve = shared, peer, serve
+        self.shared, self.peer, self._serve = shared, peer, serve
 
     async def by_password(self, user: str, password: str) -> Entered:
-        """Check a password, or the token of a front end. Raises: OboxError."""
-        shared, peer = self._shared, self._peer
-        if shared.forwarding is not None:
-            try:
-                forward = shared.forwarding.redeem(user, password)
-                if forward is not None and forward.number == NO_OWNER:
-                    return await self._vouched(shared.forwarding, forward)
-            except LinkRefused as refused:
-                self.forged(str(refused))
-                raise AuthFailed from None
-            if forward is not None:
-                return await self.by_link(forward)
+        """Check a password. Raises: OboxError."""
+        shared, peer = self.shared, self.peer
         try:
             account = await shared.authenticator.verify(user, password, remote=peer.remote)
         except OboxError as error:
@@ -84,76 +74,34 @@ class Login(Generic[S]):
                 )
             raise
         try:
-            return await self._enter(account)
+            return await self.enter(account)
         except OboxError:
             shared.counters.login("unavailable")
             raise
 
-    async def by_link(self, forward: Forward) -> Entered:
-        """Serve a user without a password, because a member has checked it. Raises:
-        Referred, OboxError."""
-        shared, forwarding = self._shared, self._shared.forwarding
-        assert forwarding is not None
-        try:
-            account = await forwarding.accept(forward)
-            self._peer.speak_for(forward.remote, tls=forward.tls)
-            try:
-                return await self._here(account)
-            except Elsewhere:  # handed over while the login waited
-                await forwarding.accept(forward)
-                raise
-        except Referred:
-            raise
-        except OboxError:
-            shared.counters.login("unavailable")
-            raise
-
-    async def exchange(self) -> LinkOwner:
-        """Begin X-OBOX-LINK. Raises: NoPerm."""
-        peer, forwarding = self._peer, self._shared.forwarding
-        assert forwarding is not None
-        return await forwarding.exchange(remote=peer.remote, local=peer.is_local, tls=peer.tls)
-
-    def forged(self, why: str) -> None:
-        """Count and log a peer that has no proof."""
-        shared = self._shared
-        assert shared.forwarding is not None
-        shared.counters.login("failed")
-        shared.forwarding.forged(why, remote=self._peer.remote, listener=shared.listener)
-
-    async def _vouched(self, forwarding: Forwarding, forward: Forward) -> Entered:
-        """Serve or forward a user whose password this member has checked for a front
-        end."""
-        try:
-            account = await forwarding.vouched(forward)
-            self._peer.speak_for(forward.remote, tls=forward.tls)
-            return await self._enter(account)
-        except OboxError:
-            self._shared.counters.login("unavailable")
-            raise
-
-    async def _enter(self, account: Account) -> Entered:
+    async def enter(self, account: Account) -> Entered:
         """Serve a user whose password was right, or connect to the owner."""
         leg = await self._leg(account)
         if leg is None:
             try:
-                return await self._here(account)
+                return await self.here(account)
             except Elsewhere:  # handed over while the login waited
                 leg = await self._leg(account)
                 if leg is None:
                     raise
-        self._shared.counters.login("ok")
+        self.shared.counters.login("ok")
         return Entered(account, leg)
 
-    async def _here(self, account: Account) -> Entered:
+    async def here(self, account: Account) -> Entered:
+        """Serve a user here. Raises: Elsewhere."""
         await self._serve(account)
-        self._shared.counters.login("ok")
+        self.shared.counters.login("ok")
         return Entered(account)
 
     async def _leg(self, account: Account) -> Leg | None:
         """Connect to the owner of a user. None: it is this backend. Raises
         Unavailable."""
-        peer, shared, forwarding = self._peer, self._shared, self._shared.forwarding
+        peer, shared, forwarding = self.peer, self.shared, self.shared.forwarding
         if forwarding is None:
             return None
         return await forwarding.connect(account, listener=shared.listener, remote=peer.remote, tls=peer.client_tls)

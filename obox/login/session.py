@@ -84,12 +84,12 @@ class Session(ABC, Generic[S]):
 
     @property
     def secure(self) -> bool:
-        """Whether passwords are accepted over this connection."""
+        """Return whether passwords are accepted over this connection."""
         return self.out.tls or self.settings.plaintext_login or is_loopback(self.out.remote)
 
     @property
     def settings(self) -> S:
-        """The settings for this client's address."""
+        """Return the settings for this client's address."""
         return self.out.settings
 
     # -- output ----------------------------------------------------------------------------------------------------
@@ -139,8 +139,14 @@ class Session(ABC, Generic[S]):
             raise NeedsTls("Passwords need TLS here")
 
     async def by_password(self, user: str, password: str) -> Entered:
-        """Log the client in. Raises: OboxError."""
-        return self._entered(await self._login().by_password(user, password))
+        """Log the client in with a password, or with the token of a front end. Raises:
+        OboxError."""
+        login, entered = self._login(), None
+        if self.context.forwarding is not None:
+            from obox.login import link
+
+            entered = await link.by_token(login, user, password)
+        return self._entered(entered or await login.by_password(user, password))
 
     async def authenticate(self, mechanism: str, initial: bytes | None) -> Challenge | Entered:
         """Begin with a mechanism of SASL. The answer to the challenge is for `respond`.
@@ -150,7 +156,9 @@ class Session(ABC, Generic[S]):
         """
         sasl: SaslServer | LinkOwner
         if self.context.forwarding is not None and mechanism.upper() == LINK:
-            sasl = await self._login().exchange()
+            from obox.login import link
+
+            sasl = await link.exchange(self._login())
         else:
             self.need_tls()
             sasl = SaslServer()
@@ -165,7 +173,9 @@ class Session(ABC, Generic[S]):
         try:
             step = sasl.step(line)
         except LinkRefused as refused:
-            self._login().forged(str(refused))
+            from obox.login import link
+
+            link.forged(self._login(), str(refused))
             raise Forged from None
         return await self._after(sasl, step)
 
@@ -176,7 +186,9 @@ class Session(ABC, Generic[S]):
             self.sasl = sasl
             return step
         if isinstance(step, Forward):
-            return await self._login().by_link(step)
+            from obox.login import link
+
+            return await link.by_link(self._login(), step)
         return await self.by_password(step.user, step.password)
 
     def _login(self) -> Login[S]:

@@ -6,12 +6,13 @@ that two backends wrote therefore merge to the same state from either side, in a
 order, any number of times (docs/format.md, "Delta").
 """
 
+from ._changes import FlagOp, expunge_delta, flag_delta, renewal, takeover_delta
 from ._delta import CLAIM_PURGED, KEYWORD_BYTES_MAX, Changed, Delta, Encoded, Gone, Rows, joined, largest
 from ._holders import Holders
 from ._needles import Finder, Needle, collated, collated_octets, normalise
 from ._records import Table, by_home, home_of
 from ._root import MailboxEntry, Root, RootDelta, Totals
-from ._state import DELETED, SEEN, FlagOp, State
+from ._state import DELETED, SEEN, State
 from ._uidset import UidArray, distinct, pack_ranges, uid_array, united, unpack_ranges
 
 __all__ = [
@@ -39,11 +40,15 @@ __all__ = [
     "collated",
     "collated_octets",
     "distinct",
+    "expunge_delta",
+    "flag_delta",
     "home_of",
     "joined",
     "largest",
     "normalise",
     "pack_ranges",
+    "renewal",
+    "takeover_delta",
     "uid_array",
     "united",
     "unpack_ranges",

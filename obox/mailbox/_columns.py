@@ -1,7 +1,7 @@
 """The mails of a mailbox as columns: what is asked of them by position, UID and flag.
 
 Invariant: the columns are sorted by UID. Positions that exist are changed in place only
-in the columns of flags and MODSEQs, and not before a column that was lent (`lend`) has
+in the columns of flags and MODSEQs, and not before a column that was lent (`_lend`) has
 been copied.
 
 This module does not know how mails come and go (`_state.State`), the bucket, or who
@@ -67,7 +67,7 @@ class Columns:
 
     @property
     def bits(self) -> npt.NDArray[np.uint64]:
-        """Flags of each row: bit i stands for `flag_names[i]`."""
+        """Flags of each row: bit i stands for `flags.names[i]`."""
         return self._columns["bits"][: self._n]
 
     @property
@@ -115,7 +115,7 @@ class Columns:
 
     def _records(self, where: npt.NDArray[np.intp]) -> Records:
         columns = {name: column[where] for name, column in self._columns.items()}
-        return Records(columns, self._wide_masks(where), self.flag_names)
+        return Records(columns, self._wide_masks(where), self.flags.names)
 
     def rows(self, where: npt.NDArray[np.bool_] | npt.NDArray[np.intp] | None = None) -> Rows:
         """Return the records; with `where` those of a mask, or at these positions."""
@@ -137,7 +137,7 @@ class Columns:
                 grown[: self._n] = old[: self._n]
                 table[name] = grown
 
-    def lend(self) -> None:
+    def _lend(self) -> None:
         """Keep what `rows` has of all mails as it is now, so that a thread may read it
         later. A column is copied when it is changed for the first time after that."""
         self._lent = {id(column) for column in (self._columns["modseq"], *self._stamps.values())}
@@ -153,16 +153,6 @@ class Columns:
     # -- flags -------------------------------------------------------------------------------------------------------
 
     @property
-    def flag_names(self) -> list[str]:
-        """Return names by bit, the system's five first; `bits` has the first 64."""
-        return self.flags.names
-
-    @property
-    def keywords(self) -> list[str]:
-        """The keywords that have a place; some of them no mail has any more."""
-        return self.flags.keywords
-
-    @property
     def full(self) -> bool:
         """Return whether no new keyword is accepted: KEYWORDS_MAX are in use, or
         KEYWORDS_STAMPED_MAX are remembered.
@@ -173,21 +163,12 @@ class Columns:
         stamped = len(self._stamps) - sum(name in self._stamps for name in SYSTEM_FLAGS)
         if stamped >= KEYWORDS_STAMPED_MAX:
             return True
-        return len(self.flag_names) - len(SYSTEM_FLAGS) >= KEYWORDS_MAX and len(self._used()) >= KEYWORDS_MAX
-
-    def mask_of(self, flags: Iterable[str]) -> int:
-        """Return the bits in the word for those of `flags` that this mailbox knows."""
-        mask = 0
-        for flag in flags:
-            name = self.flags.known(flag)
-            if name is not None and (bit := self.flag_names.index(name)) < NARROW:
-                mask |= 1 << bit
-        return mask
+        return len(self.flags.names) - len(SYSTEM_FLAGS) >= KEYWORDS_MAX and len(self._used()) >= KEYWORDS_MAX
 
     def has_flag(self, flag: str, where: npt.NDArray[np.intp] | slice) -> npt.NDArray[np.bool_]:
         """Return which of the mails at `where` have a flag."""
         name = self.flags.known(flag)
-        bit = -1 if name is None else self.flag_names.index(name)
+        bit = NARROW if name is None else self.flags.names.index(name)
         if name is None or (bit >= NARROW and name not in self._stamps):
             return np.zeros(len(self.uids[where]), dtype=np.bool_)
         word = self.bits[where] >> np.uint64(bit) if bit < NARROW else self._stamps[name][: self._n][where]
@@ -195,12 +176,9 @@ class Columns:
         return found
 
     def flag_bits(self, where: npt.NDArray[np.intp] | slice) -> list[int]:
-        """Flags of the mails at `where`: bit i for `flag_names[i]`, for all names."""
+        """Flags of the mails at `where`: bit i for `flags.names[i]`, for all names."""
         bits: list[int] = self.bits[where].tolist()
-        return with_wide(bits, self._wide_masks(where), self.flag_names) if self.flags.wide else bits
-
-    def flags_of_bits(self, bits: int) -> list[str]:
-        return [name for i, name in enumerate(self.flag_names) if bits >> i & 1]
+        return with_wide(bits, self._wide_masks(where), self.flags.names) if self.flags.wide else bits
 
     def spell(self, flags: Iterable[str]) -> list[str]:
         """Do `FlagNames.spelled`. Raises Limit if the keywords do not fit.
@@ -224,9 +202,9 @@ class Columns:
     def _used(self) -> set[str]:
         """Return keywords, in lower case, that some mail has; retained mails count."""
         bits = int(np.bitwise_or.reduce(self.bits))
-        used = {name for i, name in enumerate(self.flag_names[:NARROW]) if bits >> i & 1}
+        used = {name for i, name in enumerate(self.flags.names[:NARROW]) if bits >> i & 1}
         used |= {name for name, mask in self._wide_masks(slice(0, self._n)).items() if mask.any()}
-        used |= self.retained.used(self.flag_names) if len(self.retained) else set()
+        used |= self.retained.used(self.flags.names) if len(self.retained) else set()
         return {name.lower() for name in used.difference(SYSTEM_FLAGS)}
 
     def home_of(self, position: int) -> tuple[Guid, int]:

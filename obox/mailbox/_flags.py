@@ -52,6 +52,19 @@ class FlagNames:
         low = flag.lower()
         return next((name for name in self.names if name.lower() == low), None)
 
+    def of_bits(self, bits: int) -> list[str]:
+        """Return the flags of a mail: bit i stands for `names[i]`."""
+        return [name for i, name in enumerate(self.names) if bits >> i & 1]
+
+    def mask(self, flags: Iterable[str]) -> int:
+        """Return the bits in the word for those of `flags` that have a place."""
+        mask = 0
+        for flag in flags:
+            name = self.known(flag)
+            if name is not None and (bit := self.names.index(name)) < NARROW:
+                mask |= 1 << bit
+        return mask
+
     def spelled(self, flags: Iterable[str]) -> list[str]:
         """`flags` without repeats, in this mailbox's spelling.
 

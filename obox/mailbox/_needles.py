@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from obox.text import starts_anew, stream_safe
+from obox.text import can_begin, stream_safe
 
 SLICE_CHARS: Final = 8 * 1024
 """Characters that a call normalises: 5 ms for characters that decompose into 18."""
@@ -113,7 +113,7 @@ def normalised(texts: Iterable[str]) -> Iterator[str]:
             piece = stream_safe(kept + text[at : at + SLICE_CHARS])
             cut = len(piece) - 1
             # at most 31 steps, since the piece is stream-safe
-            while cut > 0 and not starts_anew(piece[cut]):
+            while cut > 0 and not can_begin(piece[cut]):
                 cut -= 1
             kept = piece[cut:]
             if cut:

@@ -51,7 +51,7 @@ class Table(Protocol):
     def flag_bits(self, where: Where | slice) -> list[int]:
         """Return flags of the mails at `where`.
 
-        Bit i stands for `State.flag_names[i]`, however many names there are.
+        Bit i stands for `State.flags.names[i]`, however many names there are.
         """
 
 
@@ -118,13 +118,13 @@ def with_wide(bits: list[int], masks: Mapping[str, npt.NDArray[np.bool_]], names
 class Retained:
     """Records of expunged mails, in the order of expunging; see the module's text."""
 
-    __slots__ = ("__weakref__", "_count", "_end", "_parts", "_told")
+    __slots__ = ("__weakref__", "_count", "_end", "_parts", "_seen")
 
     def __init__(self) -> None:
         self._parts: list[tuple[int, Records]] = []
         self._count = 0
         self._end = 0
-        self._told: dict[int, int] = {}  # by id: a view leaves before it is gone
+        self._seen: dict[int, int] = {}  # by id: a view leaves before it is gone
 
     def __len__(self) -> int:
         """Return how many records there are."""
@@ -133,16 +133,16 @@ class Retained:
     @property
     def wanted(self) -> bool:
         """Return whether a view may still count mails that are expunged now."""
-        return bool(self._told)
+        return bool(self._seen)
 
     def enter(self, view: object) -> None:
         """`view` counts the mails that are in the mailbox now."""
-        self._told[id(view)] = self._end
+        self._seen[id(view)] = self._end
         self._drop()
 
     def leave(self, view: object) -> None:
         """`view` will ask for no record any more."""
-        self._told.pop(id(view), None)
+        self._seen.pop(id(view), None)
         self._drop()
 
     def add(self, records: Records) -> None:
@@ -185,7 +185,7 @@ class Retained:
     def _drop(self) -> None:
         if not self._parts:
             return
-        low = min(self._told.values(), default=self._end)
+        low = min(self._seen.values(), default=self._end)
         self._parts = [(number, part) for number, part in self._parts if number > low]
         self._count = sum(len(part) for _, part in self._parts)
 

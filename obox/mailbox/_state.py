@@ -1,9 +1,9 @@
-"""A mailbox in memory: how deltas are joined, and which deltas commands make.
+"""A mailbox in memory: how deltas are joined.
 
 Its mails are columns that all its sessions share (`_columns.Columns`).
 
 Invariant: a UID is either a row, or gone, or was never given; nothing that is gone
-comes back. Only `join` changes a state; a command first makes a `Delta` of its change.
+comes back. Only `join` changes a state. A command first makes a delta (`_changes`).
 
 This module does not know the bucket, the journal, or who asks.
 """
@@ -11,13 +11,12 @@ This module does not know the bucket, the journal, or who asks.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ..types import Guid
-from . import _invariants
 from ._columns import FIXED, Columns
 from ._delta import (
     CLAIM_PURGED,
@@ -36,8 +35,6 @@ from ._uidset import UidArray, merged, uid_array, united
 ANSWERED, FLAGGED, DELETED, SEEN, DRAFT = (1 << i for i in range(5))
 _EMPTY: Final[UidArray] = np.empty(0, dtype=np.uint32)
 MODSEQ_MAX: Final = 2**53 - 1
-
-FlagOp = Literal["add", "remove", "replace"]
 
 
 class State(Columns):
@@ -83,10 +80,6 @@ class State(Columns):
         communication."""
         return min(max(self.highestmodseq + 1, now_ms), MODSEQ_MAX)
 
-    def active_holders(self) -> UidArray:
-        """Return home UIDs whose object some record in another mailbox still shares."""
-        return self.holders.needed()
-
     def dead(self, before_modseq: int) -> UidArray:
         """Return expunged UIDs to whose object nothing has referred since then."""
         mask = ~self.gone_purged & (self.gone_modseq < np.uint64(max(before_modseq, 0)))
@@ -102,73 +95,6 @@ class State(Columns):
         if len(left):
             return int(left.min())
         return self.highestmodseq if any(count < CLAIM_PURGED for count in self.claims.values()) else 0
-
-    # -- commands: what would have to change -----------------------------------------------------------------------
-
-    def flag_delta(
-        self, uids: UidArray, op: FlagOp, flags: Iterable[str], now_ms: int
-    ) -> tuple[Delta | None, UidArray]:
-        """Return the change that adds, removes or replaces `flags`, and the UIDs that
-        it alters.
-
-        It is for those of `uids` that exist. The delta is None if all of them have
-        these flags already: a STORE that changes nothing costs nothing. Raises Limit.
-        """
-        names = self.spell(flags) if op != "remove" else self.flags.spelled(filter(self.flags.known, flags))
-        uids = uid_array(uids)
-        where, there = self.positions(uids)
-        where, uids = where[there], uids[there]
-        modseq = self.next_modseq(now_ms)
-        changes: list[tuple[str, int, UidArray]] = []
-        altered = np.zeros(len(uids), dtype=np.bool_)
-        turn_on = names if op != "remove" else []
-        turn_off = names if op == "remove" else []
-        if op == "replace":
-            turn_off = [name for name in self.flag_names if name not in names]
-        for value, group in ((1, turn_on), (0, turn_off)):
-            for name in group:
-                has = self.has_flag(name, where)
-                todo = ~has if value else has
-                if todo.any():
-                    altered |= todo
-                    changes.append((name, modseq * 2 + value, uids[todo]))
-        if not changes:
-            return None, _EMPTY
-        return Delta(flags=changes, highestmodseq=modseq), uids[altered]
-
-    def expunge_delta(self, uids: UidArray, now_ms: int) -> tuple[Delta | None, UidArray]:
-        """Return the change that expunges those of `uids` that exist, and those UIDs.
-
-        Records whose object lies in another mailbox have no object here: `purged`.
-        """
-        uids = uid_array(uids)
-        where, there = self.positions(uids)
-        uids, where = uids[there], where[there]
-        if len(uids) == 0:
-            return None, _EMPTY
-        modseq = self.next_modseq(now_ms)
-        foreign = uids[self.foreign()[where]]
-        return Delta(gone=Gone.at(modseq, uids), highestmodseq=modseq, purged=foreign if len(foreign) else None), uids
-
-    def takeover_delta(self, now_ms: int, ahead_ms: int = 60_000, *, merged: bool = False) -> Delta:
-        """Return the gap of an unclean takeover: modseqs shown, but in no journal.
-
-        merged: histories of two writers have been joined. Changes of each may lie below
-        a modseq that the clients of the other know: no earlier value can be trusted.
-        """
-        high = max(self.highestmodseq, now_ms + ahead_ms)
-        return Delta(gaps=[(0 if merged else self.highestmodseq, high)], highestmodseq=high)
-
-    def renewal(self, changed: Changed, now_ms: int) -> Delta | None:
-        """Return a delta with a fresh modseq for changes of a merge, so that open
-        sessions report them."""
-        if not changed:
-            return None
-        modseq = self.next_modseq(now_ms)
-        where, there = self.positions(united(changed.new, changed.flags))
-        rows = self.rows(where[there])
-        rows.modseq = np.full(len(rows), modseq, dtype=np.uint64)
-        return Delta(rows=rows, gone=Gone.at(modseq, changed.gone), highestmodseq=modseq)
 
     # -- joining ---------------------------------------------------------------------------------------------------
 
@@ -276,7 +202,7 @@ class State(Columns):
             stamps[name] = np.maximum(stamps[name], values) if name in stamps else values
         on = [name for name, values in stamps.items() if bool((values & np.uint64(1)).any())]
         for name in on:
-            if name not in self.flag_names:
+            if name not in self.flags.names:
                 self.flags.allot(name, lambda: self._used().union(name.lower() for name in on))
         home = rows.home
         if rows.homes:
@@ -284,7 +210,7 @@ class State(Columns):
             home = np.where(home < 0, -1, np.array([*table, -1], dtype=np.int32)[home]).astype(np.int32)
         bits = np.zeros(count, dtype=np.uint64)
         for name, values in stamps.items():
-            if name in self.flag_names and (bit := self.flag_names.index(name)) < NARROW:
+            if name in self.flags.names and (bit := self.flags.names.index(name)) < NARROW:
                 bits |= (values & np.uint64(1)) << np.uint64(bit)
         at_end = self._n == 0 or int(rows.uid[0]) > int(self.uids[-1])
         self.reserve(self._n + count)
@@ -338,9 +264,9 @@ class State(Columns):
         altered: npt.NDArray[np.bool_] = ((before ^ after) & np.uint64(1)).astype(np.bool_)
         if not altered.any():
             return altered
-        if name not in self.flag_names:
+        if name not in self.flags.names:
             self.flags.allot(name, self._used)
-        index = self.flag_names.index(name)
+        index = self.flags.names.index(name)
         if index < NARROW:
             bit = np.uint64(index)
             bits = self._columns["bits"]
@@ -425,17 +351,5 @@ class State(Columns):
         """`extract` for a thread that encodes it: later changes leave it as it is. If
         it has all mails, nothing of them is copied."""
         if not since:
-            self.lend()
+            self._lend()
         return self.extract(since, without=without)
-
-    def fingerprint(self) -> tuple[object, ...]:
-        """Return the parts in which equal states agree for every order of their
-        joins."""
-        return _invariants.fingerprint(self, self._stamps, self._early_flags, self._early_purged)
-
-    def check(self) -> None:
-        """Assert the invariants, for tests and `force-resync`.
-
-        Raises AssertionError that names the first broken invariant.
-        """
-        _invariants.check(self, self._stamps, self._early_flags, self._early_purged)

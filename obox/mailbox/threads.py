@@ -1,4 +1,6 @@
-"""Threads of mails: the algorithms ORDEREDSUBJECT and REFERENCES of RFC 5256 §3.
+"""Threads of mails: the algorithms ORDEREDSUBJECT and REFERENCES of RFC 5256 §3, and
+REFS, which has no RFC: REFERENCES without subjects, and the thread with the newest mail
+is the last.
 
 Theory of operation. The number of a mail is its position among the mails of the
 command. The nodes of REFERENCES are mails and dummies. A dummy stands for a mail that
@@ -90,7 +92,8 @@ def by_subject(subjects: Numbers, dates: Numbers) -> Forest:
 
 
 class References:
-    """The algorithm REFERENCES: call `add` for each mail, then `forest`."""
+    """The algorithms REFERENCES and REFS: call `add` for each mail, then `forest` or
+    `by_newest`."""
 
     def __init__(self, count: int) -> None:
         """count: the number of mails."""
@@ -173,9 +176,35 @@ class References:
             self._link(above, number)
 
     def forest(self, ranks: Numbers, subjects: Sequence[int], replies: Sequence[bool]) -> Steps:
-        """Return the threads. ranks: the rank of each mail by date. subjects: a number
-        for each base subject, 0 for an empty subject. replies: whether the subject of a
-        mail is that of a reply."""
+        """Return the threads of REFERENCES. ranks: the rank of each mail by date.
+        subjects: a number for each base subject, 0 for an empty subject. replies:
+        whether the subject of a mail is that of a reply."""
+        roots = yield from self._linked()
+        keys = self._keys(ranks)
+        roots = yield from self._sorted_all(roots, keys, deep=False)
+        roots = yield from self._joined(roots, subjects, replies, keys)
+        roots = yield from self._sorted_all(roots, keys, deep=True)
+        return Forest(roots, self._children, self._count)
+
+    def by_newest(self, ranks: Numbers) -> Steps:
+        """Return the threads of REFS, sorted by their newest mails. ranks: the rank of
+        each mail by date."""
+        roots = yield from self._linked()
+        roots = yield from self._sorted_all(roots, self._keys(ranks), deep=True)
+        newest, order = self._keys(ranks), (yield from self._below(roots))
+        for at, node in enumerate(reversed(order)):
+            for child in self._children.get(node, ()):
+                newest[node] = max(newest[node], newest[child])
+            if at % STEP == 0:
+                yield
+        return Forest(in_order(roots, newest), self._children, self._count)
+
+    def _keys(self, ranks: Numbers) -> list[int]:
+        """Return the ranks of all nodes, 0 for dummies."""
+        return [*ranks.tolist(), *([0] * (len(self._parents) - self._count))]
+
+    def _linked(self) -> Generator[None, None, list[int]]:
+        """Make all links, and return the roots in any order."""
         begin, walked = 0, 0
         for number, end in enumerate(self._ends):
             self._connect(number, self._references[begin:end])
@@ -184,12 +213,7 @@ class References:
                 walked = self._walked
                 yield
         self._ids, self._nodes = {}, []
-        roots = yield from self._pruned()
-        keys: list[int] = [*ranks.tolist(), *([0] * (len(self._parents) - self._count))]
-        roots = yield from self._sorted_all(roots, keys, deep=False)
-        roots = yield from self._joined(roots, subjects, replies, keys)
-        roots = yield from self._sorted_all(roots, keys, deep=True)
-        return Forest(roots, self._children, self._count)
+        return (yield from self._pruned())
 
     # -- steps 2 and 3 -------------------------------------------------------------------------------------------------
 

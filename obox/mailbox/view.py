@@ -76,8 +76,8 @@ class View:
         "_names",
         "_own",
         "_recent",
+        "_recent_sent",
         "_retained",
-        "_told_recent",
         "_uidnext",
         "names",
         "uids",
@@ -87,7 +87,7 @@ class View:
         self.uids: UidArray = state.uids
         self._uidnext = state.uidnext
         self._modseq = state.highestmodseq
-        self.names: tuple[str, ...] = tuple(state.flag_names)
+        self.names: tuple[str, ...] = tuple(state.flags.names)
         """The flags that the client knows, and the version of the names when the view
         was made.
         """
@@ -96,7 +96,7 @@ class View:
         self._hidden = False  # whether there are expunges that the client does not know
         self._own: tuple[tuple[int, UidArray], ...] = ()
         self._recent: tuple[tuple[int, int], ...] = ()
-        self._told_recent = 0
+        self._recent_sent = 0
         self._retained = state.retained
         self._retained.enter(self)
 
@@ -176,8 +176,8 @@ class View:
     def recent_count(self) -> int:
         """Return the number for a RECENT response, which the client knows
         afterwards."""
-        self._told_recent = len(self.recent_uids()) if self._recent else 0
-        return self._told_recent
+        self._recent_sent = len(self.recent_uids()) if self._recent else 0
+        return self._recent_sent
 
     # -- names of flags --------------------------------------------------------------------------------------------
 
@@ -254,7 +254,7 @@ class View:
         if len(fresh):
             self.add_recent(state.recent if take_recent is None else take_recent(), state.uidnext)
         self._uidnext = max(self._uidnext, state.uidnext)
-        recent_before = self._told_recent
+        recent_before = self._recent_sent
         recent = self.recent_count() if len(fresh) or expunged else recent_before
         names = self.has_new_names(state)
         if not (expunged or len(fresh) or len(changed) or names or recent != recent_before):

@@ -5,7 +5,7 @@ stream.py      Stream, its base: flow control, the timer, STARTTLS
 dialogue.py    Dialogue: a conversation with another server, line by line
 httplines.py   what a client reads of our own HTTP server
 splice.py      Splice: a client's connection that goes on at another server
-server.py      Server: lists and ends the connections of a protocol with a login
+server.py      Server: makes, lists and ends the connections of a protocol
 hub.py         Hub: what the connections of a server share; the drain
 registry.py    Registry: the open connections, and the limits of their number
 listeners.py   Listeners: bind addresses and accept clients
@@ -21,7 +21,7 @@ docs/flow.md, "A connection".
 """
 
 from obox.net.connection import Connection, Why, client_tls, speak_for, spoken_for
-from obox.net.hub import Hub, Spawn
+from obox.net.hub import Hub, Spawn, uncounted
 from obox.net.listeners import Factory, ListenError, Listeners, inherited_sockets
 from obox.net.pending import Entry, Pending
 from obox.net.proxy import ProxyError, Via
@@ -60,4 +60,5 @@ __all__ = [
     "speak_for",
     "spoken_for",
     "starttls",
+    "uncounted",
 ]

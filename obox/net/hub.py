@@ -23,7 +23,7 @@ _POLL_S: Final = 0.05
 Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
-def _uncounted(change: int) -> None:
+def uncounted(change: int) -> None:
     """Count nothing: there is no metric."""
 
 
@@ -42,7 +42,7 @@ class Hub:
         *,
         registry: Registry | None = None,
         spawn: Spawn | None = None,
-        count: Callable[[int], None] = _uncounted,
+        count: Callable[[int], None] = uncounted,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         ids: Iterator[int] | None = None,

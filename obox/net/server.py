@@ -9,18 +9,20 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from typing import Final
+from typing import ClassVar, Final
 
 from obox.net.connection import Connection
 from obox.net.hub import Hub
 from obox.net.registry import Who
 
-STOP_REASON: Final = "Server is shutting down, please reconnect"
 KICKED: Final = "Disconnected by the administrator"
 
 
 class Server(ABC):
     """All sessions of a protocol in a process."""
+
+    STOP_REASON: ClassVar[str] = "Server is shutting down, please reconnect"
+    """The reason that clients get at a stop."""
 
     hub: Hub
 
@@ -50,10 +52,10 @@ class Server(ABC):
             if isinstance(member, Connection) and member.who().mail in owners:
                 member.stop(reason)
 
-    async def stop(self, reason: str = STOP_REASON, grace_s: float = 25.0) -> None:
-        """End all sessions, each after its command, and cut those that are left after
-        `grace_s`.
+    async def stop(self, reason: str = "", grace_s: float = 25.0) -> None:
+        """End all sessions, each after its command or transaction, and cut those that
+        are left after `grace_s`. Close the listeners first.
 
-        Idempotent.
+        reason: "" is STOP_REASON. Idempotent.
         """
-        await self.hub.stop(reason, grace_s)
+        await self.hub.stop(reason or self.STOP_REASON, grace_s)

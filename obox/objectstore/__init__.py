@@ -13,7 +13,9 @@ Diagnostics: every failure is a StoreError with `permanent`. Retries are logged 
 debug, slow requests at warning. A bad setting is ConfigError. See the modules.
 """
 
-from obox.objectstore._driver import REQUEST_KEYS_MAX, Driver, Kind, ObjectInfo, ObjectStore, Page
+from typing import TYPE_CHECKING
+
+from obox.objectstore._driver import REQUEST_KEYS_MAX, Cursor, Driver, Kind, ObjectInfo, ObjectStore, Page
 from obox.objectstore._errors import (
     AlreadyExists,
     CorruptObject,
@@ -27,7 +29,6 @@ from obox.objectstore._errors import (
 )
 from obox.objectstore._file import FileDriver
 from obox.objectstore._frames import FRAME_BYTES, Header
-from obox.objectstore._memory import MemoryDriver
 from obox.objectstore._open import OpenStore, Settings, open_store
 from obox.objectstore._probe import Raced, needs_race, probe, race, require_one_winner, sweep
 from obox.objectstore.codec import (
@@ -44,6 +45,18 @@ from obox.objectstore.master_keys import load_keys
 from obox.objectstore.put_once import Outcome, find_outcome, put_once
 from obox.objectstore.stats import Stats
 
+if TYPE_CHECKING:
+    from obox.objectstore._memory import MemoryDriver
+
+
+def __getattr__(name: str) -> object:
+    if name == "MemoryDriver":  # tests and benchmarks alone use it
+        from obox.objectstore._memory import MemoryDriver
+
+        return MemoryDriver
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "FRAME_BYTES",
     "HEADER_BYTES",
@@ -51,6 +64,7 @@ __all__ = [
     "AlreadyExists",
     "Codec",
     "CorruptObject",
+    "Cursor",
     "Decoded",
     "Driver",
     "FileDriver",

@@ -101,8 +101,8 @@ class ExactKeys:
 def _translate(request: str, error: Exception) -> StoreError:
     answer: dict[str, Any] = getattr(error, "response", {})
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    told = answer.get("Error", {})
-    said = f"{status} {told['Code']}: {told.get('Message', '')}" if "Code" in told else str(error)
+    fields = answer.get("Error", {})
+    said = f"{status} {fields['Code']}: {fields.get('Message', '')}" if "Code" in fields else str(error)
     what = f"{said[:500]} ({request})"
     if isinstance(status, int) and status < _PASSING_STATUS and status != 429:
         return Refused(what)

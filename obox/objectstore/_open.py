@@ -31,7 +31,6 @@ from obstore.exceptions import BaseError
 from obox.errors import ConfigError
 from obox.objectstore._driver import REQUEST_KEYS_MAX, Driver, Kind, Names, ObjectInfo, Objects
 from obox.objectstore._file import FileDriver
-from obox.objectstore._memory import MemoryDriver
 from obox.objectstore._retry import Retrying, Sleep
 from obox.objectstore.stats import Counted, Stats
 from obox.turn import Turn
@@ -204,6 +203,8 @@ def _driver(settings: Settings, rng: random.Random, wall: Callable[[], float]) -
         raise _bad_url(url)
     match parts.scheme:
         case "memory" if not prefix and not parts.netloc:
+            from obox.objectstore._memory import MemoryDriver
+
             return MemoryDriver(wall=wall), ""
         case "file" if parts.netloc in ("", "localhost") and prefix:
             return FileDriver(os.path.normpath(unquote(parts.path)), rng=rng, wall=wall), ""

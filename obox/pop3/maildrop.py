@@ -68,7 +68,7 @@ class Maildrop:
         self._columns: dict[str, npt.NDArray[Any]] = {"size": state.column("size"), "oid": state.column("oid")}
         self.uids: UidArray = self._view.uids
         seen = (state.bits & np.uint64(SEEN)) != 0
-        if (flag := settings.deleted_flag) and flag in state.flag_names:
+        if (flag := settings.deleted_flag) and flag in state.flags.names:
             shown = ~state.has_flag(flag, np.arange(len(state)))
             self.uids, seen = self.uids[shown], seen[shown]
             self._columns = {name: column[shown] for name, column in self._columns.items()}
@@ -193,7 +193,7 @@ def _xuidl(header: bytes) -> bytes:
 
 
 def _differ(settings: Pop3Settings) -> bool:
-    """Whether unique ids of several mails differ by themselves."""
+    """Return whether unique ids of several mails differ by themselves."""
     return not settings.reuse_xuidl and any(found[3] == "u" for found in VARIABLE.findall(settings.uidl_format))
 
 

@@ -22,7 +22,7 @@ from obox.addresses import parsed
 from obox.cluster import Router, There
 from obox.errors import Invalid, NoPerm, OboxError, Unavailable
 from obox.lmtp.address import parse_path, split_detail
-from obox.net import Connection, Flow, Hub, Who, Why, is_loopback
+from obox.net import Connection, Flow, Hub, Server, Who, Why, is_loopback
 
 log = structlog.get_logger("obox.socketmap")
 
@@ -132,7 +132,7 @@ class Lookups:
         return f"lmtp:inet:{host}:{ports['lmtp']}"
 
 
-class SocketmapServer:
+class SocketmapServer(Server):
     """The connections of Postfix."""
 
     def __init__(self, lookups: Lookups, trusts: Callable[[str], bool] = is_loopback) -> None:
@@ -141,13 +141,8 @@ class SocketmapServer:
         self.lookups = lookups
         self.trusts = trusts
 
-    def protocol(self, remote: str | None = None) -> _Asking:
-        """Return the protocol of a new connection. remote: the address in a PROXY
-        header."""
-        return _Asking(self, remote)
-
-    async def close(self, grace_s: float) -> None:
-        await self.hub.stop("", grace_s)
+    def connection_factory(self, *, tls: bool = False, remote: str | None = None) -> _Asking:
+        return _Asking(self, tls, remote)
 
 
 class _Asking(Connection):
@@ -155,8 +150,8 @@ class _Asking(Connection):
 
     __slots__ = ("_buffer", "_server")
 
-    def __init__(self, server: SocketmapServer, remote: str | None) -> None:
-        super().__init__(server.hub, remote=remote)
+    def __init__(self, server: SocketmapServer, tls: bool, remote: str | None) -> None:
+        super().__init__(server.hub, tls=tls, remote=remote)
         self._server = server
         self._buffer = bytearray()
 

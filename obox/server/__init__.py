@@ -3,8 +3,8 @@
 HTTP is in `obox.server.http`, which loads large libraries. A process loads it when the
 first client of HTTP connects (`obox.server.later`).
 
-This room knows no IMAP, no LMTP and no mail. It is given callables, and `obox.backend`
-connects them.
+This room knows no protocol of mail, and no mail. It is given callables, and
+`obox.backend` connects them.
 """
 
 from obox.server.later import LaterHttp

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 
@@ -94,18 +94,21 @@ LAG_S: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 class Metrics:
     """The numbers that the protocols keep, and where those of other rooms are read.
 
-    imap_sessions.inc(-1), logins.labels("failed").inc(), loop_lag.observe(seconds) and
-    so on.
+    sessions["imap"].inc(-1), logins.labels("failed").inc(), loop_lag.observe(seconds)
+    and so on. sessions, commands: by the name of the protocol.
     """
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, logins: Iterable[str] = ()) -> None:
+        """logins: the protocols in which clients log in."""
         self.version = version
-        self.imap_sessions = Gauge("obox_imap_sessions", "Open IMAP connections.")
+        self.sessions = {
+            name: Gauge(f"obox_{name}_sessions", f"Open {name.upper()} connections.") for name in (*logins, "lmtp")
+        }
+        self.commands = {
+            name: Counter(f"obox_{name}_commands", f"{name.upper()} commands answered.", "command", "result")
+            for name in logins
+        }
         self.imap_idling = Gauge("obox_imap_idling", "IMAP sessions in IDLE.")
-        self.pop3_sessions = Gauge("obox_pop3_sessions", "Open POP3 connections.")
-        self.pop3_commands = Counter("obox_pop3_commands", "POP3 commands answered.", "command", "result")
-        self.imap_commands = Counter("obox_imap_commands", "IMAP commands answered.", "command", "result")
-        self.lmtp_sessions = Gauge("obox_lmtp_sessions", "Open LMTP connections.")
         self.lmtp_deliveries = Counter("obox_lmtp_deliveries", "Recipients answered after DATA.", "result")
         self.logins = Counter("obox_logins", "Attempts to log in.", "result")
         self.forwards = Counter(
@@ -124,7 +127,8 @@ class Metrics:
     @property
     def own(self) -> list[Gauge | Counter | Histogram]:
         """Return the numbers of this object, in the order in which they are shown."""
-        return [one for one in vars(self).values() if isinstance(one, Gauge | Counter | Histogram)]
+        alone = [one for one in vars(self).values() if isinstance(one, Gauge | Counter | Histogram)]
+        return [*self.sessions.values(), *self.commands.values(), *alone]
 
     def delivered(self, result: str, seconds: float) -> None:
         """Count an answer to a recipient, "250" and so on."""

@@ -45,7 +45,7 @@ class Notifier:
     def watchdog(self) -> None:
         self._send("WATCHDOG=1")
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         """Send another line, `NAME=value`, for a manager that understands it."""
         self._send(line)
 

@@ -21,8 +21,21 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 import msgspec
 import numpy as np
 
-from ..errors import Exists, Expunged, Invalid, Limit, NoPerm, NotFound, OverQuota, TooBig
-from ..mailbox import DELETED, Delta, FlagOp, MailboxEntry, Root, RootDelta, Rows, State, Totals, UidArray
+from ..errors import Exists, Expunged, Invalid, NoPerm, NotFound, OverQuota, TooBig
+from ..mailbox import (
+    DELETED,
+    Delta,
+    FlagOp,
+    MailboxEntry,
+    Root,
+    RootDelta,
+    Rows,
+    State,
+    Totals,
+    UidArray,
+    expunge_delta,
+    flag_delta,
+)
 from ..mailbox.names import INBOX, canonical, check_name
 from ..mailbox.search import Query
 from ..types import Guid, Oid, StorageId, Uid
@@ -30,7 +43,7 @@ from . import api
 from .api import Appended, Copied, MailboxInfo, NewMail, Source, Status, Stored, Unreadable, Usage
 from .fields import Fields
 from .mails.meta import make_fields
-from .user.mailboxes import MAILBOXES_MAX, infos
+from .user.mailboxes import check_count, infos
 from .user.search import search
 
 DEFAULT_MAILBOXES = (("INBOX", ""), ("Drafts", "\\Drafts"), ("Sent", "\\Sent"), ("Trash", "\\Trash"))
@@ -129,7 +142,7 @@ class MemoryMailbox:
             where, there = self.state.positions(uids)
             stale = self.state.modseqs[where[there]] > np.uint64(unchanged_since)
             refused, uids = uids[there][stale], uids[there][~stale]
-        delta, changed = self.state.flag_delta(uids, op, flags, self._store.now_ms())
+        delta, changed = flag_delta(self.state, uids, op, flags, self._store.now_ms())
         if delta is None:
             return Stored(changed, refused, 0)
         self.apply(delta)
@@ -137,17 +150,13 @@ class MemoryMailbox:
 
     async def expunge(self, uids: UidArray) -> UidArray:
         self.require_there()
-        delta, gone = self.state.expunge_delta(uids, self._store.now_ms())
+        delta, gone = expunge_delta(self.state, uids, self._store.now_ms())
         if delta is not None:
             self.apply(delta)
         return gone
 
     async def release(self) -> None:
         """Nothing is held for a session."""
-
-    def check_consistency(self) -> None:
-        """Assert the state's invariants."""
-        self.state.check()
 
     def totals(self) -> Totals:
         """Return what STATUS says."""
@@ -204,8 +213,7 @@ class MemoryUser:
         names = self.root.names()
         if name in names:
             raise Exists(f"mailbox {name!r} exists already")
-        if len(names) >= MAILBOXES_MAX:
-            raise Limit(f"a user has at most {MAILBOXES_MAX} mailboxes")
+        check_count([*names, name])
         if special_use and any(entry.special_use == special_use for entry in names.values()):
             raise Exists(f"there is a mailbox for {special_use} already")
         return self._make(name, special_use)
@@ -238,6 +246,7 @@ class MemoryUser:
         for target in targets:
             if target in names:
                 raise Exists(f"mailbox {target!r} exists already")
+        check_count([*(name for name in names if name not in moved), *targets])
         modseq = self.root.next_modseq(self._store.now_ms())
         renamed = [msgspec.structs.replace(entry, name=name, stamp=modseq) for name, entry in targets.items()]
         self.root.join(RootDelta(renamed))

@@ -32,9 +32,6 @@ HOLD_S: Final = 1.0
 """How long an open waits while its user is handed over. A client does not notice
 that."""
 
-NOT_OWNED: Final = 0
-"""The generation of a unit of another backend. No local copy has it."""
-
 
 class Tag(NamedTuple):
     """The identity of an assignment of a unit: its number and its random token."""
@@ -122,11 +119,11 @@ class Owned:
         """Return whether a unit is here at present."""
         return unit in self._units
 
-    def generation_of(self, sid: str) -> int:
-        """Return the generation of a user's unit; NOT_OWNED for a user of another
+    def generation_of(self, sid: str) -> int | None:
+        """Return the generation of a user's unit; None for a user of another
         backend."""
         stay = self._units.get(self.unit_of(sid))
-        return NOT_OWNED if stay is None else stay.generation
+        return None if stay is None else stay.generation
 
     def is_unclean(self, sid: str) -> bool:
         """Return whether the previous owner may have shown MODSEQs that no object

@@ -129,17 +129,17 @@ class Assignment:
     """The assignment under which this backend has a user at present.
 
     generation: copies that were compared under it have the user's whole state, except
-    what is in flight. compared_since: unix seconds; copies that were compared earlier
-    are compared again.
+    what is in flight; None if another backend has the user. compared_since: unix
+    seconds; copies that were compared earlier are compared again.
     """
 
-    generation: int
+    generation: int | None
     compared_since: float = 0.0
 
     def covers(self, stamp: Stamp) -> bool:
         """Return whether no other backend can have written since the copy was
         compared."""
-        return stamp.generation == self.generation
+        return self.generation is not None and stamp.generation == self.generation
 
 
 class Trust(Enum):

@@ -122,13 +122,13 @@ class _Obeying:
         try:
             await self._backend.lifecycle.reloaded()
         except Exception as error:
-            self._backend.notifier.tell(f"{orders.ANSWER}={orders.REFUSED} {error}")
+            self._backend.notifier.send(f"{orders.ANSWER}={orders.REFUSED} {error}")
 
     def _decided(self) -> Callable[[], Reloaded]:
         """Wait until the supervisor has the results of all workers. The wait is in the
         thread that has checked the configuration. Raises ConfigError.
         """
-        self._backend.notifier.tell(f"{orders.ANSWER}={orders.PREPARED}")
+        self._backend.notifier.send(f"{orders.ANSWER}={orders.PREPARED}")
         try:
             decision = self._decisions.get(timeout=2 * orders.ANSWER_S)
         except queue.Empty:

@@ -11,11 +11,12 @@ import os
 import secrets
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from obox.config import Amount, Config, Http, Imap, Listen, Metacache
 from obox.errors import ConfigError
+from obox.serving import LOGINS
 
 SPACE_BYTES_MIN: Final = 2 << 20
 """The smallest metacache."""
@@ -48,24 +49,30 @@ def of_worker(config: Config, number: int) -> Config:
         secret_file=_secret_file(config),
     )
     fscache = config.fscache
-    return replace(
+    found = replace(
         config,
         state_dir=state,
         metacache=_metacache(config, number),
         fscache=replace(
             fscache, path=_place(config, fscache.path, "fscache", number), max_size=fscache.max_size // workers
         ),
-        imap=_imap(config.imap, state, workers),
-        lmtp=None if config.lmtp is None else replace(config.lmtp, listen=(Listen(path=state / "lmtp.sock"),)),
+        imap=_imap(config.imap, workers),
         http=Http(listen=(Listen(path=state / "http.sock"),)),
         metrics=None,
         socketmap=None,
-        pop3=None if config.pop3 is None else replace(config.pop3, listen=(Listen(path=state / "pop3.sock"),)),
         managesieve=None,
         tls=replace(config.tls, cert=(), key=()),
         cluster=cluster,
         server=replace(config.server, workers=1, unix_mode=0o600),
     )
+    return replace(found, **{name: _listening(found, name) for name in (*LOGINS, "lmtp")})
+
+
+def _listening(config: Config, protocol: str) -> Any:
+    """Return the section of a protocol with its unix socket. None: there is none."""
+    section = getattr(config, protocol)
+    path = config.state_dir / f"{protocol}.sock"
+    return None if section is None else replace(section, listen=(Listen(path=path),))
 
 
 def of_front(config: Config) -> Config:
@@ -113,12 +120,11 @@ def _metacache(config: Config, number: int) -> Metacache:
     )
 
 
-def _imap(whole: Imap | None, state: Path, workers: int) -> Imap | None:
+def _imap(whole: Imap | None, workers: int) -> Imap | None:
     if whole is None:
         return None
     return replace(
         whole,
-        listen=(Listen(path=state / "imap.sock"),),
         max_append_memory=max(MEMORY_BYTES_MIN, whole.max_append_memory // workers),
         max_append_spool=max(SPOOL_BYTES_MIN, whole.max_append_spool // workers),
     )

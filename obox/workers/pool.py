@@ -112,7 +112,7 @@ class Pool:
         log.info("groups move to new workers", workers=list(names), groups=moved)
 
     def _released(self, worker: Worker) -> None:
-        self._tell_gone()
+        self._announce_gone()
         self._chore(self._view.put(Kind.ORDERS, worker.name, Orders(State.OFFLINE)))
 
     async def _again(self, worker: Worker) -> None:
@@ -229,12 +229,12 @@ class Pool:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _on_change(self, worker: Worker) -> None:
-        self._tell_gone()
+        self._announce_gone()
         if worker.ready.is_set() and worker.resting:
             self._chore(self._again(worker))
         self._changed()
 
-    def _tell_gone(self) -> None:
+    def _announce_gone(self) -> None:
         """Name the workers that rest to all workers: their processes have ended."""
         gone = sorted(self._removed | {worker.name for worker in self.workers.values() if worker.gone})
         for worker in self.workers.values():

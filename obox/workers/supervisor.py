@@ -25,7 +25,6 @@ from obox.cluster import Assigned, Directory, Here, Router, There
 from obox.config import Config, load
 from obox.errors import Unavailable
 from obox.front import Front
-from obox.membership import ports_of
 from obox.proxy import ViewRouter
 from obox.server import Lifecycle, Notifier, Reloaded
 from obox.server.log import recent_problems
@@ -179,10 +178,7 @@ class Supervisor(Front):
 
     def places(self) -> tuple[None, Callable[[], tuple[str, Mapping[str, int]]]]:
         """Name this process for all users, since front ends cannot reach a worker."""
-        return None, lambda: (self.config.cluster.address or "127.0.0.1", self._ports())
-
-    def _ports(self) -> dict[str, int]:
-        return ports_of(("imap", "pop3", "lmtp"), self.listeners.addresses)
+        return None, lambda: (self.config.cluster.address or "127.0.0.1", self.ports())
 
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -238,7 +234,7 @@ class Supervisor(Front):
         relay = Relay(self.pool, self._inner, _Process(self).stop_logins)
         verbs = routes(self.admin, key=self._api_key(), version=__version__, run=relay.run, asked=relay.answer)
         api = [*verbs, *self.nginx()]
-        draining = lambda: self.lifecycle.draining  # noqa: E731
+        draining = lambda: self.lifecycle.draining  # noqa: E731 - a name for a short line
         probes = application(draining=draining, routes=[shown.route(), *([] if config.metrics else api)])
         out = {"admin": HttpServer(application(routes=api)), "metrics": HttpServer(probes)}
         out["http"] = out["metrics"] if config.metrics is None else HttpServer(application(routes=api))

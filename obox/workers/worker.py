@@ -163,11 +163,11 @@ class Worker:
     async def _free(self) -> bool:
         """Wait until the process of an earlier supervisor has ended. Return False if a
         stop has begun meanwhile."""
-        told = False
+        logged = False
         while is_locked(self.home):
-            if not told:
+            if not logged:
                 log.warning("worker of an earlier supervisor still runs", worker=self.name)
-            told = True
+            logged = True
             if not await self._rest(LOCK_POLL_S):
                 return False
         return True

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from adminservice import Service, running, write_config
+from board import board, empty  # noqa: F401 - these are fixtures
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ async def test_rows_stream(service: Service) -> None:
     assert any("progress" in line for line in lines)
 
 
-async def test_a_bug_is_told_and_logged(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_is_reported_and_logged(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(admin: Any, params: Any) -> Any:
         raise ZeroDivisionError
         yield {}

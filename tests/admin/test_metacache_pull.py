@@ -306,7 +306,7 @@ async def test_a_members_message_is_read_to_a_limit(start: Start) -> None:
         assert endless.sent_bytes == pull.ANSWER_BYTES_MAX
 
 
-async def test_a_certificate_nobody_vouches_for(start: Start, tmp_path: Path) -> None:
+async def test_a_certificate_that_nobody_has_signed(start: Start, tmp_path: Path) -> None:
     async with start("first", '[cluster]\nbackend = "first"\n') as one:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*certificate(tmp_path))
@@ -414,7 +414,7 @@ async def test_a_destination_that_reads_nothing(start: Start, monkeypatch: pytes
         writer.close()
 
 
-async def test_progress_is_told(start: Start) -> None:
+async def test_progress_is_reported(start: Start) -> None:
     async with two(start) as (one, other):
         await some_mail(one)
         got = await other.client.post(

@@ -53,6 +53,11 @@ async def test_tls_and_what_the_administrator_sees(config: Path) -> None:
         backend = service.backend
         clear, secure = ports(backend)
         await service.deliver(ANNA, [mail(1), mail(2)])
+        lmtp = int(backend.listeners.addresses("lmtp")[0].rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", lmtp)
+        await reader.readline()
+        assert b"obox_lmtp_sessions 1.0" in Exposition(backend.metrics).text()
+        writer.close()
         ways = [(clear, "clear"), (clear, "stls"), (secure, "tls")]
         clients = [await asyncio.to_thread(login, port, how) for port, how in ways]
         imap = await asyncio.to_thread(imaplib.IMAP4, "127.0.0.1", service.imap_port(), PATIENT_S)
@@ -85,8 +90,7 @@ async def until_empty(service: Service) -> None:
 
 async def test_a_backend_that_does_not_serve_the_user_says_so(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(config) as service:
-        pop3 = service.backend.pop3
-        assert pop3
+        pop3 = service.backend.logins["pop3"]
 
         async def elsewhere(account: object) -> None:
             raise Elsewhere("another backend serves the user; try again")

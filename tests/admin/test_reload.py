@@ -155,7 +155,7 @@ def names(rows: list[dict[str, Any]], used: str) -> list[str]:
 
 def imap(name: str) -> Callable[[Backend], object]:
     """Return the value of a setting for an IMAP client that connects at this moment."""
-    return lambda backend: getattr(backend.imap.context.settings_of(ELSEWHERE), name)
+    return lambda backend: getattr(backend.logins["imap"].context.settings_of(ELSEWHERE), name)
 
 
 def lmtp(name: str) -> Callable[[Backend], object]:
@@ -163,7 +163,7 @@ def lmtp(name: str) -> Callable[[Backend], object]:
 
 
 def pop3(name: str) -> Callable[[Backend], object]:
-    return lambda backend: getattr(backend.pop3.context.settings_of(ELSEWHERE), name)
+    return lambda backend: getattr(backend.logins["pop3"].context.settings_of(ELSEWHERE), name)
 
 
 def store(name: str) -> Callable[[Backend], object]:
@@ -284,7 +284,7 @@ async def test_each_setting_that_needs_no_restart_is_used_and_taken_back(service
 # -- what clients see --------------------------------------------------------------------------------------------------
 
 
-async def test_new_connections_get_new_limits_old_ones_keep_theirs(service: Service, file: File) -> None:
+async def test_new_connections_get_new_limits_and_earlier_connections_keep_theirs(service: Service, file: File) -> None:
     line, _ = await Line.open(service)
     assert f"APPENDLIMIT={50 << 20}" in (await line.ask(f"LOGIN {ANNA} secret"))[-1]
     lmtp_line, _ = await Line.open(service, "lmtp")
@@ -324,7 +324,7 @@ async def test_other_users_and_networks(service: Service, file: File) -> None:
 
 async def test_remotes_come_change_and_go(service: Service, file: File) -> None:
     def limits() -> list[object]:
-        of = service.backend.imap.context.settings_of
+        of = service.backend.logins["imap"].context.settings_of
         return [of(address).user_sessions_max for address in ("127.0.0.1", ELSEWHERE)]
 
     name = 'remote."127.0.0.0/8".imap.max_user_sessions'
@@ -409,7 +409,6 @@ class Logged:
 
 async def test_a_mixed_change_is_used_as_far_as_it_can_be(service: Service, file: File) -> None:
     logged, backend = Logged(service), service.backend
-    assert backend.imap
     deadline = backend.parts.config.storage.deadline
     more: dict[str, Any] = {
         "storage": {"deadline": "20s", "secret_access_key": "hush", "access_key_id": "key"},
@@ -430,7 +429,7 @@ async def test_a_mixed_change_is_used_as_far_as_it_can_be(service: Service, file
     later = "configuration reloaded, some changes wait for a restart"
     assert logged.lines == [("info", "configuration reloaded", ["imap.idle_timeout"]), ("warning", later, waiting)]
     assert backend.parts.config.storage.deadline == deadline
-    assert backend.imap.context.settings_of("").idle_timeout_s == 3600
+    assert backend.logins["imap"].context.settings_of("").idle_timeout_s == 3600
     line, _ = await Line.open(service, "lmtp")
     assert (await line.say("LHLO client")).startswith("250")
 
@@ -464,8 +463,12 @@ async def test_what_is_wrong_leaves_everything(
     service: Service, file: File, sections: dict[str, Any], extra: str, said: str
 ) -> None:
     logged, backend = Logged(service), service.backend
-    assert backend.imap
-    before = backend.parts.config, backend.imap.context.settings, backend.parts.store.env.settings, backend.parts.users
+    before = (
+        backend.parts.config,
+        backend.logins["imap"].context.settings,
+        backend.parts.store.env.settings,
+        backend.parts.users,
+    )
     users = before[-1]
     sections = {"quota": {"max_mail_size": "1M"}, "metacache": {"upload_interval": "1h"}, **sections}
     sections["storage"] = {"durability": "bucket", **sections.get("storage", {})}
@@ -475,7 +478,12 @@ async def test_what_is_wrong_leaves_everything(
     assert code == 78
     assert said in message
     assert logged.lines == [("error", "reload failed, the old configuration stays", message)]
-    assert (backend.parts.config, backend.imap.context.settings, backend.parts.store.env.settings, users) == before
+    assert (
+        backend.parts.config,
+        backend.logins["imap"].context.settings,
+        backend.parts.store.env.settings,
+        users,
+    ) == before
     assert backend.parts.authenticator._users is users
     assert "t OK" in await login(service)
     file.change()

@@ -109,7 +109,7 @@ async def test_logins_and_deliveries_wait_for_the_store(tmp_path: Path, answers:
         assert (await delivery).startswith(b"250")
 
 
-async def test_a_bucket_that_does_not_come_is_told(
+async def test_a_bucket_that_does_not_come_is_reported(
     tmp_path: Path, answers: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "OPEN_S", 0.05)
@@ -140,7 +140,7 @@ async def test_a_stop_does_not_wait_for_those_who_wait(tmp_path: Path, answers: 
         assert (await login).startswith(b"a NO [UNAVAILABLE]")
 
 
-async def test_a_passwd_file_that_is_not_there_is_told_at_the_start(tmp_path: Path) -> None:
+async def test_a_passwd_file_that_is_not_there_is_reported_at_the_start(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     users = (tmp_path / "users").read_text()
     (tmp_path / "users").unlink()
@@ -148,13 +148,13 @@ async def test_a_passwd_file_that_is_not_there_is_told_at_the_start(tmp_path: Pa
         async with starting(tmp_path, config) as backend, Client(backend, "imap") as imap:
             await backend.ready.wait()
             async with asyncio.timeout(PATIENT_S):
-                told = lines[:0]
-                while not told:
-                    told = [line for line in lines if line["event"] == "passwd-file cannot be read"]
+                warnings = lines[:0]
+                while not warnings:
+                    warnings = [line for line in lines if line["event"] == "passwd-file cannot be read"]
                     await asyncio.sleep(0.01)
-            assert told[0]["path"] == str(tmp_path / "users")
-            assert told[0]["error"] == "cannot be read: No such file or directory"
-            assert "oboxadm user add" in told[0]["next_step"]
+            assert warnings[0]["path"] == str(tmp_path / "users")
+            assert warnings[0]["error"] == "cannot be read: No such file or directory"
+            assert "oboxadm user add" in warnings[0]["next_step"]
             (tmp_path / "users").write_text(users)
             assert (await imap.login()).startswith(b"a OK"), "a file that comes later is used"
 
@@ -199,7 +199,6 @@ async def test_a_client_whose_tls_ends_at_a_trusted_proxy_is_protected(tmp_path:
         greeting, answer = await reader.readline(), await reader.readline()
         assert (b"LOGINDISABLED" in greeting) is not over_tls
         assert answer.startswith(b"a OK" if over_tls else b"a NO [PRIVACYREQUIRED]"), answer
-        imap = service.backend.imap
-        assert imap is not None
+        imap = service.backend.logins["imap"]
         assert [member.tls for member in imap.who()] == [over_tls]
         writer.close()

@@ -185,9 +185,9 @@ async def test_a_backend_that_waits_says_why_after_a_second(
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
         await parts.close()
-    told = [line for line in logs if "bucket does not answer" in line["event"]]
-    assert len(told) == 1
-    assert ("InvalidAccessKeyId" if end == "refuses" else "Connection refused") in told[0]["error"]
+    reported = [line for line in logs if "bucket does not answer" in line["event"]]
+    assert len(reported) == 1
+    assert ("InvalidAccessKeyId" if end == "refuses" else "Connection refused") in reported[0]["error"]
 
 
 async def test_a_backend_that_waits_says_it_again_after_a_minute(
@@ -205,25 +205,25 @@ async def test_a_backend_that_waits_says_it_again_after_a_minute(
 
     monkeypatch.setattr(module, "probe", refused)
     parts = await module.open(load(on_s3(tmp_path, "http://127.0.0.1:1"), {}))
-    told: list[int] = []
+    reported: list[int] = []
     with capture_logs() as logs:
         starting = asyncio.ensure_future(parts.start())
         for pause_s in (0, 59.9, 0.2, 59.7, 0.2):
             now += pause_s
             for _ in range(20):
                 await asyncio.sleep(0.002)
-            told.append(sum("bucket does not answer" in line["event"] for line in logs))
+            reported.append(sum("bucket does not answer" in line["event"] for line in logs))
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
     await parts.close()
-    assert told == [1, 1, 2, 2, 2]
+    assert reported == [1, 1, 2, 2, 2]
 
 
 def served_by(monkeypatch: pytest.MonkeyPatch, driver: MemoryDriver) -> None:
     monkeypatch.setattr(module, "open_store", lambda settings, **words: open_store(settings, driver=driver))
 
 
-async def test_the_order_that_a_store_has_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_order_that_a_store_has_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, (driver, words) in enumerate(
         [(SeaweedLike(), "not in byte order"), (MemoryDriver(), "in byte order,")]
     ):

@@ -72,7 +72,7 @@ async def test_who_and_kick(service: Service) -> None:
     assert await service.call("kick", ip="127.0.0.1") == [{"username": BEN, "connections": 1}]
 
 
-async def test_reload_tells_what_is_wrong(service: Service) -> None:
+async def test_reload_reports_what_is_wrong(service: Service) -> None:
     assert await service.call("reload") == []
     file = service.backend.parts.config.file
     assert file is not None

@@ -63,17 +63,17 @@ async def no_time(seconds: float) -> None:
     await asyncio.sleep(0)
 
 
-async def settle() -> None:
+async def let_others_run() -> None:
     for _ in range(20):
         await asyncio.sleep(0)
 
 
 async def test_an_honest_user_waits_for_one_hash_of_each_address(auth: Authenticator, hasher: Hasher) -> None:
     attempts = [task for remote in ATTACKERS for task in attack(auth, remote, 100)]
-    await settle()
+    await let_others_run()
     assert all(not task.done() or isinstance(task.exception(), AuthUnavailable) for task in attempts)
     honest = asyncio.create_task(auth.verify("honest", "right", remote="198.51.100.7"))
-    await settle()
+    await let_others_run()
     hasher.gate.set()
     assert (await honest).name == "honest"
     before = hasher.passwords.index("right")
@@ -88,7 +88,7 @@ async def test_a_password_that_was_right_lately_is_not_hashed(auth: Authenticato
     await auth.verify("honest", "right", remote="198.51.100.7")
     hasher.gate.clear()
     attempts = attack(auth, ATTACKERS[0], 100)
-    await settle()
+    await let_others_run()
     assert (await auth.verify("honest", "right", remote="198.51.100.8")).name == "honest"
     assert hasher.passwords == ["right"]
     hasher.gate.set()
@@ -101,7 +101,7 @@ async def test_the_share_of_an_address_and_the_penalty_of_what_is_refused(
     """Addresses of the same /64 share their turns. A refused login costs no hash, and
     counts as a failure."""
     attempts = attack(auth, "2001:db8::1", 60) + attack(auth, "2001:db8::ffff:2", 60)
-    await settle()
+    await let_others_run()
     refused = [task for task in attempts if task.done()]
     assert len(refused) == 120 - 64
     assert {str(task.exception()) for task in refused} == {"Too many logins are being checked, try again later"}
@@ -115,7 +115,7 @@ async def test_the_share_of_an_address_and_the_penalty_of_what_is_refused(
 async def test_this_machines_own_may_use_the_whole_queue(auth: Authenticator, hasher: Hasher) -> None:
     """A webmail runs on this machine, so all its users come from this address."""
     attempts = attack(auth, "127.0.0.1", 200)
-    await settle()
+    await let_others_run()
     assert not any(task.done() for task in attempts)
     hasher.gate.set()
     await asyncio.wait(attempts)
@@ -123,12 +123,12 @@ async def test_this_machines_own_may_use_the_whole_queue(auth: Authenticator, ha
 
 async def test_who_leaves_gives_its_place_back(auth: Authenticator, hasher: Hasher) -> None:
     attempts = attack(auth, ATTACKERS[0], 64)
-    await settle()
+    await let_others_run()
     for task in attempts[1:]:
         task.cancel()
-    await settle()
+    await let_others_run()
     more = attack(auth, ATTACKERS[0], 63)
-    await settle()
+    await let_others_run()
     assert not any(task.done() for task in more)
     hasher.gate.set()
     await asyncio.wait(attempts + more)

@@ -80,7 +80,7 @@ async def test_every_failure_hashes_once(world: World) -> None:
         assert world.checked[0][0] == "{PLAIN}x"
 
 
-async def test_an_unknown_user_never_enters_with_another_ones_password(world: World) -> None:
+async def test_an_unknown_user_never_enters_with_another_users_password(world: World) -> None:
     await world.fails("nobody", "x", remote="")
     await world.fails("none", "x", remote="")
 
@@ -91,7 +91,7 @@ async def test_a_file_without_secrets_hashes_as_well(world: World) -> None:
     assert world.checked[0][0].startswith("{SHA512-CRYPT}")
 
 
-async def test_disabled_is_told_to_the_owner_alone(world: World) -> None:
+async def test_disabled_is_said_to_the_owner_alone(world: World) -> None:
     with pytest.raises(Disabled, match="disabled"):
         await world.auth.verify("off", "x", remote="")
     with pytest.raises(Disabled, match="Moved"):

@@ -218,12 +218,12 @@ def test_a_file_has_a_secret_a_line(tmp_path: Path) -> None:
     assert read_secrets(secret_file(tmp_path, text)) == ((SECRET, OTHER), [])
 
 
-@pytest.mark.parametrize(("text", "mode", "told"), [(SECRET[:-1], 0o600, "32 characters"), (SECRET, 0o640, "0600")])
-def test_what_is_weak_is_told_and_used(tmp_path: Path, text: bytes, mode: int, told: str) -> None:
+@pytest.mark.parametrize(("text", "mode", "reported"), [(SECRET[:-1], 0o600, "32 characters"), (SECRET, 0o640, "0600")])
+def test_what_is_weak_is_reported_and_used(tmp_path: Path, text: bytes, mode: int, reported: str) -> None:
     secrets, warnings = read_secrets(secret_file(tmp_path, text, mode))
     assert secrets == (text,)
     assert len(warnings) == 1
-    assert told in warnings[0]
+    assert reported in warnings[0]
 
 
 @pytest.mark.parametrize("text", [b"", b"# nothing\n", b"\n".join(b"%032d" % n for n in range(SECRETS_MAX + 1))])

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from fleet import fleet  # noqa: F401 - a fixture
 from patience import PATIENT_S
 
 from obox.cluster import Directory, MemoryDirectory, MemoryReplica, open_lmdb

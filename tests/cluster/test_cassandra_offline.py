@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import structlog.testing
+from fleet import FakeStore
 from patience import PATIENT_S
-from test_member_steps import FakeStore
 
 from obox.cluster import (
     BackendMember,
@@ -211,23 +211,23 @@ async def test_a_start_waits_for_cassandra_with_a_line_a_minute(monkeypatch: pyt
     async def greets(member: Member | None) -> bool:
         return True
 
-    async def settle() -> None:
+    async def begin() -> None:
         await make_settings(directory, 4, now=lambda: now, sleep=sleep, random_bytes=bytes)
 
     world = World(lambda: now, lambda: now, sleep, bytes, dict, greets)
     member = BackendMember(view, FakeStore(), DeadWatch("a", "default", 15.0), world)
     until = now + 150
     with structlog.testing.capture_logs() as logs:
-        running = asyncio.ensure_future(member.run(Myself(Member("backend", "default", "c1"), State.STANDBY, settle)))
+        running = asyncio.ensure_future(member.run(Myself(Member("backend", "default", "c1"), State.STANDBY, begin)))
         async with asyncio.timeout(PATIENT_S):
             while now < until:  # noqa: ASYNC110 - the clock is the test's own
                 await asyncio.sleep(0)
-            told = [(line["event"], line["error"]) for line in logs if line["log_level"] != "debug"]
+            logged = [(line["event"], line["error"]) for line in logs if line["log_level"] != "debug"]
             server.up = True
             while (Kind.BEATS.value, "a") not in server.rows:
                 assert not running.done()
                 await asyncio.sleep(0)
-    assert told == 3 * [("directory does not answer", "Connection refused")]
+    assert logged == 3 * [("directory does not answer", "Connection refused")]
     assert (Kind.MEMBERS.value, "a") in server.rows
     running.cancel()
     await asyncio.wait([running])

@@ -157,7 +157,7 @@ async def test_the_functions_above_an_engine(pair: tuple[Directory, Directory]) 
     assert [finding.what for finding in await check(one, now=1.0)] == ["unassigned", "bad-owner"]
 
 
-async def test_the_settings_have_a_version_and_newer_ones_are_refused(pair: tuple[Directory, Directory]) -> None:
+async def test_the_settings_have_a_version_and_newer_versions_are_refused(pair: tuple[Directory, Directory]) -> None:
     """`cluster init` makes them, `cluster upgrade` raises them, and an older obox does
     not start."""
     one, other = pair

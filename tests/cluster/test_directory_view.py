@@ -88,10 +88,10 @@ class Memory:
 
 
 def play(story: Any) -> None:
-    async def told() -> None:
+    async def reported() -> None:
         await story(World())
 
-    simulate(told)
+    simulate(reported)
 
 
 def test_one_query_for_each_kind_and_the_settings_once_a_minute() -> None:
@@ -112,27 +112,27 @@ def test_one_query_for_each_kind_and_the_settings_once_a_minute() -> None:
     play(story)
 
 
-def test_listeners_are_told_what_changed_and_nothing_else() -> None:
+def test_listeners_get_what_changed_and_nothing_else() -> None:
     async def story(world: World) -> None:
-        view, told = world.view(), []
+        view, reported = world.view(), []
         others: list[Changes] = []
         view.listen(others.append)
-        view.listen(told.append)
+        view.listen(reported.append)
         await world.group(1, "a", 1)
         await world.put(Kind.MEMBERS, "a", Member("backend", "x", "host"))
         await view.poll()
-        assert told.pop() == NOTHING._replace(groups=frozenset({1}), members=frozenset({"a"})) == others.pop()
+        assert reported.pop() == NOTHING._replace(groups=frozenset({1}), members=frozenset({"a"})) == others.pop()
         await world.put(Kind.BEATS, "a", Beat(1))
         # The row has the same value again, with a newer timestamp.
         await world.group(1, "a", 1)
         await view.poll()
-        assert told == []
+        assert reported == []
         assert view.beats["a"].counter == 1
         await world.put(Kind.PINS, "anna", Assigned("a", 1, 1))
         await world.put(Kind.MOVES, group_key(1), Move("b", 1.0))
         await world.put(Kind.ORDERS, "a", Orders(evacuate=True))
         await view.poll()
-        assert told.pop() == Changes(
+        assert reported.pop() == Changes(
             frozenset(), frozenset({"anna"}), frozenset({group_key(1)}), frozenset({"a"}), frozenset(), frozenset()
         )
         assert view.groups == {1: Assigned("a", 1, 7)}
@@ -164,13 +164,13 @@ def test_during_an_outage_the_last_good_answer_holds_and_its_age_grows() -> None
 
 def test_a_poll_of_which_one_query_fails_changes_nothing() -> None:
     async def story(world: World) -> None:
-        view, told = world.view(), []
-        view.listen(told.append)
+        view, reported = world.view(), []
+        view.listen(reported.append)
         await world.group(1, "a", 1)
         world.faults.failed = 0.5
         good = [await view.poll() for _ in range(200)]
         assert 0 < sum(good) < 20
-        assert len(told) == 1
+        assert len(reported) == 1
         await world.group(1, "b", 2)
         while not await view.poll():
             assert view.groups == {1: Assigned("a", 1, 7)}
@@ -313,13 +313,13 @@ def test_many_who_poll_at_once_share_a_pass_that_begins_after_their_call() -> No
 
 def test_a_write_of_ours_is_known_at_once() -> None:
     async def story(world: World) -> None:
-        view, told = world.view(), []
-        view.listen(told.append)
+        view, reported = world.view(), []
+        view.listen(reported.append)
         row = await world.group(1, "a", 1)
         view.note(Kind.GROUPS, group_key(1), row)
         view.note(Kind.GROUPS, group_key(1), row)
         assert view.assigned(group_key(1)) == Assigned("a", 1, 7)
-        assert len(told) == 1
+        assert len(reported) == 1
 
     play(story)
 

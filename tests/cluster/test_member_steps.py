@@ -4,189 +4,30 @@ asked."""
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
 import pytest
+from fleet import GROUPS, Fleet, _Always
 from structlog.testing import capture_logs
 
 from obox.cluster import (
     Assigned,
-    BackendMember,
-    BootRow,
-    DeadWatch,
     Here,
     Kind,
     Member,
     MemoryDirectory,
-    MemoryReplica,
     Merge,
     Move,
-    Myself,
     Orders,
-    Settings,
     State,
-    View,
-    World,
     decode,
     home_of,
-    make_settings,
     user_key,
 )
 from obox.cluster.member import HOME_BEATS, POLL_S, QUICK_S
-from obox.cluster.view import SETTINGS_POLLS
-from obox.cluster.world import Hand
 from obox.cluster.writer import WRITES_AT_ONCE
-from obox.forms import FORMS, Form
 from obox.types import StorageId
-
-GROUPS = 12
-
-
-class FakeStore:
-    """A `world.Store` that gains and loses units at once."""
-
-    def __init__(self) -> None:
-        self.units: dict[str, tuple[int, int]] = {}
-        self.present = "boot1"
-        self.unclean: set[tuple[str, str]] = set()
-        self.gained: list[tuple[set[str], bool]] = []
-        self.allowed: Mapping[str, int] | None = {}
-        self.raised: list[dict[str, int]] = []
-
-    def held(self) -> Mapping[str, tuple[int, int]]:
-        return self.units
-
-    def boot(self) -> str:
-        return self.present
-
-    async def gain(self, units: Mapping[str, Assigned], fence: Sequence[tuple[str, str]], *, orderly: bool) -> None:
-        self.units |= {unit: (row.number, row.token) for unit, row in units.items()}
-        self.gained.append((set(units), orderly))
-
-    def forms(self) -> Mapping[str, int] | None:
-        return self.allowed
-
-    async def raise_forms(self, wanted: Mapping[str, int]) -> None:
-        assert self.allowed is not None
-        self.raised.append(dict(wanted))
-        self.allowed = {**self.allowed, **wanted}
-
-    def split(self, group: str, unit: str) -> None:
-        if group in self.units:
-            self.units[unit] = (0, 0)
-
-    def renumber(self, unit: str, row: Assigned) -> None:
-        if unit in self.units:
-            self.units[unit] = (row.number, row.token)
-
-    def holds(self, unit: str) -> bool:
-        return unit in self.units
-
-    async def release(self, units: Sequence[str], hand: Hand) -> frozenset[str]:
-        given = await hand(frozenset(units))
-        for unit in given:
-            del self.units[unit]
-        return given
-
-    async def lose(self, units: Sequence[str]) -> int:
-        for unit in units:
-            self.units.pop(unit, None)
-        return 0
-
-    async def doubt(self, units: Sequence[str]) -> None:
-        pass
-
-    async def sweep(self, clears: Callable[[str], bool]) -> Collection[tuple[str, str]]:
-        return self.unclean
-
-
-class _Always(random.Random):
-    """Chance that says whether an unanswered write arrives."""
-
-    def __init__(self, arrives: bool) -> None:
-        super().__init__(0)
-        self._arrives = arrives
-
-    def random(self) -> float:
-        return 0.9 if self._arrives else 0.0
-
-
-class Fleet:
-    """Members on one directory and one clock, each driven by hand."""
-
-    def __init__(self) -> None:
-        self.time = 1_800_000_000.0
-        self.replica = MemoryReplica(lambda: self.time)
-        self.directory = self.way()
-        self.stores: dict[str, FakeStore] = {}
-        self.members: dict[str, BackendMember] = {}
-        self.answers = True
-        """Whether members greet."""
-        self.joins_as = State.ONLINE
-
-    async def sleep(self, seconds: float) -> None:
-        self.time += seconds
-        await asyncio.sleep(0)
-
-    def way(self) -> MemoryDirectory:
-        return MemoryDirectory(self.replica, sleep=self.sleep)
-
-    async def join(self, name: str) -> BackendMember:
-        way, store = self.way(), FakeStore()
-        view = View(way, clock=lambda: self.time, now=lambda: self.time, sleep=self.sleep)
-        world = World(lambda: self.time, lambda: self.time, self.sleep, lambda n: b"r" * n, dict, self.greets)
-        member = BackendMember(view, store, DeadWatch(name, "default", 15.0), world)
-        self.stores[name], self.members[name] = store, member
-
-        async def settle() -> None:
-            await make_settings(way, GROUPS, now=lambda: self.time, sleep=self.sleep, random_bytes=lambda n: b"r" * n)
-
-        member._myself = Myself(Member("backend", "default", "127.0.0.1"), self.joins_as, settle)
-        assert await member._join()
-        return member
-
-    async def greets(self, member: Member | None) -> bool:
-        return self.answers
-
-    async def seconds(self, count: int) -> None:
-        for _ in range(count):
-            for member in self.members.values():
-                await member.beat()
-            for member in self.members.values():
-                await member.step()
-            self.time += 1.0
-
-    async def put(self, kind: Kind, key: str, record: msgspec.Struct) -> None:
-        await self.directory.put(kind, key, msgspec.msgpack.encode(record), int(self.time * 1_000_000) + 1)
-
-    async def orders(self, name: str) -> Orders:
-        row = await self.directory.get(Kind.ORDERS, name)
-        assert row is not None
-        return decode(row.value, Orders)
-
-    async def of(self, name: str) -> set[str]:
-        """Return the groups whose rows in the directory name a backend."""
-        rows = await self.directory.all(Kind.GROUPS)
-        return {key for key, row in rows.items() if decode(row.value, Assigned).backend == name}
-
-    async def boots(self) -> dict[str, BootRow]:
-        rows = await self.directory.all(Kind.BOOTS)
-        return {key: decode(row.value, BootRow) for key, row in rows.items()}
-
-
-@pytest.fixture
-async def fleet() -> Fleet:
-    made = Fleet()
-    await made.join("a")
-    await made.join("b")
-    await made.seconds(5)
-    assert len(made.stores["a"].units) + len(made.stores["b"].units) == GROUPS
-    assert made.stores["a"].units
-    assert made.stores["b"].units
-    return made
 
 
 async def test_an_evacuated_backend_stands_by_when_it_holds_nothing(fleet: Fleet) -> None:
@@ -236,7 +77,7 @@ async def test_a_release_whose_row_was_not_answered_is_not_served_and_written_ag
     assert tried in fleet.stores["b"].units
 
 
-async def test_a_backend_that_lost_units_tells_the_owner_also_if_nothing_was_left(fleet: Fleet) -> None:
+async def test_a_backend_that_lost_units_informs_the_owner_also_if_nothing_was_left(fleet: Fleet) -> None:
     """It may have uploaded after the owner compared, and before it knew of the loss."""
     store = fleet.stores["a"]
     unit = min(store.units)
@@ -520,7 +361,6 @@ async def test_passes_are_quick_while_groups_may_come(fleet: Fleet) -> None:
     assert await pause() == POLL_S, "it holds nothing any more"
 
 
-NEW = Form(first=1, reads=2)
 """A form that only tests register."""
 
 
@@ -564,60 +404,3 @@ async def test_the_first_backend_of_an_empty_cluster_gets_all_groups() -> None:
     await fleet.put(Kind.ORDERS, "b", Orders(State.ONLINE))
     await fleet.seconds(4)
     assert len(fleet.stores["a"].units) == GROUPS, "standby serves what it has"
-
-
-async def with_forms(fleet: Fleet, **forms: int) -> None:
-    """Write what `cluster upgrade` writes."""
-    (row,) = (await fleet.directory.all(Kind.SETTINGS)).values()
-    await fleet.put(Kind.SETTINGS, "directory", msgspec.structs.replace(decode(row.value, Settings), forms=forms))
-
-
-async def reading(fleet: Fleet, name: str) -> None:
-    """Let a member that reads the new form join."""
-    member = await fleet.join(name)
-    await member.view.put(Kind.MEMBERS, name, msgspec.structs.replace(member._myself.member, reads={"test": 2}))
-
-
-async def test_newer_forms_are_written_after_an_upgrade(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FORMS, "test", NEW)
-    for name in ("a", "b"):
-        await reading(fleet, name)
-    await fleet.seconds(3)
-    assert not fleet.stores["a"].raised
-    await with_forms(fleet, test=2)
-    await fleet.seconds(SETTINGS_POLLS + 1)
-    assert [fleet.stores[name].raised for name in ("a", "b")] == [[{"test": 2}], [{"test": 2}]], "once"
-
-
-async def test_a_backend_that_comes_in_the_moment_of_an_upgrade_is_waited_for(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`cluster upgrade` has not seen it, and it has not seen `cluster upgrade`."""
-    monkeypatch.setitem(FORMS, "test", NEW)
-    for name in ("a", "b"):
-        await reading(fleet, name)
-    await with_forms(fleet, test=2)
-    await fleet.put(Kind.MEMBERS, "old", Member("backend", "default", "127.0.0.1", {}, {"journal": 1}))
-    with capture_logs() as logs:
-        await fleet.seconds(2 * SETTINGS_POLLS)
-    said = [line["backends"] for line in logs if line["event"].startswith("newer forms are not written yet")]
-    assert set(said) == {"old cannot read test 2"}
-    assert len(said) == 2, "each says it once"
-    assert not fleet.stores["a"].raised
-    await fleet.put(Kind.ORDERS, "old", Orders(State.OFFLINE))
-    await fleet.seconds(2)
-    assert fleet.stores["a"].raised == [{"test": 2}]
-
-
-async def test_a_directory_that_was_lost_learns_the_forms_from_the_bucket(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(FORMS, "test", NEW)
-    await reading(fleet, "a")
-    fleet.stores["a"].allowed = None  # before the start it does not know
-    await fleet.seconds(2)
-    fleet.stores["a"].allowed = {"test": 2}
-    await fleet.seconds(2)
-    assert not fleet.stores["a"].raised
-    (row,) = (await fleet.directory.all(Kind.SETTINGS)).values()
-    assert decode(row.value, Settings).forms == {"test": 2}

@@ -282,33 +282,33 @@ def idling(backend: Backend) -> Iterator[Callable[[int], list[tuple[object, ...]
         client.select_folder("INBOX")
         client.idle()
 
-        def told(count: int) -> list[tuple[object, ...]]:
+        def reported(count: int) -> list[tuple[object, ...]]:
             out: list[tuple[object, ...]] = []
             deadline = time.monotonic() + PATIENT_S
             while len(out) < count and time.monotonic() < deadline:
                 out += client.idle_check(timeout=1)
             return out
 
-        yield told
+        yield reported
         client.idle_done()
 
 
-def test_idle_tells_at_once(backend: Backend) -> None:
+def test_idle_reports_at_once(backend: Backend) -> None:
     """IDLE reports a delivery, and flags, keywords and an expunge of another session.
     Each wait here is shorter than every timer of obox, so the backend must have sent
     the changes at once."""
-    with idling(backend) as told, backend.login() as other:
+    with idling(backend) as reported, backend.login() as other:
         backend.deliver(simple(1))
-        assert (1, b"EXISTS") in told(2)
+        assert (1, b"EXISTS") in reported(2)
         other.select_folder("INBOX")
         other.add_flags([1], ["\\Flagged", "$New"])
-        flags = told(2)
+        flags = reported(2)
         assert any(b"\\Flagged" in str(line).encode() and b"$New" in str(line).encode() for line in flags), flags
         other.append("INBOX", simple(2))
-        assert (2, b"EXISTS") in told(1)
+        assert (2, b"EXISTS") in reported(1)
         other.delete_messages([1])
         other.expunge()
-        lines = told(2)
+        lines = reported(2)
         assert (1, b"EXPUNGE") in lines, lines
 
 

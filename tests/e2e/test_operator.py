@@ -144,76 +144,76 @@ async def sample(backend: Backend, bounds: list[str], crowd: Crowd) -> None:
             await asyncio.sleep(0.1)
 
 
-async def every_verb(tell: Operator, backend: Backend) -> None:
+async def every_verb(run: Operator, backend: Backend) -> None:
     """Run all verbs of the table except `stop` and `metacachePull`, and the verbs of
     the caches several times."""
     someone = CROWD[0]
     for turn in range(2):
-        await tell("metacacheFlush", user=CROWD[turn])
-        await tell("metacacheFlushall", importantOnly=True)
-        await tell("metacacheFlushall")
-        await tell("metacacheList", changed=True)
-        await tell("metacacheStatus")
-        await tell("metacacheRefresh", user="user0000*")
-        await tell("metacacheRescan")
-        await tell("metacacheBoots")
-        await tell("fscacheStatus")
-        await tell("fscacheRescan", maxAge=3600)
-        await tell("storageCheck")
-        await tell("who")
-    await tell("logErrors")
-    await tell("userList")
-    await tell("authTest", user=someone, password=PASSWORD)
-    await tell("mailboxList", user="user001*")
-    await tell("mailboxStatus", user="user0000*", field=["all"], mailboxMask=["*"])
-    await tell("quotaGet", user="user0000*")
-    await tell("quotaRecalc", user="user0000*")
-    await tell("forceResync", user="user0001*", mailboxMask=["*"])
-    await tell("storageUpgrade", user="user0001*")
-    await tell("storageFinishUpgrade")
-    await tell("rebuild", user=HANDS["barred"])
-    await tell("search", user="user0002*", query=["subject", "mail"])
-    await tell("fetch", user=someone, query=["mailbox", "INBOX", "uid", "1"], field=["uid", "hdr.subject", "flags"])
-    await hands(tell)
-    await tell("reload")
-    await removals(tell)
+        await run("metacacheFlush", user=CROWD[turn])
+        await run("metacacheFlushall", importantOnly=True)
+        await run("metacacheFlushall")
+        await run("metacacheList", changed=True)
+        await run("metacacheStatus")
+        await run("metacacheRefresh", user="user0000*")
+        await run("metacacheRescan")
+        await run("metacacheBoots")
+        await run("fscacheStatus")
+        await run("fscacheRescan", maxAge=3600)
+        await run("storageCheck")
+        await run("who")
+    await run("logErrors")
+    await run("userList")
+    await run("authTest", user=someone, password=PASSWORD)
+    await run("mailboxList", user="user001*")
+    await run("mailboxStatus", user="user0000*", field=["all"], mailboxMask=["*"])
+    await run("quotaGet", user="user0000*")
+    await run("quotaRecalc", user="user0000*")
+    await run("forceResync", user="user0001*", mailboxMask=["*"])
+    await run("storageUpgrade", user="user0001*")
+    await run("storageFinishUpgrade")
+    await run("rebuild", user=HANDS["barred"])
+    await run("search", user="user0002*", query=["subject", "mail"])
+    await run("fetch", user=someone, query=["mailbox", "INBOX", "uid", "1"], field=["uid", "hdr.subject", "flags"])
+    await hands(run)
+    await run("reload")
+    await removals(run)
     keys = sorted(str(path.relative_to(bucket(backend))) for path in bucket(backend).rglob("x/*/*") if path.is_file())
-    await tell("metacacheUnpack", bundle=keys[0])
+    await run("metacacheUnpack", bundle=keys[0])
 
 
-async def hands(tell: Operator) -> None:
+async def hands(run: Operator) -> None:
     """Change the mail of users that only the operator works on."""
     mine = {"user": HANDS["hands"]}
     every = ["mailbox", "INBOX", "all"]
-    await tell("mailboxCreate", **mine, mailbox=["Work", "Work/Old"])
-    await tell("mailboxSubscribe", **mine, mailbox=["Work"])
-    await tell("mailboxUnsubscribe", **mine, mailbox=["Work"])
-    await tell("flagsAdd", **mine, query=every, flag=["\\Flagged"])
-    await tell("flagsRemove", **mine, query=every, flag=["\\Flagged"])
-    await tell("flagsReplace", **mine, query=every, flag=["\\Seen"])
-    await tell("copy", **mine, query=every, destinationMailbox="Work")
-    await tell("move", **mine, query=["mailbox", "Work", "all"], destinationMailbox="Work/Old")
-    await tell("mailboxRename", **mine, mailbox="Work/Old", newName="Kept")
-    await tell("expunge", **mine, query=["mailbox", "Kept", "all"])
-    await tell("mailboxDelete", **mine, mailbox=["Kept"])
-    await tell("kick", user=HANDS["kicked"])
-    await tell("metacacheFlush", **mine)
-    await tell.when_idle("metacacheClean", **mine)
-    await tell("metacacheFlush", user=HANDS["kicked"])
-    await tell.when_idle("metacacheRemove", mask=HANDS["kicked"], force=True)
+    await run("mailboxCreate", **mine, mailbox=["Work", "Work/Old"])
+    await run("mailboxSubscribe", **mine, mailbox=["Work"])
+    await run("mailboxUnsubscribe", **mine, mailbox=["Work"])
+    await run("flagsAdd", **mine, query=every, flag=["\\Flagged"])
+    await run("flagsRemove", **mine, query=every, flag=["\\Flagged"])
+    await run("flagsReplace", **mine, query=every, flag=["\\Seen"])
+    await run("copy", **mine, query=every, destinationMailbox="Work")
+    await run("move", **mine, query=["mailbox", "Work", "all"], destinationMailbox="Work/Old")
+    await run("mailboxRename", **mine, mailbox="Work/Old", newName="Kept")
+    await run("expunge", **mine, query=["mailbox", "Kept", "all"])
+    await run("mailboxDelete", **mine, mailbox=["Kept"])
+    await run("kick", user=HANDS["kicked"])
+    await run("metacacheFlush", **mine)
+    await run.when_idle("metacacheClean", **mine)
+    await run("metacacheFlush", user=HANDS["kicked"])
+    await run.when_idle("metacacheRemove", mask=HANDS["kicked"], force=True)
 
 
-async def removals(tell: Operator) -> None:
+async def removals(run: Operator) -> None:
     """Add, change, rename and delete users."""
-    await tell("userAdd", user="fresh@example.org", password="fresh")
-    await tell("userPassword", user="fresh@example.org", password="fresher")
-    await tell("userDisable", user=HANDS["barred"])
-    await tell("userEnable", user=HANDS["barred"])
-    await tell("oboxUserRename", user=HANDS["renamed"], newUser="newname@example.org")
-    await tell("userDisable", user=HANDS["deleted"])
-    await tell("oboxUserDelete", user=HANDS["deleted"], kick=True)
-    await tell("oboxUserWait", user=HANDS["deleted"], timeout=30)
-    await tell("userRemove", user=HANDS["deleted"])
+    await run("userAdd", user="fresh@example.org", password="fresh")
+    await run("userPassword", user="fresh@example.org", password="fresher")
+    await run("userDisable", user=HANDS["barred"])
+    await run("userEnable", user=HANDS["barred"])
+    await run("oboxUserRename", user=HANDS["renamed"], newUser="newname@example.org")
+    await run("userDisable", user=HANDS["deleted"])
+    await run("oboxUserDelete", user=HANDS["deleted"], kick=True)
+    await run("oboxUserWait", user=HANDS["deleted"], timeout=30)
+    await run("userRemove", user=HANDS["deleted"])
 
 
 async def login(client: Imap, user: str) -> None:
@@ -235,7 +235,7 @@ async def visit(backend: Backend, user: str) -> None:
     client.close()
 
 
-async def pulls(tell: Operator, source: Backend) -> None:
+async def pulls(run: Operator, source: Backend) -> None:
     """Pull to a second backend, which takes over the journal of the first when it
     starts. Both merge, and no client notices. Without a cluster directory each of
     the two serves every user; here the crowd stays with the first."""
@@ -269,11 +269,11 @@ async def pulls(tell: Operator, source: Backend) -> None:
                 done = any(row["result"] == "pulled" for row in rows)
                 pulled, refused = pulled + done, refused + (not done)
             assert pulled >= PULLED, f"{refused} were refused: half of them ask for the latest only, and may be"
-            tell.done.update(there.done)
+            run.done.update(there.done)
             # The source refuses to send copies that are in use or not the latest. The
             # crowd makes that happen, so it is no failure of the verb.
             fine = ("1003", "stay at the source")
-            tell.failed += [line for line in there.failed if not any(text in line for text in fine)]
+            run.failed += [line for line in there.failed if not any(text in line for text in fine)]
     finally:
         assert await asyncio.to_thread(second.stop) == 0
 
@@ -318,7 +318,7 @@ async def test_every_verb_under_load(loaded: Backend, make: Callable[..., Backen
     backend = loaded
     crowd = Crowd(backend.imap, backend.lmtp, CROWD, PASSWORD, mail, _number=1000)
     bounds: list[str] = []
-    async with operator(backend) as tell, asyncio.TaskGroup() as group:
+    async with operator(backend) as run, asyncio.TaskGroup() as group:
         tasks = [group.create_task(crowd.session(which, 0.25)) for which in range(SESSIONS)]
         tasks += [group.create_task(crowd.sender(which, DELIVERIES_PER_S / SENDERS)) for which in range(SENDERS)]
         tasks += [group.create_task(sample(backend, bounds, crowd)), group.create_task(crowd.watch())]
@@ -326,8 +326,8 @@ async def test_every_verb_under_load(loaded: Backend, make: Callable[..., Backen
         await login(kicked, HANDS["kicked"])
         begun = time.monotonic()
         try:
-            await every_verb(tell, backend)
-            await pulls(tell, backend)
+            await every_verb(run, backend)
+            await pulls(run, backend)
             await asyncio.sleep(max(0.0, 10.0 * SCALE - (time.monotonic() - begun)))
         finally:
             await crowd.stop(tasks)
@@ -336,16 +336,16 @@ async def test_every_verb_under_load(loaded: Backend, make: Callable[..., Backen
     print(f"{seconds:.0f} s, {crowd.commands} commands, {delivered} mails, {crowd.refused} times no room")
     assert crowd.complaints == []
     assert bounds == []
-    assert tell.failed == []
+    assert run.failed == []
     # test_backends.py tests these verbs.
     of_a_cluster = {name for name, spec in TABLE.items() if spec.needs is Needs.DIRECTORY}
-    assert set(TABLE) - set(tell.done) - of_a_cluster == {"stop"}, "which comes below"
+    assert set(TABLE) - set(run.done) - of_a_cluster == {"stop"}, "which comes below"
     assert delivered > 10 * SENDERS, "the load was none"
     errors = [line["event"] for line in backend.events() if line["level"] in ("error", "critical")]
     assert errors == ["fenced off by another backend, a new boot begins"], "when the second one started"
-    async with operator(backend) as tell:
-        await tell("stop")
-        assert tell.failed == []
+    async with operator(backend) as run:
+        await run("stop")
+        assert run.failed == []
     assert backend.process is not None
     assert backend.process.wait(PATIENT_S) == 0
     backend.lose_state()

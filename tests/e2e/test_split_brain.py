@@ -61,7 +61,7 @@ def pair(storage: dict[str, object], tmp_path: Path) -> Iterator[tuple[CutBacken
             one.kill()
 
 
-class Told:
+class Answered:
     """Record what clients of both backends have seen."""
 
     def __init__(self) -> None:
@@ -91,21 +91,21 @@ def look(backend: Backend) -> dict[str, Any]:
         return everything(client)
 
 
-def write(backend: Backend, told: Told, own: str, flag: str) -> None:
+def write(backend: Backend, answered: Answered, own: str, flag: str) -> None:
     """Deliver and append mails at the given backend, set flags, create a mailbox and
     copy a mail to it."""
-    assert [code for code, _ in backend.deliver(told.mail(), ANNA)] == [250]
+    assert [code for code, _ in backend.deliver(answered.mail(), ANNA)] == [250]
     with backend.login(ANNA) as client:
-        mail = told.mail()
+        mail = answered.mail()
         done = client.append("INBOX", mail, [flag])
         uid = int(re.search(rb"APPENDUID \d+ (\d+)", done)[1])  # type: ignore[index]
-        assert told.uids.setdefault(("INBOX", uid), mail) == mail, f"UID {uid} was given out twice"
+        assert answered.uids.setdefault(("INBOX", uid), mail) == mail, f"UID {uid} was given out twice"
         if own not in {name for _, _, name in client.list_folders()}:
             client.create_folder(own)
         client.select_folder("INBOX")
         client.add_flags([1], [flag])
         client.copy([uid], own)
-        client.append("Shared", told.mail())
+        client.append("Shared", answered.mail())
 
 
 def check(backend: Backend, *options: str) -> list[dict[str, Any]]:
@@ -129,11 +129,11 @@ def split(source: CutBackend, other: CutBackend) -> None:
     assert source.metric("obox_cluster_groups") == had > 0
 
 
-def live_apart(source: CutBackend, other: CutBackend, told: Told) -> None:
+def live_apart(source: CutBackend, other: CutBackend, answered: Answered) -> None:
     """Write at both backends. Each backend shows only its own changes."""
     for _ in range(ROUNDS):
-        write(source, told, "Mine", "$mine")
-        write(other, told, "Theirs", "$theirs")
+        write(source, answered, "Mine", "$mine")
+        write(other, answered, "Theirs", "$theirs")
     with source.login(ANNA) as client:
         client.select_folder("INBOX")
         client.delete_messages([2])
@@ -144,7 +144,7 @@ def live_apart(source: CutBackend, other: CutBackend, told: Told) -> None:
         client.move([4], "Theirs")
     before = look(source), look(other)
     for seen in before:
-        told.saw(seen)
+        answered.saw(seen)
     assert "Theirs" not in before[0], "it was a split brain"
     assert "Mine" not in before[1]
     source.journal_written()
@@ -155,8 +155,8 @@ def live_apart(source: CutBackend, other: CutBackend, told: Told) -> None:
 
 
 def test_both_write_and_both_show_the_same(pair: tuple[CutBackend, CutBackend], make: Callable[..., Backend]) -> None:
-    told = Told()
-    until(lambda: pair[0].deliver(told.mail(), ANNA)[0][0] == 250 or pytest.fail("not yet"))
+    answered = Answered()
+    until(lambda: pair[0].deliver(answered.mail(), ANNA)[0][0] == 250 or pytest.fail("not yet"))
     for one in pair:
         until(lambda one=one: look(one))
     (status,) = answer(pair[0], "user", "status", "-u", ANNA)
@@ -164,10 +164,10 @@ def test_both_write_and_both_show_the_same(pair: tuple[CutBackend, CutBackend], 
     with source.login(ANNA) as client:
         client.create_folder("Shared")
         for _ in range(6):
-            client.append("INBOX", told.mail())
-    told.saw(look(source))
+            client.append("INBOX", answered.mail())
+    answered.saw(look(source))
     split(source, other)
-    live_apart(source, other, told)
+    live_apart(source, other, answered)
 
     source.cut.unlink()
     until(lambda: serving(source, 0))
@@ -180,7 +180,7 @@ def test_both_write_and_both_show_the_same(pair: tuple[CutBackend, CutBackend], 
 
     until(same)
     after = look(other)
-    told.saw(after)
+    answered.saw(after)
     inbox = after["INBOX"][2]
     assert 2 not in inbox
     assert 4 not in inbox

@@ -268,6 +268,8 @@ class Commands:
                 b"GETQUOTAROOT " + self.name(),
                 b"SETQUOTA user (STORAGE %d)" % self.chance.getrandbits(65),
                 b"ENABLE QRESYNC",
+                b"ENABLE UIDONLY",
+                b"ENABLE UTF8=ACCEPT",
                 b"ENABLE CONDSTORE X",
                 b'ID ("name" "x" "y" NIL)',
                 b"ID NIL",

@@ -100,7 +100,7 @@ async def test_lmtp(tmp_path: Path, fuzz_seconds: float) -> None:
         deliverer = Deliverer(rng)
         server = LmtpServer(deliverer, replace(LIMITS, spool_dir=tmp_path))
         loop, path = asyncio.get_running_loop(), tmp_path / "s"
-        listening = await loop.create_unix_server(lambda: server.protocol("192.0.2.1"), path)
+        listening = await loop.create_unix_server(lambda: server.connection_factory(remote="192.0.2.1"), path)
 
         async def one() -> None:
             wire = Wire(rng, *await asyncio.open_unix_connection(path))
@@ -123,7 +123,7 @@ async def test_lmtp(tmp_path: Path, fuzz_seconds: float) -> None:
             assert deliverer.delivered, "some mail came through"
         finally:
             listening.close()
-            await server.close(grace_s=5)
+            await server.stop(grace_s=5)
         assert not server.connections
         assert not server.addresses
         print(f"{count} sessions, {deliverer.delivered} deliveries")

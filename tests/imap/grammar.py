@@ -6,12 +6,13 @@ the response as values, or raises Ungrammatical with the place of the error. It 
 less than a client should: each response code, capability, item and attribute is listed
 here with the arguments that its RFC gives it. docs/caveats.md names a single exception,
 which is allowed: NUL inside the literal of a body, for a mail that was delivered with
-it. `utf8`: quoted strings may be UTF-8 (RFC 6855, RFC 9051 §9).
+it. `utf8`: quoted strings and texts may be UTF-8 (RFC 6855, RFC 9051 §9).
 
 RFC 2971 (ID), 3516 (BINARY), 4315 (UIDPLUS), 4469 (CATENATE), 4731 (ESEARCH), 5161
 (ENABLE), 5256 (SORT), 5258 (LIST), 5530 (codes), 6154 (special use), 7162 (CONDSTORE,
 QRESYNC), 7889 (APPENDLIMIT), 8438 (STATUS=SIZE), 8474 (OBJECTID), 8514 (SAVEDATE), 8970
-(PREVIEW), 9208 (QUOTA), 9394 (PARTIAL).
+(PREVIEW), 9208 (QUOTA), 9394 (PARTIAL), 9585 (INPROGRESS),
+9586 (UIDONLY).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from binascii import a2b_base64
 from typing import Any, NamedTuple
 
 from obox.errors import Invalid
-from tests.imap.terminals import NUMBER64_MAX, TAG, TEXT, WORD, Terminals, Ungrammatical
+from tests.imap.terminals import NUMBER64_MAX, TAG, TEXT, TEXT_UTF8, WORD, Terminals, Ungrammatical
 
 __all__ = ["Response", "Status", "Ungrammatical", "parse"]
 
@@ -37,14 +38,14 @@ PARTIAL_RANGE = re.compile(rb"[1-9][0-9]*:[1-9][0-9]*|-[1-9][0-9]*:-[1-9][0-9]*"
 CAPABILITIES = re.compile(
     rb"IMAP4rev[12]|AUTH=[A-Z0-9-]+|STARTTLS|LOGINDISABLED|SASL-IR|LITERAL\+|LITERAL-|ENABLE|IDLE|NAMESPACE|UNSELECT"
     rb"|UIDPLUS|MOVE|ID|CHILDREN|LIST-EXTENDED|LIST-STATUS|SPECIAL-USE|CREATE-SPECIAL-USE|ESEARCH|SEARCHRES|WITHIN"
-    rb"|CONDSTORE|QRESYNC|MULTIAPPEND|BINARY|CATENATE|PARTIAL|SAVEDATE|STATUS=SIZE|APPENDLIMIT=[0-9]+|UTF8=ACCEPT|SORT|ESORT|THREAD=(?:ORDEREDSUBJECT|REFERENCES|REFS)"
+    rb"|CONDSTORE|QRESYNC|MULTIAPPEND|BINARY|CATENATE|PARTIAL|INPROGRESS|UIDONLY|SAVEDATE|STATUS=SIZE|APPENDLIMIT=[0-9]+|UTF8=ACCEPT|SORT|ESORT|THREAD=(?:ORDEREDSUBJECT|REFERENCES|REFS)"
     rb"|QUOTA|QUOTA=RES-(?:STORAGE|MESSAGE)|ACL|METADATA|NOTIFY|OBJECTID|PREVIEW|REPLACE|LIST-MYRIGHTS|SORT=DISPLAY|I18NLEVEL=1|UNAUTHENTICATE|COMPRESS=DEFLATE"
 )
 PLAIN_CODES = re.compile(
     r"ALERT|PARSE|READ-ONLY|READ-WRITE|TRYCREATE|CLOSED|UIDNOTSTICKY|NOMODSEQ|UNAVAILABLE|"
     r"AUTHENTICATIONFAILED|AUTHORIZATIONFAILED|EXPIRED|PRIVACYREQUIRED|CONTACTADMIN|NOPERM|INUSE|"
     r"EXPUNGEISSUED|CORRUPTION|SERVERBUG|CLIENTBUG|CANNOT|LIMIT|OVERQUOTA|ALREADYEXISTS|NONEXISTENT|"
-    r"USEATTR|TOOBIG|HASCHILDREN|NOTSAVED|UNKNOWN-CTE"
+    r"USEATTR|TOOBIG|HASCHILDREN|NOTSAVED|UNKNOWN-CTE|UIDREQUIRED"
 )
 LIST_FLAGS = frozenset(
     rb"\Noselect \NonExistent \Noinferiors \Marked \Unmarked \HasChildren \HasNoChildren \Subscribed \Remote "
@@ -86,7 +87,7 @@ class _Reader(Terminals):
         if self.take(b"["):
             code, argument = self.code()
             self.need(b"] ")
-        return Status(code, argument, self.match(TEXT, "text")[0])
+        return Status(code, argument, self.match(TEXT_UTF8 if self.utf8 else TEXT, "text")[0])
 
     def code(self) -> tuple[str, Any]:
         name = self.atom().decode()
@@ -108,6 +109,8 @@ class _Reader(Terminals):
             return name, self.object_id()
         if name == "HIGHESTMODSEQ":
             return name, self.modseq()
+        if name == "INPROGRESS":
+            return name, self.match(re.compile(rb'\("[^"\\]+" (?:[0-9]+|NIL) (?:[1-9][0-9]*|NIL)\)'), "progress")[0]
         if name == "MODIFIED":
             return name, self.sequence()
         if name == "APPENDUID":
@@ -503,13 +506,16 @@ class _Reader(Terminals):
             number = self.number()
             self.need(b" ")
             word = self.match(WORD, "a response")[0].decode()
-            if word in ("EXPUNGE", "FETCH") and number == 0:
+            if word in ("EXPUNGE", "FETCH", "UIDFETCH") and number == 0:
                 self.fail("a number that is not zero")
             if word in ("EXISTS", "RECENT", "EXPUNGE"):
                 return Response(None, word, number)
-            if word == "FETCH":
+            if word in ("FETCH", "UIDFETCH"):
                 self.need(b" ")
-                return Response(None, word, (number, self.fetch()))
+                found = self.fetch()
+                if word == "UIDFETCH" and found.get(b"UID", number) != number:
+                    self.fail("the UID of the line")
+                return Response(None, word, (number, found))
             self.fail("EXISTS, RECENT, EXPUNGE or FETCH")
         word = self.match(WORD, "a response")[0].decode()
         if word in ("OK", "NO", "BAD", "BYE", "PREAUTH"):

@@ -32,7 +32,7 @@ from obox.store.memory import MemoryStore
 from tests.imap.grammar import parse
 
 DEADLINE_S = 20.0
-_FETCH = re.compile(rb"\* [0-9]+ FETCH \(")
+_FETCH = re.compile(rb"\* [0-9]+ (?:UID)?FETCH \(")
 _FETCHED_FLAGS = re.compile(rb"[( ]FLAGS \(([^)]*)\)")
 PASSWORDS = {"anna": "secret", "ben": "secret", "gone": "secret"}
 
@@ -111,6 +111,8 @@ class Client:
     """
 
     strict = True
+    utf8 = False
+    """Whether strings may be UTF-8, because UTF8=ACCEPT is enabled."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -135,7 +137,7 @@ class Client:
                 out += part
                 if not part.endswith(b"}\r\n"):
                     if self.strict:
-                        parse(out[:-2])
+                        parse(out[:-2], utf8=self.utf8)
                     return out[:-2]
                 size = int(part[part.rindex(b"{") + 1 : -3])
                 out += await self.reader.readexactly(size)

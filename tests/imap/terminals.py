@@ -27,6 +27,7 @@ LITERAL = re.compile(rb"\{([0-9]+)\}\r\n")
 NUMBER = re.compile(rb"0|[1-9][0-9]*")
 # This is TEXT-CHAR without the control characters, which obox never sends.
 TEXT = re.compile(rb"[\x20-\x7e]+")
+TEXT_UTF8 = re.compile(rb"[\x20-\x7e\x80-\xff]+")
 SET = re.compile(rb"[0-9]+(?::[0-9]+)?(?:,[0-9]+(?::[0-9]+)?)*")
 DATE_TIME = re.compile(
     rb'"([ 1-3][0-9])-([A-Z][a-z]{2})-([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) ([+-])([0-9]{2})([0-9]{2})"'

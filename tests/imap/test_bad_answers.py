@@ -146,8 +146,8 @@ async def test_piece_by_piece_is_the_same_answer(running: Running, monkeypatch: 
     assert [line.replace(b"* 1 ", b"* 2 ", 1) for line in whole] == pieces
     assert b"BODY[4] NIL" in pieces[0]
     await client.ok(b"STORE 2 -FLAGS \\Seen")
-    (told, _) = await client.ok("FETCH 2 (BODY[] BODY[TEXT])")
-    assert told.startswith(b"* 2 FETCH (FLAGS (\\Seen \\Recent) BODY[] {%d}\r\n" % len(PARTS))
+    (reported, _) = await client.ok("FETCH 2 (BODY[] BODY[TEXT])")
+    assert reported.startswith(b"* 2 FETCH (FLAGS (\\Seen \\Recent) BODY[] {%d}\r\n" % len(PARTS))
 
 
 async def test_a_large_answer_lets_others_run(running: Running) -> None:

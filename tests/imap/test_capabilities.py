@@ -41,13 +41,13 @@ def test_the_page_has_states_of_each_rfc() -> None:
 
 def test_what_is_advertised_is_on_the_page() -> None:
     """The page also names its RFC, and says how much of it is implemented."""
-    told = {word for row in rows() if row.state == "yes" for word in row.words}
-    assert advertised() - told == set()
+    reported = {word for row in rows() if row.state == "yes" for word in row.words}
+    assert advertised() - reported == set()
 
 
 def test_what_the_page_says_is_advertised() -> None:
-    told = {word for row in rows() if row.state == "yes" for word in row.words}
-    assert told - advertised() == set()
+    reported = {word for row in rows() if row.state == "yes" for word in row.words}
+    assert reported - advertised() == set()
     denied = {word for row in rows() if row.state != "yes" for word in row.words}
     assert denied & advertised() == set()
 

@@ -118,7 +118,7 @@ async def test_urls_that_name_nothing(running: Running, client: Client, name: by
     assert running.imap.context.intake.memory.used == 0
 
 
-async def test_a_missing_target_is_told_before_urls(client: Client) -> None:
+async def test_a_missing_target_is_reported_before_urls(client: Client) -> None:
     got = await client.cmd(b"APPEND Missing CATENATE (%b)" % url(b"/INBOX/;UID=99"))
     assert got[-1].startswith(b"NO [TRYCREATE] ")
 

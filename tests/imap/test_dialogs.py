@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from harness import STORES, Client, Running
 
+from obox.mailbox.invariants import check
 from obox.store import NewMail
 from obox.types import StorageId
 
@@ -113,4 +114,4 @@ async def test_dialog(path: Path, tmp_path: Path, store: str) -> None:
         await Dialog(running, path).run()
         for user in running.store.users.values():
             for box in user.boxes.values():
-                box.check_consistency()
+                check(box.state)

@@ -42,15 +42,15 @@ def test_like_sets(there: set[int], expunged: set[int], known: set[int] | None, 
     text = None if known is None else parse_set(",".join(map(str, sorted(known))).encode())
     still = uid_array(sorted(shown))
 
-    def told(modseq: int) -> set[int]:
+    def reported(modseq: int) -> set[int]:
         return numbers(vanished_earlier(state, modseq, text, above=above, shown=still))
 
-    assert told(49) == expunged & asked
-    assert told(50) == set()
-    assert told(101) == asked - there, "above what there is: the client knows a mailbox that is no more"
+    assert reported(49) == expunged & asked
+    assert reported(50) == set()
+    assert reported(101) == asked - there, "above what there is: the client knows a mailbox that is no more"
     state.join(Delta(gaps=[(60, 90)]))
-    assert told(70) == asked - there
-    assert told(60) == set()
+    assert reported(70) == asked - there
+    assert reported(60) == set()
 
 
 def test_a_long_way_without_mails() -> None:

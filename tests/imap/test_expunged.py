@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from harness import Client, Running, serving_real
 
+from obox.mailbox.invariants import check
 from obox.objectstore.keys import mail_key
 from obox.store import NewMail
 from obox.store.recent import Recent
@@ -63,7 +64,7 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
         for client in (one, two):
             await client.ok("SELECT INBOX")
         yield Pair(running, box, one, two)
-        box.check_consistency()
+        check(box.state)
         await user.release()
 
 
@@ -200,18 +201,18 @@ async def test_a_session_that_expunges_and_one_that_fetches(pair: Pair, seed: in
         await pair.one.append("INBOX", mail(number))
     await pair.one.ok("NOOP")
     await pair.two.ok("NOOP")
-    told = 45
+    reported = 45
     for _ in range(40):
         if rng.random() < 0.5:
             there = len(pair.box.state)
             if there:
                 await pair.expunge(str(rng.randint(1, there)))
-        low, high = sorted((rng.randint(1, told), rng.randint(1, told)))
+        low, high = sorted((rng.randint(1, reported), rng.randint(1, reported)))
         items = rng.choice(["FLAGS", "(UID ENVELOPE)", "(FLAGS BODY.PEEK[TEXT])", "BODY[]"])
         lines = await pair.two.ok(f"FETCH {low}:{high} {items}")
         answered = {int(line.split()[1]) for line in lines[:-1] if b" FETCH (" in line[:16]}
         assert set(range(low, high + 1)) <= answered
         if rng.random() < 0.2:
-            told -= len([line for line in await pair.two.ok("NOOP") if line.endswith(b"EXPUNGE")])
-            if not told:
+            reported -= len([line for line in await pair.two.ok("NOOP") if line.endswith(b"EXPUNGE")])
+            if not reported:
                 break

@@ -62,5 +62,5 @@ async def test_what_an_expunge_would_free(running: Running) -> None:
     await client.ok("SELECT INBOX")
     assert b"* STATUS Sent (DELETED-STORAGE 0)" in await client.ok("STATUS Sent (DELETED-STORAGE)")
     await client.ok("STORE 2:3 +FLAGS (\\Deleted)")
-    told = await client.ok("STATUS INBOX (DELETED DELETED-STORAGE)")
-    assert b"* STATUS INBOX (DELETED 2 DELETED-STORAGE %d)" % (len(MAIL) + 5) in told
+    reported = await client.ok("STATUS INBOX (DELETED DELETED-STORAGE)")
+    assert b"* STATUS INBOX (DELETED 2 DELETED-STORAGE %d)" % (len(MAIL) + 5) in reported

@@ -231,7 +231,7 @@ async def test_an_expunge_in_parts_is_whole(running: Running, monkeypatch: pytes
     await user.release()
 
 
-async def test_what_is_gone_is_told_in_pieces(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_gone_is_reported_in_pieces(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("obox.imap.updates.EXPUNGED_AT_ONCE", 7)
     client, user, uids = await moved(running)
     other = await running.client(login="anna")

@@ -324,7 +324,7 @@ async def test_all_users_share_the_servers_budget(tmp_path: Path) -> None:
         assert (await client.line()).startswith(b"+ ")
 
 
-async def test_bytes_beyond_the_budget_are_dropped_and_told(tmp_path: Path) -> None:
+async def test_bytes_beyond_the_budget_are_dropped_and_reported(tmp_path: Path) -> None:
     """Two mails were admitted at the same time and do not fit together. The later mail
     is answered NO [LIMIT]."""
     settings = ImapSettings(append_spool_max=40 * MIB, spool_dir=tmp_path / "spool")

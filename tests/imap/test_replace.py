@@ -40,8 +40,8 @@ async def test_by_number(running: Running) -> None:
     lines = await replace(client, "2", "INBOX (\\Draft \\Seen)")
     assert lines[0].startswith(b"* OK [APPENDUID ")
     assert lines[0].endswith(b" 4] Replacement is stored")
-    told = [line for line in lines if line.endswith((b" EXPUNGE", b" EXISTS"))]
-    assert told == [b"* 2 EXPUNGE", b"* 3 EXISTS"]
+    reported = [line for line in lines if line.endswith((b" EXPUNGE", b" EXISTS"))]
+    assert reported == [b"* 2 EXPUNGE", b"* 3 EXISTS"]
     assert lines[-1] == b"OK Replace completed"
     found = await client.ok("FETCH 1:* (UID FLAGS RFC822.SIZE)")
     assert [line.split()[4] for line in found[:-1]] == [b"1", b"3", b"4"]

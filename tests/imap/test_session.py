@@ -5,19 +5,16 @@ a dialog (tests/dialogs) cannot test them."""
 
 import asyncio
 import imaplib
-import ssl
 import tracemalloc
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
-from certificates import certificate
 from harness import Client, Passwords, Running, serving, serving_real
 from imapclient import IMAPClient
 from patience import PATIENT_S
-from structlog.testing import capture_logs
 
-from obox import errors, net
+from obox import errors
 from obox.auth import AuthFailed, Disabled
 from obox.imap import ast, states
 from obox.imap.connection import Connection
@@ -25,7 +22,6 @@ from obox.imap.replies import ERRORS, of_error
 from obox.imap.server import ImapServer
 from obox.imap.session import State
 from obox.imap.settings import ImapSettings
-from obox.login import starttls
 from obox.store import NewMail
 from obox.store.user.mailbox import Mailbox
 from obox.types import StorageId
@@ -96,8 +92,8 @@ async def test_a_clients_address_chooses_its_settings(tmp_path: Path) -> None:
             await running.client(login="anna", address="127.0.0.2")
         refused = await running.client(address="127.0.0.2")
         assert (await refused.cmd("LOGIN anna secret"))[-1].startswith(b"NO [LIMIT]")
-        told = [member for member in running.imap.context.registry if isinstance(member, Connection)]
-        times = {member.remote: member.settings.idle_timeout_s for member in told}
+        reported = [member for member in running.imap.context.registry if isinstance(member, Connection)]
+        times = {member.remote: member.settings.idle_timeout_s for member in reported}
         assert times == {"127.0.0.1": 1800.0, "127.0.0.2": 7200.0}
         behind = running.imap.connection_factory(remote="192.0.2.7")
         assert isinstance(behind, Connection)
@@ -292,7 +288,7 @@ async def test_an_idle_session_has_no_task_and_little_memory(running: Running) -
             await asyncio.sleep(0)
 
 
-async def test_many_changes_at_once_are_told_together(running: Running) -> None:
+async def test_many_changes_at_once_are_reported_together(running: Running) -> None:
     watcher = await running.client(login="anna")
     await watcher.ok("SELECT INBOX")
     watcher.send(b"i IDLE\r\n")
@@ -512,61 +508,6 @@ async def test_stop_waits_for_the_command_in_progress(running: Running) -> None:
     await running.imap.stop()
     assert (await client.line()).startswith(b"a OK [APPENDUID")
     assert (await client.until(b"* BYE"))[-1].startswith(b"* BYE")
-
-
-async def test_starttls(tmp_path: Path) -> None:
-    """Bytes that arrive without TLS behind STARTTLS are dropped. RFC 9051 §11.1."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate(tmp_path))
-    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    trusting.check_hostname = False
-    trusting.verify_mode = ssl.CERT_NONE
-    async with serving(tmp_path, upgrade=starttls(lambda: context)) as running:
-        client = await running.client()
-        assert b"STARTTLS" in (await client.ok("CAPABILITY"))[0]
-        client.send(b"s STARTTLS\r\nx LOGIN anna secret\r\n")
-        assert (await client.line()).startswith(b"s OK")
-        await client.writer.start_tls(trusting)
-        lines = await client.ok("CAPABILITY")
-        assert b"STARTTLS" not in lines[0]
-        assert b"AUTH=PLAIN" in lines[0]
-        assert (await client.cmd("STARTTLS"))[-1].startswith(b"BAD")
-        assert running.imap.who()[0].tls
-        await client.ok("LOGIN anna secret")
-        await client.append("INBOX", MAIL)
-        await client.ok("LOGOUT")
-
-
-@pytest.mark.parametrize("way", ["leaves", "says nothing", "sends rubbish"])
-async def test_a_handshake_that_fails(way: str, tmp_path: Path) -> None:
-    """The session ends, its address may open another session, and the log does not call
-    it a bug of obox."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate(tmp_path))
-    async with serving(
-        tmp_path, upgrade=net.starttls(lambda: context, 0.1 if way == "says nothing" else 20.0)
-    ) as running:
-        client = await running.client()
-        assert (await client.cmd("STARTTLS"))[-1].startswith(b"OK")
-        with capture_logs() as logs:
-            if way == "leaves":
-                client.writer.close()
-            elif way == "sends rubbish":
-                client.send(b"a LOGIN anna secret\r\n" * 10)
-            async with asyncio.timeout(PATIENT_S):
-                while running.imap.who() or running.imap.hub.tasks:
-                    await asyncio.sleep(0.01)
-        assert [line["event"] for line in logs] == ["imap disconnect"]
-
-
-async def test_a_handshake_has_little_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("obox.login.server.TLS_HANDSHAKE_S", 0.1)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate(tmp_path))
-    async with serving(tmp_path, upgrade=starttls(lambda: context)) as running:
-        client = await running.client()
-        assert (await client.cmd("STARTTLS"))[-1].startswith(b"OK")
-        assert await client.line() == b""
 
 
 # -- real clients ------------------------------------------------------------------------------------------------------

@@ -187,7 +187,7 @@ async def test_no_line_has_a_part_of_what_was_asked_for(office: Open) -> None:
         assert await client.cmd("UID FETCH 1 (ENVELOPE RFC822)") == [flags.replace(b"()", b"(\\Seen)"), NO % b"1"]
 
 
-async def test_seen_that_was_set_is_told(office: Open) -> None:
+async def test_seen_that_was_set_is_reported(office: Open) -> None:
     """The flag is set before the mail is read, so the client must learn of it."""
     async with office() as here:
         await here.fill(mail(1))
@@ -313,7 +313,9 @@ async def test_a_large_lost_mail_as_an_empty_one(office: Open) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_mail_that_is_gone_is_told_as_expunged_where_that_is_allowed(office: Open, mode: FetchFailure) -> None:
+async def test_a_mail_that_is_gone_is_reported_as_expunged_where_that_is_allowed(
+    office: Open, mode: FetchFailure
+) -> None:
     """A FETCH by sequence numbers must not send EXPUNGE, so the next command sends it.
     A UID FETCH sends it in its own answer, and a session in IDLE gets it at once."""
     async with office(autofix_storage=True, fetch_failure=mode, lost_as_empty=True) as here:
@@ -376,8 +378,8 @@ async def test_a_search_is_not_failed_by_what_it_cannot_read(office: Open, autof
         assert (await client.ok("SEARCH SUBJECT s2"))[0] == b"* SEARCH 2"
         assert (await client.ok("SEARCH BODY body"))[0] == b"* SEARCH 1 4"
         assert (await client.ok("SEARCH NOT BODY nothing"))[0] == b"* SEARCH 1 4"
-        told = [b"* 2 EXPUNGE"] if autofix else []
-        assert (await client.ok("NOOP"))[:-1] == told
+        reported = [b"* 2 EXPUNGE"] if autofix else []
+        assert (await client.ok("NOOP"))[:-1] == reported
 
 
 async def test_copy_and_move_read_no_mail(office: Open) -> None:

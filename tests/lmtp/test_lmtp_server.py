@@ -16,109 +16,14 @@ from pathlib import Path
 
 import pytest
 from certificates import certificate
+from lmtp_harness import MAIL, Client, World
 from patience import PATIENT_S
 from structlog.testing import capture_logs
 from turns import turns
 
-from obox import errors
-from obox.lmtp import Envelope, LmtpServer, Recipient, Settings
+from obox.lmtp import Settings
 from obox.lmtp import connection as lmtp_connection
 from obox.lmtp.settings import READ_AHEAD_BYTES
-from obox.spool import ByteBudget, Spool
-
-MAIL = b"Received: from a by b with ESMTP id Q1; x\r\nMessage-ID: <1@x>\r\nSubject: s\r\n\r\nbody\r\n"
-
-
-class Store:
-    """Users by name. What happens to a mail depends on the name."""
-
-    def __init__(self) -> None:
-        self.mails: dict[str, list[bytes]] = {}
-        self.envelopes: list[Envelope] = []
-        self.sizes: list[int | None] = []
-        self.running = 0
-        self.most = 0
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.failing: dict[str, Exception] = {
-            "full": errors.OverQuota(),
-            "down": errors.Unavailable("bucket does not answer"),
-            "bug": KeyError("secret"),
-            "slow": TimeoutError(),
-        }
-
-    async def recipient(self, address: str, user: str, detail: str, size: int | None) -> Recipient:
-        self.sizes.append(size)
-        if user.startswith("no"):
-            raise errors.NotFound
-        if user.startswith("off"):
-            raise errors.NoPerm("User is disabled")
-        if user.startswith("crash"):
-            raise KeyError("secret")
-        return Recipient(address, user, detail, context=len(self.sizes))
-
-    async def deliver(self, recipient: Recipient, envelope: Envelope, source: bytes) -> None:
-        self.running += 1
-        self.most = max(self.most, self.running)
-        try:
-            await self.gate.wait()
-            await asyncio.sleep(0)
-            name = recipient.user.partition("@")[0]
-            if name in self.failing:
-                raise self.failing[name]
-            assert recipient.context
-            self.mails.setdefault(recipient.address, []).append(source)
-            self.envelopes.append(envelope)
-        finally:
-            self.running -= 1
-
-
-class Client:
-    """A client that sends and reads raw lines, with a deadline of its own."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    def write(self, data: bytes) -> None:
-        self.writer.write(data)
-
-    async def reply(self) -> str:
-        async with asyncio.timeout(PATIENT_S):
-            while True:
-                line = (await self.reader.readline()).decode()
-                if line[3:4] != "-":
-                    return line.rstrip("\r\n")
-
-    async def replies(self, count: int) -> list[str]:
-        return [await self.reply() for _ in range(count)]
-
-    async def say(self, line: str) -> str:
-        self.write(line.encode() + b"\r\n")
-        return await self.reply()
-
-    async def ended(self) -> bool:
-        async with asyncio.timeout(PATIENT_S):
-            try:
-                return await self.reader.read() == b""
-            except ConnectionError:
-                return True
-
-
-class World:
-    def __init__(self, settings: Settings, path: Path) -> None:
-        self.store = Store()
-        self.server = LmtpServer(self.store, settings, wall_clock=lambda: 0.0)
-        self.path = str(path / "lmtp")
-        self.port = 0
-        self.clients: list[Client] = []
-
-    async def connect(self) -> Client:
-        """Connect over TCP, and read the greeting."""
-        client = Client(*await asyncio.open_connection("127.0.0.1", self.port))
-        self.clients.append(client)
-        assert (await client.reply()).startswith("220 mx LMTP")
-        assert (await client.say("LHLO client")).startswith("250 ")
-        return client
 
 
 @asynccontextmanager
@@ -126,8 +31,8 @@ async def serving(path: Path, **changes: object) -> AsyncIterator[World]:
     settings = replace(Settings(hostname="mx", spool_dir=path / "spool"), **changes)
     world = World(settings, path)
     loop = asyncio.get_running_loop()
-    tcp = await loop.create_server(world.server.protocol, "127.0.0.1", 0)
-    unix = await loop.create_unix_server(world.server.protocol, world.path)
+    tcp = await loop.create_server(world.server.connection_factory, "127.0.0.1", 0)
+    unix = await loop.create_unix_server(world.server.connection_factory, world.path)
     world.port = tcp.sockets[0].getsockname()[1]
     try:
         yield world
@@ -135,7 +40,7 @@ async def serving(path: Path, **changes: object) -> AsyncIterator[World]:
         tcp.close()
         unix.close()
         world.store.gate.set()
-        await world.server.close(grace_s=1)
+        await world.server.stop(grace_s=1)
         assert not world.server.connections
         for client in world.clients:
             client.writer.close()
@@ -294,11 +199,11 @@ async def test_idle_connections_keep_nobody_out(tmp_path: Path) -> None:
 
 async def test_an_address_has_so_many_connections(tmp_path: Path) -> None:
     async with serving(tmp_path, address_connections_max=2, trusted_networks=("::/0", "0.0.0.0/0")) as world:
-        server, told = world.server, []
+        server, reported = world.server, []
 
         class Transport(asyncio.Transport):
             def write(self, data: bytes | bytearray | memoryview) -> None:
-                told.append(bytes(data))
+                reported.append(bytes(data))
 
             def close(self) -> None:
                 pass
@@ -309,11 +214,11 @@ async def test_an_address_has_so_many_connections(tmp_path: Path) -> None:
                 pass
 
         for remote in ("2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8:0:1::1", "192.0.2.1"):
-            protocol = server.protocol(remote)
+            protocol = server.connection_factory(remote=remote)
             protocol.connection_made(Transport())
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-        assert [line[:3] for line in told] == [b"220", b"220", b"421", b"220", b"220"]
+        assert [line[:3] for line in reported] == [b"220", b"220", b"421", b"220", b"220"]
         assert server.addresses == {"2001:db8::/64": 2, "2001:db8:0:1::/64": 1, "192.0.2.1": 1}
         for connection in list(server.connections):
             connection.connection_lost(None)
@@ -500,7 +405,7 @@ async def test_stop_finishes_the_transaction(tmp_path: Path) -> None:
         idle, busy = await world.connect(), await world.connect()
         busy.write(b"MAIL FROM:<>\r\nRCPT TO:<u@d>\r\nDATA\r\n")
         await busy.replies(3)
-        stop = asyncio.create_task(world.server.close(grace_s=5))
+        stop = asyncio.create_task(world.server.stop(grace_s=5))
         assert (await idle.reply()).startswith("421 4.3.2")
         assert await idle.ended()
         busy.write(b"hi\r\n.\r\nMAIL FROM:<>\r\n")
@@ -519,7 +424,7 @@ async def test_stop_does_not_wait_for_ever(tmp_path: Path) -> None:
         world.store.gate.clear()
         client.write(b"MAIL FROM:<>\r\nRCPT TO:<u@d>\r\nBDAT 2 LAST\r\n\r\n")
         await client.replies(2)
-        await world.server.close(grace_s=0.02)
+        await world.server.stop(grace_s=0.02)
         # There is no reply, so the sender keeps the mail.
         assert await client.ended()
         assert world.store.mails == {}
@@ -653,54 +558,9 @@ async def test_reference_counts_free_a_connection(end: str, tmp_path: Path) -> N
                 client.write(b"MAIL FROM:<>\r\nRCPT TO:<u@d>\r\nBDAT 99 LAST\r\n\r\n")
                 await client.replies(2)
             elif end == "stop":
-                await world.server.close(grace_s=5)
+                await world.server.stop(grace_s=5)
             (client.writer.transport.abort if end == "abort" else client.writer.close)()
             await _until(lambda: not world.server.connections)
             await _until(lambda: [one() for one in watched] == [None, None])
     finally:
         gc.enable()
-
-
-async def test_byte_budget() -> None:
-    budget = ByteBudget(10)
-    order: list[str] = []
-
-    async def user(name: str, size: int, gate: asyncio.Event) -> None:
-        async with budget.hold(size):
-            order.append(name)
-            await gate.wait()
-
-    gates = [asyncio.Event() for _ in range(4)]
-    tasks = [asyncio.create_task(user(f"{n}", size, gates[n])) for n, size in enumerate([6, 100, 3, 4])]
-    await asyncio.sleep(0)
-    # Task 1 counts as if it used the whole budget. Task 2 would fit, but has to wait
-    # behind task 1.
-    assert order == ["0"]
-    tasks[1].cancel()
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert order == ["0", "2"]
-    gates[0].set()
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert order == ["0", "2", "3"]
-    for gate in gates:
-        gate.set()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    async with asyncio.timeout(1), budget.hold(10):
-        pass
-
-
-async def test_spool(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, 10)
-    assert not spool.add(b"x" * 10)
-    assert spool.in_memory
-    assert spool.add(b"y")
-    await spool.flush()
-    assert not spool.in_memory
-    assert not spool.add(b"z")
-    assert await spool.take() == b"x" * 10 + b"yz"
-    await spool.reset()
-    assert spool.in_memory
-    assert spool.size == 0
-    assert await spool.take() == b""

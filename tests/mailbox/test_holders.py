@@ -130,7 +130,7 @@ def test_a_copied_mail_costs_few_bytes() -> None:
     finally:
         tracemalloc.stop()
     assert size < 9 * count
-    assert len(state.active_holders()) == 0
+    assert len(state.holders.needed()) == 0
 
 
 def test_a_few_more_do_not_copy_all() -> None:

@@ -19,13 +19,17 @@ from obox.mailbox import (
     State,
     UidArray,
     _records,
+    expunge_delta,
+    flag_delta,
     pack_ranges,
+    takeover_delta,
     uid_array,
     unpack_ranges,
 )
 from obox.mailbox._delta import KEYWORDS_MAX, KEYWORDS_STAMPED_MAX
 from obox.mailbox._state import MODSEQ_MAX
 from obox.mailbox._uidset import UIDS_MAX
+from obox.mailbox.invariants import check, fingerprint
 from obox.mailbox.view import View
 from obox.types import Guid
 
@@ -55,14 +59,14 @@ def state_of(*mails: Rows) -> State:
     state = State(Guid("a" * 32))
     for mail in mails:
         state.join(Delta(rows=mail))
-    state.check()
+    check(state)
     return state
 
 
 def flags_of(state: State, uid: int) -> set[str]:
     position = state.position(uid)
     assert position is not None
-    return set(state.flags_of_bits(state.flag_bits(slice(position, position + 1))[0]))
+    return set(state.flags.of_bits(state.flag_bits(slice(position, position + 1))[0]))
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -70,7 +74,7 @@ def flags_of(state: State, uid: int) -> set[str]:
 
 def test_empty() -> None:
     state = State(Guid("a" * 32))
-    state.check()
+    check(state)
     where, there = state.positions(uids(1, 2))
     assert (len(where), there.tolist()) == (2, [False, False])
     assert state.position(1) is None
@@ -79,8 +83,8 @@ def test_empty() -> None:
         Delta(rows=Rows.empty(), flags=[("\\Seen", 3, uids())], gone=Gone.at(9, uids()), purged=uids())
     )
     assert len(state.gone_since(0)) == len(state.dead(10**15)) == 0
-    assert state.flag_delta(uids(1), "add", ["\\Seen"], 10)[0] is None
-    assert state.expunge_delta(uids(1), 10)[0] is None
+    assert flag_delta(state, uids(1), "add", ["\\Seen"], 10)[0] is None
+    assert expunge_delta(state, uids(1), 10)[0] is None
     assert Delta.decode(state.extract().encode()).rows is None
 
 
@@ -121,28 +125,28 @@ def test_next_modseq() -> None:
 )
 def test_flag_delta(op: FlagOp, flags: list[str], want: dict[int, set[str]], changed: list[int]) -> None:
     state = state_of(rows(1, "\\Seen"), rows(2, "\\Seen", "work"), rows(3))
-    before = state.fingerprint()
-    delta, altered = state.flag_delta(uids(1, 2, 3, 7), op, flags, 50)
-    assert state.fingerprint() == before
+    before = fingerprint(state)
+    delta, altered = flag_delta(state, uids(1, 2, 3, 7), op, flags, 50)
+    assert fingerprint(state) == before
     assert altered.tolist() == changed
     assert (delta is None) == (not changed)
     if delta is not None:
         got = state.join(Delta.decode(delta.encode()))
         assert got.flags.tolist() == changed
         assert state.modseqs[np.isin(state.uids, changed)].tolist() == [50] * len(changed)
-        assert state.flag_delta(uids(1, 2, 3), op, flags, 60)[0] is None
-    state.check()
+        assert flag_delta(state, uids(1, 2, 3), op, flags, 60)[0] is None
+    check(state)
     assert {uid: flags_of(state, uid) for uid in (1, 2, 3)} == want
 
 
 def test_a_replay_changes_nothing() -> None:
     state = state_of(rows(1))
-    delta, _ = state.flag_delta(uids(1), "add", ["\\Seen"], 50)
+    delta, _ = flag_delta(state, uids(1), "add", ["\\Seen"], 50)
     assert delta is not None
     assert state.join(delta)
     assert not state.join(delta)
     assert not state.join(Delta(rows=rows(1)))
-    later, _ = state.flag_delta(uids(1), "remove", ["\\Seen"], 60)
+    later, _ = flag_delta(state, uids(1), "remove", ["\\Seen"], 60)
     assert later is not None
     state.join(later)
     assert not state.join(delta)
@@ -152,34 +156,34 @@ def test_a_replay_changes_nothing() -> None:
 
 def test_unsorted_uids_are_put_in_order() -> None:
     state = state_of(rows(1), rows(2), rows(3))
-    delta, altered = state.flag_delta(uids(3, 1, 1), "add", ["\\Seen"], 50)
+    delta, altered = flag_delta(state, uids(3, 1, 1), "add", ["\\Seen"], 50)
     assert delta is not None
     assert altered.tolist() == [1, 3]
     assert Delta.decode(delta.encode()).flags[0][2].tolist() == [1, 3]
-    delta, altered = state.expunge_delta(uids(3, 2, 3), 50)
+    delta, altered = expunge_delta(state, uids(3, 2, 3), 50)
     assert delta is not None
     assert altered.tolist() == [2, 3]
     state.join(delta)
-    state.check()
+    check(state)
 
 
 def test_keyword_limit() -> None:
     state = state_of(rows(1, *(f"k{i}" for i in range(KEYWORDS_MAX - 1))))
     with pytest.raises(Limit, match="59 keywords"):
-        state.flag_delta(uids(1), "add", ["x", "y"], 50)
+        flag_delta(state, uids(1), "add", ["x", "y"], 50)
     with pytest.raises(Limit):
         state.spell(["x", "y"])
-    delta, _ = state.flag_delta(uids(1), "add", ["x", "X", "K1"], 50)
+    delta, _ = flag_delta(state, uids(1), "add", ["x", "X", "K1"], 50)
     assert delta is not None
     state.join(delta)
-    assert len(state.keywords) == KEYWORDS_MAX
-    assert state.flag_delta(uids(1), "add", ["x", "k5", "\\Seen"], 60)[0] is not None
+    assert len(state.flags.keywords) == KEYWORDS_MAX
+    assert flag_delta(state, uids(1), "add", ["x", "k5", "\\Seen"], 60)[0] is not None
     with pytest.raises(Limit):
-        state.flag_delta(uids(1), "add", ["y"], 50)
-    assert state.flag_delta(uids(1), "remove", ["y"], 50)[0] is None
+        flag_delta(state, uids(1), "add", ["y"], 50)
+    assert flag_delta(state, uids(1), "remove", ["y"], 50)[0] is None
     # Bit 63 is handled as the other bits.
     assert "x" in flags_of(state, 1)
-    assert state.mask_of(["X"]) == 1 << 63
+    assert state.flags.mask(["X"]) == 1 << 63
 
 
 def test_another_writers_keyword_in_another_case_is_the_same() -> None:
@@ -189,7 +193,7 @@ def test_another_writers_keyword_in_another_case_is_the_same() -> None:
     state.join(Delta(rows=rows(2, "$FORWARDED", "\\SEEN")))
     assert flags_of(state, 2) == {"$Forwarded", "\\Seen"}
     assert state.unseen == 1
-    state.check()
+    check(state)
 
 
 def test_a_merge_that_brings_too_many_keywords_takes_none_from_any_mail() -> None:
@@ -206,19 +210,19 @@ def test_a_merge_that_brings_too_many_keywords_takes_none_from_any_mail() -> Non
         with pytest.raises(Limit):
             state.spell(["d"])
         assert state.spell(["A", "c", "B00"]) == ["a", "c", "b00"]
-        assert state.flag_delta(uids(1, 2, 3), "add", ["c"], 40)[1].tolist() == [1, 3]
-        delta, altered = state.flag_delta(uids(1, 2, 3), "replace", ["\\Seen"], 50)
+        assert flag_delta(state, uids(1, 2, 3), "add", ["c"], 40)[1].tolist() == [1, 3]
+        delta, altered = flag_delta(state, uids(1, 2, 3), "replace", ["\\Seen"], 50)
         assert delta is not None
         assert altered.tolist() == [1, 2, 3]
         changed = state.join(delta)
         assert changed.flags.tolist() == [1, 2, 3]
         assert [flags_of(state, uid) for uid in (1, 2, 3)] == [{"\\Seen"}] * 3
         assert state.unseen == 0
-        state.check()
+        check(state)
         again = State(state.guid)
         again.join(Delta.decode(state.extract().encode()))
-        assert again.fingerprint() == state.fingerprint()
-        assert again.keywords == [], "no mail has one"
+        assert fingerprint(again) == fingerprint(state)
+        assert again.flags.keywords == [], "no mail has one"
 
 
 def test_a_keyword_that_no_mail_has_makes_room() -> None:
@@ -227,26 +231,26 @@ def test_a_keyword_that_no_mail_has_makes_room() -> None:
     state = state_of(rows(1, *(f"k{i}" for i in range(KEYWORDS_MAX))), rows(2))
     assert state.full
     version = state.flags.version
-    delta, _ = state.flag_delta(uids(1), "remove", ["k7"], 40)
+    delta, _ = flag_delta(state, uids(1), "remove", ["k7"], 40)
     assert delta is not None
     state.join(delta)
     assert not state.full
-    assert "k7" in state.keywords, "nothing wants its place yet"
+    assert "k7" in state.flags.keywords, "nothing wants its place yet"
     assert state.flags.version == version
-    delta, _ = state.flag_delta(uids(2), "add", ["new"], 50)
+    delta, _ = flag_delta(state, uids(2), "add", ["new"], 50)
     assert delta is not None
     state.join(delta)
     assert state.flags.version > version
-    assert set(state.keywords) == {*(f"k{i}" for i in range(KEYWORDS_MAX) if i != 7), "new"}
+    assert set(state.flags.keywords) == {*(f"k{i}" for i in range(KEYWORDS_MAX) if i != 7), "new"}
     assert (state.full, flags_of(state, 2), "k7" in flags_of(state, 1)) == (True, {"new"}, False)
     with pytest.raises(Limit):
-        state.flag_delta(uids(1), "add", ["k7"], 60)
+        flag_delta(state, uids(1), "add", ["k7"], 60)
     # This change is older than the removal of the keyword.
     state.join(Delta(flags=[("K7", 39 * 2 + 1, uids(1))]))
     assert "k7" not in flags_of(state, 1)
     state.join(Delta(gone=Gone.at(70, uids(1))))
     assert state.spell(["k7", *(f"n{i}" for i in range(KEYWORDS_MAX - 2))])
-    state.check()
+    check(state)
 
 
 def test_keywords_of_mails_in_the_making_count() -> None:
@@ -268,7 +272,7 @@ def test_keywords_that_come_and_go_are_bounded_until_they_are_forgotten() -> Non
     state = state_of(rows(1), rows(2))
     for at in range(KEYWORDS_STAMPED_MAX):
         for op, now in (("add", 100 + at), ("remove", 1000 + at)):
-            delta, _ = state.flag_delta(uids(1), op, [f"k{at}"], now)
+            delta, _ = flag_delta(state, uids(1), op, [f"k{at}"], now)
             assert delta is not None
             state.join(delta)
         assert state.full == (at == KEYWORDS_STAMPED_MAX - 1), "PERMANENTFLAGS promises no new keyword then"
@@ -282,7 +286,7 @@ def test_keywords_that_come_and_go_are_bounded_until_they_are_forgotten() -> Non
     base = Delta.decode(state.extract(without=names).encode())
     assert base.rows is not None
     assert not base.rows.stamps
-    delta, _ = state.flag_delta(uids(2), "add", ["k5"], last + 10)
+    delta, _ = flag_delta(state, uids(2), "add", ["k5"], last + 10)
     assert delta is not None
     # This delta came while the base was being uploaded.
     state.join(delta)
@@ -290,7 +294,7 @@ def test_keywords_that_come_and_go_are_bounded_until_they_are_forgotten() -> Non
     assert flags_of(state, 2) == {"k5"}
     assert not state.full
     assert state.spell([f"n{i}" for i in range(KEYWORDS_MAX - 1)])
-    state.check()
+    check(state)
 
 
 # -- expunged mails that sessions still count --------------------------------------------------------------------------
@@ -303,13 +307,13 @@ def test_records_of_expunged_mails_are_kept_for_who_counts_them() -> None:
     assert table is state
     assert known.tolist() == [1, 3]
     for uid in (2, 4):
-        delta, _ = state.expunge_delta(uids(uid), 50 + uid)
+        delta, _ = expunge_delta(state, uids(uid), 50 + uid)
         assert delta is not None
         state.join(delta)
     table, where, known = state.records(uids(1, 2, 4, 9))
     assert known.tolist() == [1, 2, 4]
     assert table.uids[where].tolist() == [1, 2, 4]
-    assert [state.flags_of_bits(bits) for bits in table.flag_bits(where)] == [["\\Flagged"], ["label"], []]
+    assert [state.flags.of_bits(bits) for bits in table.flag_bits(where)] == [["\\Flagged"], ["label"], []]
     assert one.poll(state, expunge=False) is None
     assert one.poll(state, expunge=True) is not None
     assert len(state.retained) == 2, "the other has not heard"
@@ -317,7 +321,7 @@ def test_records_of_expunged_mails_are_kept_for_who_counts_them() -> None:
     assert len(state.retained) == 0
     assert state.records(uids(1, 2))[2].tolist() == [1]
     del two
-    delta, _ = state.expunge_delta(uids(1), 90)
+    delta, _ = expunge_delta(state, uids(1), 90)
     assert delta is not None
     state.join(delta)
     # This session has ended without the usual steps.
@@ -331,7 +335,7 @@ def test_records_of_expunged_mails_are_kept_for_who_counts_them() -> None:
 def test_a_keyword_of_a_retained_mail_keeps_its_place() -> None:
     state = state_of(rows(1, *(f"k{i}" for i in range(KEYWORDS_MAX))), rows(2))
     view = View(state)
-    delta, _ = state.expunge_delta(uids(1), 50)
+    delta, _ = expunge_delta(state, uids(1), 50)
     assert delta is not None
     state.join(delta)
     assert state.full
@@ -369,7 +373,7 @@ def test_flags_before_their_mail() -> None:
         assert (changed.new.tolist(), changed.flags.tolist()) == ([3], [])
         assert flags_of(one, 3) == {"\\Seen", "work"}
         assert (one.unseen, int(one.modseqs[0])) == (0, 20)
-        one.check()
+        check(one)
 
 
 def test_purge_before_its_expunge() -> None:
@@ -378,7 +382,7 @@ def test_purge_before_its_expunge() -> None:
     assert state.position(3) is not None
     state.join(Delta(gone=Gone.at(30, uids(3, 7))))
     assert len(state.dead(10**15)) == 0
-    state.check()
+    check(state)
 
 
 def test_an_expunge_before_its_mail_wins() -> None:
@@ -387,7 +391,7 @@ def test_an_expunge_before_its_mail_wins() -> None:
     assert not state.join(Delta(rows=rows(3, modseq=90)))
     assert not state.join(Delta(flags=[("\\Seen", 201, uids(3))]))
     assert (len(state), state.uidnext, state.highestmodseq) == (0, 4, 100)
-    state.check()
+    check(state)
 
 
 # -- MODSEQ and its gaps -----------------------------------------------------------------------------------------------
@@ -432,9 +436,9 @@ def test_gone_since() -> None:
 
 def test_takeover() -> None:
     state = state_of(rows(1, modseq=100))
-    state.join(state.takeover_delta(50, ahead_ms=10))
+    state.join(takeover_delta(state, 50, ahead_ms=10))
     assert (state.highestmodseq, state.trusted(100)) == (100, 100)
-    state.join(state.takeover_delta(1000, ahead_ms=10))
+    state.join(takeover_delta(state, 1000, ahead_ms=10))
     assert (state.highestmodseq, state.trusted(500), state.trusted(100)) == (1010, 0, 100)
     assert state.next_modseq(1000) == 1011
     assert Delta.decode(state.extract().encode()).gaps == state.gaps
@@ -447,16 +451,16 @@ def test_dead() -> None:
     state = state_of(rows(1), rows(2), rows(3), rows(4, home=OTHER, home_uid=9))
     held = (2, OTHER, 8)
     state.join(Delta(holders=Holders.of({held: 0})))
-    delta, _ = state.expunge_delta(uids(1, 2, 4), 1000)
+    delta, _ = expunge_delta(state, uids(1, 2, 4), 1000)
     assert delta is not None
     state.join(Delta.decode(delta.encode()))
-    assert state.active_holders().tolist() == [2]
+    assert state.holders.needed().tolist() == [2]
     assert state.dead(1000).tolist() == []
     # UID 2 has a holder, and the object of UID 4 lies in another mailbox.
     assert state.dead(1001).tolist() == [1]
     state.join(Delta(holders=Holders.of({held: 2000})))
     state.join(Delta(holders=Holders.of({held: 0})))
-    assert state.active_holders().tolist() == []
+    assert state.holders.needed().tolist() == []
     assert state.dead(2000).tolist() == [1]
     assert state.dead(2001).tolist() == [1, 2]
     state.join(Delta(purged=uids(1)))

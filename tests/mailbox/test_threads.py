@@ -82,6 +82,33 @@ def test_references(mails: list[Mail], expected: str) -> None:
     assert threaded(mails) == expected
 
 
+def by_newest(mails: Sequence[Mail], dates: Sequence[int]) -> str:
+    """Return the answer of REFS."""
+    links = References(len(mails))
+    for mail in mails:
+        links.add(mail.id.encode(), [one.encode() for one in mail.references.split()])
+    forest = run(links.by_newest(np.array(dates)))
+    return run(forest.written(range(1, len(mails) + 1))).decode()
+
+
+@pytest.mark.parametrize(
+    ("mails", "dates", "expected"),
+    [
+        ([], [], ""),
+        # the thread with the newest mail is the last, however deep it lies
+        ([Mail("a"), Mail("b"), Mail("c", "a"), Mail("d", "a c")], [0, 1, 2, 3], "(2)(1 3 4)"),
+        ([Mail("a"), Mail("b"), Mail("c", "a"), Mail("d")], [3, 1, 0, 2], "(2)(4)(1 3)"),
+        # siblings come by date
+        ([Mail("a"), Mail("b", "a"), Mail("c", "a")], [0, 2, 1], "(1 (3)(2))"),
+        ([Mail("b", "x"), Mail("c", "x"), Mail("d")], [3, 0, 1], "(3)((2)(1))"),
+        # the same subject joins nothing
+        ([Mail("a", "", 1), Mail("b", "", 1, True)], [1, 0], "(2)(1)"),
+    ],
+)
+def test_refs(mails: list[Mail], dates: list[int], expected: str) -> None:
+    assert by_newest(mails, dates) == expected
+
+
 def test_threads_and_siblings_come_by_date() -> None:
     mails = [Mail("a"), Mail("b", "a"), Mail("c", "a"), Mail("d"), Mail("e", "x"), Mail("f", "x")]
     assert threaded(mails, [5, 9, 7, 3, 8, 4]) == "(4)((6)(5))(1 (3)(2))"
@@ -109,9 +136,9 @@ def test_each_mail_is_in_one_thread() -> None:
             )
             for one in ids
         ]
-        told = threaded(mails, [chance.randint(1, 9) for _ in mails])
-        numbers = told.replace("(", " ").replace(")", " ").split()
-        assert sorted(map(int, numbers)) == list(range(1, count + 1)), (mails, told)
+        answer = threaded(mails, [chance.randint(1, 9) for _ in mails])
+        numbers = answer.replace("(", " ").replace(")", " ").split()
+        assert sorted(map(int, numbers)) == list(range(1, count + 1)), (mails, answer)
 
 
 async def test_many_mails_in_short_steps() -> None:
@@ -130,9 +157,9 @@ async def test_many_mails_in_short_steps() -> None:
         with turns() as found:
             steps = links.forest(ranks, [mail.subject for mail in mails], [mail.reply for mail in mails])
             forest = await _in_turns(steps)
-            told = await _in_turns(forest.written(range(1, count + 1)))
+            answer = await _in_turns(forest.written(range(1, count + 1)))
             found.check()
-        assert told.count(b"(") == told.count(b")")
+        assert answer.count(b"(") == answer.count(b")")
 
 
 async def _in_turns(steps: Generator[None, None, T]) -> T:

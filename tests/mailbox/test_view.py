@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from obox.mailbox import Delta, Gone, Rows, State
+from obox.mailbox import Delta, Gone, Rows, State, flag_delta
 from obox.mailbox.view import Updates, View
 from obox.types import Guid
 
@@ -47,13 +47,13 @@ def expunge(state: State, *uids: int) -> None:
 
 
 def flag(state: State, *uids: int, name: str = "\\Seen") -> int:
-    delta, _ = state.flag_delta(np.array(uids, dtype=np.uint32), "add", [name], 0)
+    delta, _ = flag_delta(state, np.array(uids, dtype=np.uint32), "add", [name], 0)
     assert delta is not None
     state.join(delta)
     return delta.highestmodseq
 
 
-def told(updates: Updates | None) -> tuple[object, ...]:
+def reported(updates: Updates | None) -> tuple[object, ...]:
     if updates is None:
         return ()
     return updates.expunged, updates.vanished.tolist(), updates.exists, updates.changed.tolist()
@@ -73,7 +73,7 @@ def test_new_mails() -> None:
     view = View(state)
     add(state, 2)
     assert view.pending(state)
-    assert told(view.poll(state, expunge=False)) == ([], [], 4, [])
+    assert reported(view.poll(state, expunge=False)) == ([], [], 4, [])
     assert view.uids.tolist() == [1, 2, 3, 4]
     assert view.poll(state, expunge=True) is None
 
@@ -86,9 +86,9 @@ def test_expunges_wait() -> None:
     assert view.uids.tolist() == [1, 2, 3, 4, 5]
     assert view.pending(state)
     add(state, 1)
-    assert told(view.poll(state, expunge=False)) == ([], [], 6, [])
+    assert reported(view.poll(state, expunge=False)) == ([], [], 6, [])
     assert view.uids.tolist() == [1, 2, 3, 4, 5, 6]
-    assert told(view.poll(state, expunge=True)) == ([4, 2], [2, 4], None, [])
+    assert reported(view.poll(state, expunge=True)) == ([4, 2], [2, 4], None, [])
     assert view.uids.tolist() == [1, 3, 5, 6]
     assert view.uids.base is state.uids.base
 
@@ -99,7 +99,7 @@ def test_new_and_gone_at_once() -> None:
     view = View(state)
     add(state, 2)
     expunge(state, 1, 2)
-    assert told(view.poll(state, expunge=True)) == ([1], [1], 1, [])
+    assert reported(view.poll(state, expunge=True)) == ([1], [1], 1, [])
     assert view.uids.tolist() == [3]
 
 
@@ -110,7 +110,7 @@ def test_flags_of_others_and_own() -> None:
     view.note_own(mine, np.array([1, 2], dtype=np.uint32))
     flag(state, 2, 3, name="\\Flagged")
     assert view.unreported(state, np.array([1, 2, 3, 4], dtype=np.uint32)).tolist() == [False, True, True, False]
-    assert told(view.poll(state, expunge=False)) == ([], [], None, [2, 3])
+    assert reported(view.poll(state, expunge=False)) == ([], [], None, [2, 3])
     assert view.poll(state, expunge=True) is None
 
 
@@ -122,8 +122,8 @@ def test_flags_of_a_mail_that_is_gone_or_new() -> None:
     add(state, 1)
     flag(state, 4, name="\\Flagged")
     # The client has to fetch the flags of new mails itself.
-    assert told(view.poll(state, expunge=False)) == ([], [], 4, [1])
-    assert told(view.poll(state, expunge=True)) == ([2], [2], None, [])
+    assert reported(view.poll(state, expunge=False)) == ([], [], 4, [1])
+    assert reported(view.poll(state, expunge=True)) == ([2], [2], None, [])
 
 
 def test_new_keywords() -> None:
@@ -146,7 +146,7 @@ def test_merged_below_stays_unseen() -> None:
     assert view.poll(state, expunge=True) is None
     assert view.uids.tolist() == [1, 2, 5]
     add(state, 1)
-    assert told(view.poll(state, expunge=True)) == ([], [], 4, [])
+    assert reported(view.poll(state, expunge=True)) == ([], [], 4, [])
     assert view.uids.tolist() == [1, 2, 5, 6]
     assert View(state).uids.tolist() == [1, 2, 3, 5, 6]
 
@@ -238,7 +238,7 @@ def test_a_client_that_believes_the_server_is_right(steps: list[tuple[str, objec
             if what == "expunge":
                 expunge(state, *known.tolist())
                 continue
-            delta, changed = state.flag_delta(known, "add", [f"k{number % 5}"], 0)
+            delta, changed = flag_delta(state, known, "add", [f"k{number % 5}"], 0)
             if delta is None:
                 continue
             state.join(delta)

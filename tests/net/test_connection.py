@@ -76,8 +76,8 @@ async def test_who_is_there() -> None:
     counts: list[int] = []
     hub = Hub(count=counts.append, now=lambda: 7.0)
     plain, transport = opened(hub, remote="192.0.2.9")
-    told = Lines(hub, FLOW, remote="198.51.100.1", tls=True)
-    Transport("192.0.2.9").connect(told)
+    reported = Lines(hub, FLOW, remote="198.51.100.1", tls=True)
+    Transport("192.0.2.9").connect(reported)
     found = [(who.id, who.remote, who.tls, who.since) for who in hub.who()]
     assert found == [(1, "192.0.2.9", False, 7.0), (2, "198.51.100.1", True, 7.0)]
     transport.client_leaves()

@@ -206,7 +206,7 @@ async def test_two_stores_see_one_bucket(opened: Opened) -> None:
     assert [info.key for info in await other.list("", kind="mail")] == ["a/b"]
 
 
-async def test_put_once_and_settle(store: OpenStore) -> None:
+async def test_put_once_and_its_outcome(store: OpenStore) -> None:
     def encoded(fill: bytes) -> bytes:
         return b"obox\x01\x00\x01\x00" + bytes(8) + fill * 16 + bytes(100)
 

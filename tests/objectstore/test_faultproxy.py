@@ -33,7 +33,7 @@ BURST = 4
 
 @pytest.mark.needs("weed")
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_what_is_told_is_true(fault: str, s3_bucket: S3Bucket) -> None:
+async def test_what_is_reported_is_true(fault: str, s3_bucket: S3Bucket) -> None:
     """The test stores mails as a delivery does. It PUTs each mail, and finds the
     outcome of a PUT whose outcome is unknown. Half of the requests meet the fault, or
     all if the store is away. The fault ends after a while."""
@@ -43,7 +43,7 @@ async def test_what_is_told_is_true(fault: str, s3_bucket: S3Bucket) -> None:
     settings = replace(s3_settings(s3_bucket), endpoint_url=proxy.endpoint_url, deadline_s=3.0)
     store = open_store(settings)
     codec = Codec({}, None)
-    told: dict[str, str] = {}
+    reported: dict[str, str] = {}
     data_of: dict[str, bytes] = {}
     away = fault in ("down", "hang")
 
@@ -51,15 +51,15 @@ async def test_what_is_told_is_true(fault: str, s3_bucket: S3Bucket) -> None:
         oid = new_oid(rng)
         data_of[key] = codec.encode(ObjectKind.MAIL, Owner(key.encode()), oid, b"meta", key.encode())
         try:
-            told[key] = "ours" if await put_once(store, key, data_of[key], oid, "mail") else "other"
+            reported[key] = "ours" if await put_once(store, key, data_of[key], oid, "mail") else "other"
             return
         except StoreError as error:
             if not isinstance(error, OutcomeUnknown):
-                told[key] = "nothing"
+                reported[key] = "nothing"
                 return
         while True:
             try:
-                told[key] = await find_outcome(store, key, oid, "mail")
+                reported[key] = await find_outcome(store, key, oid, "mail")
                 return
             except StoreError:
                 await asyncio.sleep(0.05)
@@ -79,9 +79,9 @@ async def test_what_is_told_is_true(fault: str, s3_bucket: S3Bucket) -> None:
         await proxy.open()
     await asyncio.wait_for(sending, 60)
     assert proxy.met or fault == "down"
-    assert len(told) == SENDERS * BURST
-    assert "ours" in told.values()
-    for key, outcome in told.items():
+    assert len(reported) == SENDERS * BURST
+    assert "ours" in reported.values()
+    for key, outcome in reported.items():
         try:
             there = await store.get(key, kind="mail")
         except StoreError:
@@ -92,13 +92,13 @@ async def test_what_is_told_is_true(fault: str, s3_bucket: S3Bucket) -> None:
             assert there == b""
         else:
             assert there != data_of[key], f"{key}: told {outcome}"
-    assert {info.key for info in await store.list("", kind="mail")} <= {"first", *told}
+    assert {info.key for info in await store.list("", kind="mail")} <= {"first", *reported}
     await store.close()
     await proxy.close()
 
 
 @pytest.mark.needs("weed")
-async def test_a_refusal_is_told_at_once(s3_bucket: S3Bucket) -> None:
+async def test_a_refusal_is_reported_at_once(s3_bucket: S3Bucket) -> None:
     proxy = FaultProxy(s3_bucket.server.endpoint_url, random.Random(1))
     await proxy.open()
     store = open_store(replace(s3_settings(s3_bucket), endpoint_url=proxy.endpoint_url))

@@ -135,7 +135,7 @@ async def test_a_refusal_after_a_lost_answer_is_unknown() -> None:
         await world.time.run(world.store.put("k", b"x", kind="mail"))
 
 
-async def test_truncated_is_retried_and_told() -> None:
+async def test_truncated_is_retried_and_reported() -> None:
     world = World()
     await world.bucket.put("k", b"data", kind="mail")
     world.faults.fail_next("get", fault="truncate", times=2)
@@ -281,7 +281,7 @@ class Breaking(MemoryDriver):
 
 
 @pytest.mark.parametrize("fails", [(), (1,), (3,), (3, 5, 8), (10,), (4, 5, 6)])
-async def test_a_list_that_breaks_begins_anew_and_names_each_key_once(fails: tuple[int, ...]) -> None:
+async def test_a_list_that_breaks_begins_again_and_names_each_key_once(fails: tuple[int, ...]) -> None:
     world = World()
     bucket = Breaking(fails)
     keys = [f"k/{number:02}" for number in range(95)]
@@ -391,17 +391,17 @@ async def test_a_lost_answer_whose_header_cannot_be_read_is_unknown() -> None:
         world.faults.fail_next("get", fault=fault, times=99)
         with pytest.raises(OutcomeUnknown):
             await world.time.run(put_once(world.store, "k", data, oid, "mail"))
-        world.faults._scripts.clear()
+        world.faults.scripts.clear()
         assert await world.time.run(find_outcome(world.store, "k", oid, "mail")) == "ours"
 
 
-async def test_all_answers_lost_is_unknown_and_settles_as_ours() -> None:
+async def test_all_answers_lost_is_unknown_and_turns_out_to_be_ours() -> None:
     world = World()
     oid, data = world.mail()
     world.faults.fail_next("put", fault="lost", times=99)
     with pytest.raises(OutcomeUnknown):
         await world.time.run(put_once(world.store, "k", data, oid, "mail"))
-    world.faults._scripts.clear()
+    world.faults.scripts.clear()
     assert await world.time.run(find_outcome(world.store, "k", oid, "mail")) == "ours"
     assert await world.bucket.get("k", kind="mail") == data
 
@@ -414,7 +414,7 @@ async def test_a_late_put_is_burnt_and_never_lands(fault: Any) -> None:
     world.faults.fail_next("put", "k", "error", times=99)
     with pytest.raises(OutcomeUnknown):
         await world.time.run(put_once(world.store, "k", data, oid, "mail"))
-    world.faults._scripts.clear()
+    world.faults.scripts.clear()
     assert await world.time.run(find_outcome(world.store, "k", oid, "mail")) == "burnt"
     await world.time.advance(120)
     assert await world.bucket.get("k", kind="mail") == b""
@@ -423,7 +423,7 @@ async def test_a_late_put_is_burnt_and_never_lands(fault: Any) -> None:
     assert await world.time.run(put_once(world.store, "k", data, oid, "mail")) is False
 
 
-async def test_a_late_put_that_lands_before_settle_is_ours() -> None:
+async def test_a_late_put_that_lands_before_its_outcome_is_asked_is_ours() -> None:
     world = World()
     oid, data = world.mail()
     world.faults.fail_next("put", "k", "late_hang", seconds=12)
@@ -431,18 +431,18 @@ async def test_a_late_put_that_lands_before_settle_is_ours() -> None:
     with pytest.raises(OutcomeUnknown):
         await world.time.run(put_once(world.store, "k", data, oid, "mail"))
     await world.time.advance(5)
-    world.faults._scripts.clear()
+    world.faults.scripts.clear()
     assert await world.time.run(find_outcome(world.store, "k", oid, "mail")) == "ours"
 
 
-async def test_settle_whose_own_answer_is_lost_is_burnt() -> None:
+async def test_an_outcome_whose_own_answer_is_lost_is_burnt() -> None:
     world = World()
     oid, _ = world.mail()
     world.faults.fail_next("put", fault="lost")
     assert await world.time.run(find_outcome(world.store, "k", oid, "mail")) == "burnt"
 
 
-async def test_settle_during_an_outage_stays_unknown() -> None:
+async def test_an_outcome_during_an_outage_stays_unknown() -> None:
     world = World()
     oid, _ = world.mail()
     world.faults.plan.outage = True
@@ -482,7 +482,7 @@ async def test_many_writers_under_faults_agree(seed: int) -> None:
     verdicts: dict[str, list[tuple[str, Oid]]] = {f"k{i}": [] for i in range(6)}
 
     async def writer() -> None:
-        for key, told in verdicts.items():
+        for key, reported in verdicts.items():
             oid, data = world.mail()
             outcome = ""
             try:
@@ -495,27 +495,27 @@ async def test_many_writers_under_faults_agree(seed: int) -> None:
                         outcome = await find_outcome(world.store, key, oid, "mail")
                     except (OutcomeUnknown, Unreachable):
                         continue
-            told.append((outcome, oid))
+            reported.append((outcome, oid))
 
     async def writers() -> None:
         await asyncio.gather(*(writer() for _ in range(4)))
 
     await world.time.run(writers())
     await world.time.advance(1000)
-    for key, told in verdicts.items():
+    for key, reported in verdicts.items():
         try:
             stored = await world.bucket.get(key, kind="mail")
         except Missing:
             stored = b""
-        owners = [oid for outcome, oid in told if outcome == "ours"]
+        owners = [oid for outcome, oid in reported if outcome == "ours"]
         assert len(owners) <= 1, f"seed {seed}: {world.faults.history}"
         if owners:
             assert world.codec.decode(stored, OWNER).oid == owners[0], f"seed {seed}: {world.faults.history}"
-        nothing = [oid for outcome, oid in told if outcome in ("nothing", "other")]
+        nothing = [oid for outcome, oid in reported if outcome in ("nothing", "other")]
         assert stored == b"" or world.codec.decode(stored, OWNER).oid not in nothing, (
             f"seed {seed}: {world.faults.history}"
         )
-        if any(outcome == "burnt" for outcome, _ in told):
+        if any(outcome == "burnt" for outcome, _ in reported):
             assert stored == b"", f"seed {seed}: {world.faults.history}"
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_SETTLE_ROUNDS = 50
+_ROUNDS = 50
 """After so many rounds of the loop all tasks count as waiting. No chain of awaits in
 the layers is nearly as long."""
 
@@ -40,7 +40,7 @@ class VirtualTime:
         task can run."""
         task = asyncio.ensure_future(work)
         while True:
-            for _ in range(_SETTLE_ROUNDS):
+            for _ in range(_ROUNDS):
                 await asyncio.sleep(0)
                 if task.done():
                     return task.result()

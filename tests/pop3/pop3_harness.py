@@ -112,7 +112,7 @@ class Running(Generic[S]):
         mailbox = await opened.select("INBOX")
         try:
             state = mailbox.state
-            names = {name: state.has_flag(name, slice(None)).tolist() for name in state.flag_names}
+            names = {name: state.has_flag(name, slice(None)).tolist() for name in state.flags.names}
             return {
                 uid: {name for name, values in names.items() if values[row]}
                 for row, uid in enumerate(state.uids.tolist())

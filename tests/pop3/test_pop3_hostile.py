@@ -72,7 +72,7 @@ async def test_a_flood_of_pipelined_commands_waits() -> None:
             client.send(b"RETR 1\r\n" * 1000)
         (connection,) = running.pop3.hub.registry
         async with asyncio.timeout(DEADLINE_S):
-            while not (connection.congested and not connection.reading):  # type: ignore[attr-defined] # noqa: ASYNC110
+            while not (connection.congested and not connection.reading):  # type: ignore[attr-defined] # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.01)
         assert len(connection.input._buffer) < MIB  # type: ignore[attr-defined]
         assert connection.unsent_bytes < 2 * MIB  # type: ignore[attr-defined]

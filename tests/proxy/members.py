@@ -163,7 +163,7 @@ class Member:
     async def listen(self) -> None:
         loop = asyncio.get_running_loop()
         imap = await loop.create_server(self.imap.connection_factory, ADDRESS, self.port)
-        lmtp = await loop.create_server(self.lmtp.protocol, ADDRESS, self.lmtp_port)
+        lmtp = await loop.create_server(self.lmtp.connection_factory, ADDRESS, self.lmtp_port)
         self.servers = [imap, lmtp]
         self.port, self.lmtp_port = (server.sockets[0].getsockname()[1] for server in self.servers)
         self.rows.places[self.name] = (ADDRESS, {"imap": self.port, "lmtp": self.lmtp_port})
@@ -266,7 +266,7 @@ async def _stop(member: Member) -> None:
     for client in member.clients:
         await client.close()
     await member.imap.stop(grace_s=5.0)
-    await member.lmtp.close(5.0)
+    await member.lmtp.stop(grace_s=5.0)
     assert member.counts.open == 0
     assert not member.forwarder.moves, "nothing is watched that has ended"
     assert member.forwarder.waiting.count == 0

@@ -59,7 +59,7 @@ class Place:
         loop = asyncio.get_running_loop()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*self.certs)
-        made = lambda: server.factory(Listen(host="127.0.0.1", port=1), via)  # noqa: E731
+        made = lambda: server.factory(Listen(host="127.0.0.1", port=1), via)  # noqa: E731 - a short name
         clear = await loop.create_server(made, "127.0.0.1", 0)
         secure = await loop.create_server(made, "127.0.0.1", 0, ssl=context)
         self.port, self.tls_port = (one.sockets[0].getsockname()[1] for one in (clear, secure))

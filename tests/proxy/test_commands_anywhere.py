@@ -197,7 +197,7 @@ async def test_who_has_given_a_user_away_refers_and_the_caller_reads_the_row(mad
     assert len(proxy.router.rereads) == 1
 
 
-async def test_who_has_an_old_row_reads_it_anew(made: Cluster) -> None:
+async def test_who_has_an_old_row_reads_it_again(made: Cluster) -> None:
     """The number of the caller's assignment is higher than the owner's. The owner reads
     its row again, and sends no referral."""
     made.nodes["b2"].router.read["anna"] = made.rows.owners["anna"]

@@ -263,7 +263,7 @@ async def test_a_receiver_that_knows_less_reads_the_row(two: tuple[Cluster, Memb
     assert len(b2.router.rereads) == 1
 
 
-async def test_a_tie_is_served_and_told_to_the_router(two: tuple[Cluster, Member, Member]) -> None:
+async def test_a_tie_is_served_and_reported_to_the_router(two: tuple[Cluster, Member, Member]) -> None:
     """The router of a backend marks the user for a merge
     (tests/cluster/test_member.py)."""
     made, b1, b2 = two

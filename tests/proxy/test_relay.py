@@ -73,7 +73,7 @@ async def test_the_trace_says_that_the_client_used_no_tls(
 async def test_the_trace_says_that_the_client_used_tls(two: tuple[Cluster, Member, Member]) -> None:
     """The link has none, since it does not leave the machine."""
     made, b1, b2 = two
-    server = await asyncio.get_running_loop().create_server(lambda: b1.lmtp.protocol(tls=True), ADDRESS, 0)
+    server = await asyncio.get_running_loop().create_server(lambda: b1.lmtp.connection_factory(tls=True), ADDRESS, 0)
     made.stack.callback(server.close)
     b1.lmtp_port = server.sockets[0].getsockname()[1]
     await b1.deliver(MAIL, "ben")

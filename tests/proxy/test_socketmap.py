@@ -104,12 +104,12 @@ async def test_a_backend_alone_names_itself(proxied: tuple[Cluster, Member, Memb
 @asynccontextmanager
 async def served(lookups: Lookups, **more: object) -> AsyncIterator[tuple[SocketmapServer, int]]:
     server = SocketmapServer(lookups, **more)  # type: ignore[arg-type]
-    listener = await asyncio.get_running_loop().create_server(server.protocol, ADDRESS, 0)
+    listener = await asyncio.get_running_loop().create_server(server.connection_factory, ADDRESS, 0)
     try:
         yield server, listener.sockets[0].getsockname()[1]
     finally:
         listener.close()
-        await server.close(1.0)
+        await server.stop(grace_s=1.0)
 
 
 async def test_a_connection_has_many_requests(proxied: tuple[Cluster, Member, Member]) -> None:

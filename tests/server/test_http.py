@@ -67,13 +67,13 @@ async def test_unix_socket_is_local(log: Any, tmp_path: Path) -> None:
 
 
 def test_names_are_api() -> None:
-    metrics = Metrics("0.1")
+    metrics = Metrics("0.1", ["imap"])
     numbers: Mapping[tuple[str, str], Requests] = {("put", "mail"): Requests(), ("get", "other"): Requests()}
     metrics.objectstore(lambda: numbers, [0.1, 1])
     cache = {"hits_total": 5.0, "space_bytes": 7.0}
     metrics.source("fscache", lambda: cache)
     metrics.source("metacache", lambda: {"space_bytes": 1})
-    metrics.imap_sessions.inc()
+    metrics.sessions["imap"].inc()
     metrics.lmtp_deliveries.labels("ok").inc()
     metrics.loop_lag.observe(0.02)
     cache["hits_total"] = 6

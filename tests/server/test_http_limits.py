@@ -136,7 +136,7 @@ async def test_an_address_has_a_share_of_the_silent_connections(
         many = []
         for number in range(8):
             many.append(await silent(f"2001:db8::{number}"))
-            while len(served_by._state.connections) < min(number + 2, 4):  # noqa: ASYNC110
+            while len(served_by._state.connections) < min(number + 2, 4):  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.001)
         for reader, _ in many[:5]:
             assert await ended(reader) == b""

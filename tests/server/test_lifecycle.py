@@ -202,7 +202,7 @@ async def test_a_second_signal_hurries(log: Any) -> None:
     assert done == ["sessions", "flush"]
 
 
-async def test_a_stop_for_a_restart_is_told_from_others(log: Any) -> None:
+async def test_a_stop_for_a_restart_differs_from_others(log: Any) -> None:
     """SIGUSR1 stops the backend for a restart. After a SIGTERM it only shortens the
     stop: the flush is still done."""
     for signals, returning in (([signal.SIGUSR1], True), ([signal.SIGTERM, signal.SIGUSR1], False)):

@@ -64,7 +64,7 @@ GROUPS = 4
 DEAD_AFTER_S = 10.0
 NAMES = ("a", "b", "c")
 LEAVE_S = 10.0
-SETTLED_S = 90.0
+CALM_S = 90.0
 """The time after the last accident. By then there is a single owner, and it knows what
 the others wrote."""
 
@@ -236,7 +236,7 @@ class ClusterStory:
             view = View(way, clock=world.clock, now=node.env.now, sleep=asyncio.sleep, keeper=SimKeeper(node.metacache))
             view.restore()
 
-            async def settle() -> None:
+            async def begin() -> None:
                 await make_settings(way, GROUPS, now=node.env.now, sleep=asyncio.sleep, random_bytes=chance.randbytes)
 
             async def greets(member: Member | None) -> bool:
@@ -253,7 +253,7 @@ class ClusterStory:
             membership.kick = self._kicker(node)
             self.members[name] = member
             myself = Member("backend", site, name, {"lmtp": LMTP_PORT})
-            node.host.spawn(member.run(Myself(myself, State.ONLINE, settle)))
+            node.host.spawn(member.run(Myself(myself, State.ONLINE, begin)))
             deliverer = SimDeliverer(self.senders, node)
             self.deliverers[name] = (
                 self.senders.serve(name, node.host, deliverer, forwarder_of(name, member)),
@@ -273,7 +273,7 @@ class ClusterStory:
     def _listens(self, node: Node) -> None:
         """A backend has started, or has failed to."""
         if node.up or node.host.frozen:
-            self.world.net.listen(node.name, node.host, self.deliverers[node.name][0].protocol)
+            self.world.net.listen(node.name, node.host, self.deliverers[node.name][0].connection_factory)
 
     def _kicker(self, node: Node) -> Any:
         async def kick(users: Collection[StorageId]) -> None:
@@ -299,7 +299,7 @@ class ClusterStory:
         return found
 
     def _split(self) -> None:
-        self.split_until = self.world.clock() + SETTLED_S
+        self.split_until = self.world.clock() + CALM_S
         self.player.split = True
 
     @property
@@ -312,12 +312,12 @@ class ClusterStory:
         until = self.world.clock() + patience_s
         while not (owners := self.owners()):
             if self.world.clock() >= until:
-                self._tell_why()
+                self._note_why()
                 raise AssertionError(f"nobody serves the user: {self.members}")
             await asyncio.sleep(0.5)
         return owners[0]
 
-    def _tell_why(self) -> None:
+    def _note_why(self) -> None:
         """Print what each backend believes, for the reader of a failure."""
         for name, node in self.nodes.items():
             member = self.members[name]
@@ -537,7 +537,7 @@ class ClusterStory:
 
     async def _stop_deliveries(self, node: Node) -> None:
         self.world.net.close(node.name)
-        ending = node.host.spawn(self.deliverers[node.name][0].close(LEAVE_S))
+        ending = node.host.spawn(self.deliverers[node.name][0].stop(grace_s=LEAVE_S))
         await asyncio.wait([ending], timeout=2 * LEAVE_S)
 
     def _put(self, kind: Kind, key: str, record: Any) -> None:
@@ -557,7 +557,7 @@ class ClusterStory:
         self.frozen.clear()
         await self._healed()
         await self._answered()
-        await asyncio.sleep(2 * SETTLED_S)
+        await asyncio.sleep(2 * CALM_S)
         owner = await self._until_served()
         assert len(self.owners()) == 1, f"more than one owner in the end: {self.owners()}"
         self.player.split = False

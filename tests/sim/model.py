@@ -164,7 +164,7 @@ class Model:
 
 def flags_of(state: State) -> dict[int, frozenset[str]]:
     return {
-        uid: frozenset(state.flags_of_bits(bits))
+        uid: frozenset(state.flags.of_bits(bits))
         for uid, bits in zip(state.uids.tolist(), state.bits.tolist(), strict=True)
     }
 

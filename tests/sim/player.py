@@ -14,6 +14,7 @@ import numpy as np
 from metacache import Change
 from obox.errors import Exists, Invalid, Limit, NotFound, OboxError, Unavailable
 from obox.mailbox import CLAIM_PURGED, Delta
+from obox.mailbox.invariants import check
 from obox.objectstore import ObjectKind
 from obox.objectstore.keys import bundles_prefix, mail_key, owner_of, parse_mail_key, user_prefix
 from obox.store import MailStore, NewMail
@@ -159,7 +160,7 @@ class Player:
     def read(self, home: str, home_uid: int, sid: StorageId = SID) -> bytes | None:
         """Return what the bucket has for a record."""
         key = mail_key(sid, Guid(home), Uid(home_uid))
-        stored = self.world.memory._objects.get(key)
+        stored = self.world.memory.objects.get(key)
         if stored is None or not stored[0]:
             return None
         return token_of(CODEC.decode(stored[0], owner_of(key), lenient=True).payload)
@@ -293,7 +294,7 @@ class Player:
             require(fits, "mailbox", guid, "is named", shown[guid], "not", box.name)
         for guid, name in shown.items():
             box = await self._open(node, name)
-            box.check_consistency()
+            check(box.state)
             tokens = self._tokens(guid, box)
             if complete:
                 self.model.check_box(guid, box.state, tokens, adopt=adopt)
@@ -398,8 +399,8 @@ class Player:
         await asyncio.sleep(5)
         await self.look(fresh)
         await self.nothing_lost(fresh)
-        for check in self.checks:
-            await check(fresh)
+        for done in self.checks:
+            await done(fresh)
         await fresh.stop()
         await self.clean_up()
 
@@ -437,7 +438,7 @@ class Player:
             needed, state = await self._needed(node, user)
             prints.append(state)
             left = [key for key in world.keys(user_prefix(SID)) if key not in needed]
-            missing = [key for key in needed if key not in world.memory._objects]
+            missing = [key for key in needed if key not in world.memory.objects]
             await node.stop()
         require(not missing, "needed and not in the bucket:", missing)
         left = [key for key in left if not self._residue(key)]
@@ -458,7 +459,7 @@ class Player:
         except ValueError:
             return False
         self.residue += 1
-        data = self.world.memory._objects[key][0]
+        data = self.world.memory.objects[key][0]
         shown = self.model.contents.get((found.guid, int(found.uid)))
         if not data or shown is None:
             return True
@@ -487,7 +488,7 @@ class Player:
             for at, _ in enumerate(box.state.uids):
                 home, uid = box.state.home_of(at)
                 needed.add(mail_key(SID, home, uid))
-            needed |= {mail_key(SID, guid, Uid(uid)) for uid in box.state.active_holders().tolist()}
+            needed |= {mail_key(SID, guid, Uid(uid)) for uid in box.state.holders.needed().tolist()}
             state[guid] = (entry.name, entry.deleted > 0, flags_of(box.state), box.state.uidnext)
         return needed, state
 

@@ -99,16 +99,16 @@ class Senders:
         for user in users:
             self._tried.setdefault(user, set()).add(token)
         world.note("mail", token, "to", users, "by", via)
-        began, told = world.clock(), dict.fromkeys(users, "")
+        began, replies = world.clock(), dict.fromkeys(users, "")
         try:
             async with asyncio.timeout(ANSWERED_S):
-                await self._talk(via, token, told)
+                await self._talk(via, token, replies)
         except OSError as error:  # a TimeoutError is one, too
             world.note("mail", token, "ends with", type(error).__name__, error)
         took = world.clock() - began
         require(took < ANSWERED_S, "the sender of", token, "waited", round(took, 1), "s")
-        world.note("mail", token, {user: reply[:9] for user, reply in told.items()})
-        for user, reply in told.items():
+        world.note("mail", token, {user: reply[:9] for user, reply in replies.items()})
+        for user, reply in replies.items():
             require(self._handed[user, token] <= 1, token, "for", user, "went to a store twice")
             self.results[reply[:3]] += 1
             require(reply[:1] in ("", "2", "4"), token, "for", user, "is refused for good:", reply)
@@ -117,7 +117,7 @@ class Senders:
                 if user == USER:
                     self._player.model.delivered.add(token)
 
-    async def _talk(self, via: str, token: bytes, told: dict[str, str]) -> None:
+    async def _talk(self, via: str, token: bytes, replies: dict[str, str]) -> None:
         """Fill in the answer for each recipient. Raises: OSError."""
         _, dialogue = await asyncio.get_running_loop().create_connection(Dialogue, via, LMTP_PORT)
         try:
@@ -129,17 +129,17 @@ class Senders:
             if not (await _reply(dialogue)).startswith("250"):
                 return
             accepted = []
-            for user in told:
+            for user in replies:
                 await dialogue.send(b"RCPT TO:<%b>\r\n" % user.encode())
                 reply = await _reply(dialogue)
                 if reply.startswith("250"):
                     accepted.append(user)
                 else:
-                    told[user] = reply
+                    replies[user] = reply
             if accepted:
                 await dialogue.send(b"BDAT %d LAST\r\n" % len(mail) + mail)
                 for user in accepted:
-                    told[user] = await _reply(dialogue)
+                    replies[user] = await _reply(dialogue)
             await dialogue.send(b"QUIT\r\n")
         finally:
             dialogue.close()

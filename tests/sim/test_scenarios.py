@@ -308,7 +308,7 @@ def test_two_directories_agree_from_either_side() -> None:
             node = await stage.start("c", disk)
             user = await node.user()
             box = await node.run(lambda store, user=user: user.select(INBOX))
-            seen.append((box.state.uids.tolist(), [box.state.flags_of_bits(int(b)) for b in box.state.bits]))
+            seen.append((box.state.uids.tolist(), [box.state.flags.of_bits(int(b)) for b in box.state.bits]))
             node.kill()
         flags = [[sorted(f) for f in of] for _, of in seen]
         assert [uids for uids, _ in seen] == [seen[0][0]] * 3
@@ -374,7 +374,7 @@ def test_hung_put_burns_its_uid() -> None:
         assert await player.append(node, INBOX, inbox) == [6]
         assert stage.world.clock() - began < 11
         assert await first == [7]
-        assert not stage.world.memory._objects[key_of(inbox, 5)][0]
+        assert not stage.world.memory.objects[key_of(inbox, 5)][0]
         await player.finish([node])
 
     scene(work)
@@ -471,7 +471,7 @@ def test_outage_and_return(seconds: float) -> None:
     scene(work)
 
 
-def test_a_slow_bucket_is_told_in_time() -> None:
+def test_a_slow_bucket_is_reported_in_time() -> None:
     """Requests are answered slowly, one after another, and the PUT of the mail is not
     answered at all. A client waits at most 10 s for the user and 15 s for the change,
     however many requests those take. Nothing is lost, and the next try finds
@@ -488,7 +488,7 @@ def test_a_slow_bucket_is_told_in_time() -> None:
         began = stage.world.clock()
         assert not await player.append(node, INBOX, inbox)
         assert stage.world.clock() - began <= 25
-        stage.world.faults._scripts.clear()
+        stage.world.faults.scripts.clear()
         await asyncio.sleep(300)
         assert await player.append(node, INBOX, inbox)
         await player.finish([node])
@@ -544,7 +544,7 @@ def test_flags_are_safe_after_the_interval() -> None:
         user = await again.user()
         box = await again.run(lambda store: user.select(INBOX))
         assert box.state.uids.tolist() == [1, 3, 4]
-        assert "\\Seen" in box.state.flags_of_bits(int(box.state.bits[0]))
+        assert "\\Seen" in box.state.flags.of_bits(int(box.state.bits[0]))
         await box.release()
         await player.finish([again])
 

@@ -25,16 +25,17 @@ from obox.errors import OboxError
 from obox.objectstore import (
     HEADER_BYTES,
     Codec,
+    Cursor,
     Driver,
     Kind,
     MemoryDriver,
     ObjectInfo,
     ObjectKind,
+    Page,
     Settings,
+    Unreachable,
     open_store,
 )
-from obox.objectstore._driver import Cursor, Page
-from obox.objectstore._errors import Unreachable
 from obox.objectstore.faults import FaultyDriver, Plan
 from obox.store import Env, MailStore, StoreSettings
 from obox.types import Oid, Owner, StorageId
@@ -156,7 +157,7 @@ class World:
         return True
 
     def keys(self, part: str = "") -> list[str]:
-        return [key for key in self.memory._keys if part in key]
+        return [key for key in self.memory.keys if part in key]
 
     async def no_faults(self) -> None:
         self.plan.outage = False
@@ -323,12 +324,12 @@ class Node:
 
     def hear(self, store: MailStore) -> None:
         """Turn failures of the store's tasks into failures of the simulation."""
-        told = store._ended
+        before = store._ended
 
         def ended(task: asyncio.Task[Any]) -> None:
             """A task of the store may end with few kinds of errors. Any other error is
             a bug, and fails the simulation."""
-            told(task)
+            before(task)
             failure = None if task.cancelled() else task.exception()
             if failure is not None and not isinstance(failure, OboxError | MetacacheError | AssertionError):
                 raise AssertionError(f"task of the store failed: {failure!r}") from failure

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from machines import Bucket, Machine
+from owners import other, rows  # noqa: F401 - these are fixtures
 
 from obox.objectstore import Codec, load_keys
 

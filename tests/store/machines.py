@@ -23,6 +23,7 @@ import numpy as np
 from fscache import Fscache
 from metacache import Metacache
 from obox.mailbox import UidArray
+from obox.mailbox.invariants import check
 from obox.objectstore import Codec, Driver, OpenStore, Settings, open_store
 from obox.objectstore.stats import Stats
 from obox.store import Env, Mailbox, MailStore, StoreSettings, User
@@ -247,14 +248,14 @@ async def whole(user: User) -> dict[str, Any]:
         state = box.state
         for at, uid in enumerate(state.uids.tolist()):
             rows[uid] = (
-                sorted(state.flags_of_bits(int(state.bits[at]))),
+                sorted(state.flags.of_bits(int(state.bits[at]))),
                 int(state.column("internaldate")[at]),
                 int(state.column("zone")[at]),
                 int(state.column("size")[at]),
                 await box.mail(uid),
             )
         await box.release()
-        box.check_consistency()
+        check(box.state)
         out[info.name] = (
             info.special_use,
             info.subscribed,
@@ -283,6 +284,6 @@ async def fill(user: User, name: str, mails: list[bytes], *, at_once: int = 500)
 def flags_of(box: Mailbox) -> dict[int, list[str]]:
     state = box.state
     return {
-        uid: sorted(state.flags_of_bits(int(bits)))
+        uid: sorted(state.flags.of_bits(int(bits)))
         for uid, bits in zip(state.uids.tolist(), state.bits.tolist(), strict=True)
     }

@@ -16,8 +16,8 @@ from mails import simple
 
 from obox.errors import Corrupt
 from obox.mailbox import Delta, Rows
-from obox.objectstore import Codec, CorruptObject, ObjectKind
-from obox.objectstore._memory import MemoryDriver
+from obox.mailbox.invariants import check
+from obox.objectstore import Codec, CorruptObject, MemoryDriver, ObjectKind
 from obox.objectstore.keys import bundles_prefix, journal_prefix, mail_key, owner_of, parse_bundle_key
 from obox.store import Mailbox, NewMail, User
 from obox.store.log.journal import JournalObject
@@ -105,7 +105,7 @@ async def test_a_copy_under_the_next_uid_is_not_shown_and_stops_nothing(
         assert await seen(inbox) == expected
         assert (await user.append("INBOX", [NewMail(simple(6))])).uids == [max(4, inbox.state.uidnext - 1)]
         assert await driver(machine).get(key(inbox, 3), kind="mail"), "left alone"
-        inbox.check_consistency()
+        check(inbox.state)
         await inbox.release()
 
 
@@ -221,7 +221,7 @@ async def test_another_users_ready_fields_are_not_used(machine: Machine) -> None
         await inbox.release()
 
 
-async def test_a_journal_object_in_another_ones_place_is_skipped(machine: Machine) -> None:
+async def test_a_journal_object_in_the_place_of_another_is_skipped(machine: Machine) -> None:
     """The changes in the copied journal object are not replayed, neither at another
     place of the history nor after a deletion of the user."""
     async with machine.run(kill=True) as life:
@@ -242,7 +242,7 @@ async def test_a_journal_object_in_another_ones_place_is_skipped(machine: Machin
     async with machine.run() as life:
         inbox = await (await life.user()).select("INBOX")
         flags = {
-            int(uid): inbox.state.flags_of_bits(int(bits))
+            int(uid): inbox.state.flags.of_bits(int(bits))
             for uid, bits in zip(inbox.state.uids, inbox.state.bits, strict=True)
         }
         assert [uid for uid, names in flags.items() if "\\Flagged" in names] == [2, 3]

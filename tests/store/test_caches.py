@@ -341,8 +341,8 @@ async def test_what_an_earlier_process_did_not_upload_is_uploaded_before_it_goes
         assert list(metacache.users()) == []
         metacache.max_space = 64 << 20
         box = await (await life.user()).select("INBOX")
-        assert box.state.flags_of_bits(int(box.state.bits[1])) == {"\\Flagged"} or "\\Flagged" in set(
-            box.state.flags_of_bits(int(box.state.bits[1]))
+        assert box.state.flags.of_bits(int(box.state.bits[1])) == {"\\Flagged"} or "\\Flagged" in set(
+            box.state.flags.of_bits(int(box.state.bits[1]))
         )
         await box.release()
 
@@ -440,7 +440,7 @@ async def test_a_refresh_finds_what_another_wrote_into_the_bucket(machine: Machi
         user = await life.user()
         box = await user.select("INBOX")
         assert box.state.uids.tolist() == [1, 2, 3, 4]
-        assert "\\Flagged" in box.state.flags_of_bits(int(box.state.bits[0]))
+        assert "\\Flagged" in box.state.flags.of_bits(int(box.state.bits[0]))
         await box.release()
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from mails import every_kind, simple
 
 from obox.errors import Exists, Expunged, Invalid, Limit, NoPerm, NotFound, OverQuota, TooBig
 from obox.mailbox.search import And, Flag, Header, Not, Text
-from obox.store import Mailbox, NewMail, Store, User
+from obox.store import Mailbox, NewMail, Store, User, api
 from obox.store.api import Fields
 from obox.store.memory import DEFAULT_MAILBOXES, MemoryStore
+from obox.store.user import mailboxes
 from obox.types import StorageId
 
 MAIL_BYTES_MAX = 1 << 20
@@ -111,7 +113,7 @@ async def test_one_mailbox_for_each_special_use(user: User) -> None:
     await user.create("Old", "\\Archive")
 
 
-async def test_uidvalidity_of_a_name_made_anew_is_larger(user: User) -> None:
+async def test_uidvalidity_of_a_name_made_again_is_larger(user: User) -> None:
     await user.create("x")
     before = (await user.status("x")).uidvalidity
     await user.delete("x")
@@ -384,3 +386,154 @@ async def test_an_expunged_mail_is_read_as_long_as_its_record_is_retained(user: 
     assert None not in await box.fields([1, 2])
     box.state.retained.leave(view)
     assert [mail async for _, mail in box.mails([1, 2])] == [simple(1), None]
+
+
+# -- the store and its users ---------------------------------------------------------------------------------------
+
+
+async def test_who_may_open_and_answer(store: Store) -> None:
+    await store.admit(StorageId("anna"))
+    user = await store.open_user("anna", StorageId("anna"))
+    await user.current()
+    await user.select("INBOX")
+    numbers = store.metadata()
+    assert numbers["users"] == 1
+    assert isinstance(numbers["mailboxes"], int)
+    assert numbers["mailboxes"] >= 1
+    await user.release()
+
+
+async def test_the_last_open_says_name_and_quota(store: Store, user: User) -> None:
+    assert user.usage() == (0, 0, None, None)
+    again = await store.open_user("anna@alias", StorageId("anna"), quota_bytes=10, quota_messages=2)
+    assert (again.name, again.storage_id) == ("anna@alias", "anna")
+    assert user.usage() == (0, 0, 10, 2)
+
+
+async def test_selected_mailboxes_say_who_they_are(user: User) -> None:
+    guid = await user.create("a")
+    box, status = await user.select("a"), await user.status("a")
+    assert (box.guid, box.uidvalidity) == (status.guid, status.uidvalidity) == (guid, status.uidvalidity)
+    assert not box.deleted
+    assert (await user.select("iNBox")).guid == (await user.status("INBOX")).guid
+    with pytest.raises(NotFound):
+        await user.select("nowhere")
+
+
+async def test_levels_count_against_the_number_of_mailboxes(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mailboxes, "MAILBOXES_MAX", 8)
+    await user.create("a/b/c")
+    with pytest.raises(Limit):
+        await user.create("d/e")
+    with pytest.raises(Limit):
+        await user.rename("Sent", "d/e/f")
+    await user.create("d")
+    assert "Sent" in await names(user)
+
+
+async def test_names_that_cannot_be_are_not_subscribed(user: User) -> None:
+    with pytest.raises(Invalid):
+        await user.subscribe("a//b", True)
+
+
+async def test_rename_of_inbox_keeps_its_children(user: User) -> None:
+    await user.create("INBOX/Below")
+    await filled(user, 1)
+    with pytest.raises(Exists):
+        await user.rename("INBOX", "Sent")
+    assert (await user.status("INBOX")).messages == 1
+    await user.rename("INBOX", "Old")
+    assert {"INBOX", "INBOX/Below", "Old"} <= set(await names(user))
+    assert "Old/Below" not in await names(user)
+
+
+class Waiting:
+    """A mail that is not in memory."""
+
+    lost = False
+
+    def __init__(self, mail: bytes) -> None:
+        self._mail = mail
+
+    def __len__(self) -> int:
+        return len(self._mail)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[bytes]:
+        yield self._mail
+
+
+async def test_a_mail_need_not_be_in_memory(user: User) -> None:
+    with pytest.raises(TooBig):
+        await user.append("INBOX", [NewMail(Waiting(b"x" * (MAIL_BYTES_MAX + 1)))])
+    await user.append("INBOX", [NewMail(Waiting(simple(1))), NewMail(simple(2))])
+    box = await user.select("INBOX")
+    assert [await box.mail(uid) for uid in (1, 2)] == [simple(1), simple(2)]
+
+
+async def test_a_mail_may_take_the_room_of_the_mail_that_it_replaces(store: Store) -> None:
+    user = await store.open_user("anna", StorageId("anna"), quota_bytes=1000, quota_messages=1)
+    await user.append("INBOX", [NewMail(b"x" * 600)])
+    with pytest.raises(OverQuota):
+        await user.append("INBOX", [NewMail(b"y" * 900)], freed_bytes=400, freed_mails=1)
+    await user.append("INBOX", [NewMail(b"y" * 900)], freed_bytes=600, freed_mails=1)
+    box = await user.select("INBOX")
+    await box.expunge(uids(1))
+    assert user.usage() == (900, 1, 1000, 1)
+
+
+@pytest.mark.parametrize("autofix", [None, False, True])
+async def test_mails_are_read_in_the_order_that_is_asked(user: User, autofix: bool | None) -> None:
+    box = await filled(user, 3)
+    await box.expunge(uids(2))
+    asked = [3, 1, 2, 3, 99]
+    whole = [simple(3), simple(1), None, simple(3), None]
+    assert [found async for found in box.mails(asked, autofix=autofix)] == list(zip(asked, whole, strict=True))
+    made = await box.fields([1, 99, 3], autofix=autofix)
+    assert [one is None for one in made] == [False, True, False]
+    assert await box.mail(3, autofix=autofix) == simple(3)
+    assert await box.part(3, 5, 1 << 30, autofix=autofix) == simple(3)[5:]
+    assert await box.part(3, 1 << 20, 1 << 21, autofix=autofix) == b""
+    for uid in (2, 99):
+        with pytest.raises(Expunged):
+            await box.mail(uid, autofix=autofix)
+        with pytest.raises(Expunged):
+            await box.part(uid, 0, 1, autofix=autofix)
+    assert (await box.search(Text("body of mail"), uids(1, 2, 3), autofix=autofix)).tolist() == [1, 3]
+
+
+async def test_nothing_is_done_to_a_deleted_mailbox(user: User) -> None:
+    await user.create("a")
+    box = await filled(user, 2, name="a")
+    await user.delete("a")
+    with pytest.raises(NotFound):
+        await box.expunge(uids(1))
+    with pytest.raises(NotFound):
+        await user.copy(box, uids(1), "Sent")
+    with pytest.raises(NotFound):
+        await user.append("a", [NewMail(simple(1))])
+    assert (await user.status("Sent")).messages == 0
+
+
+async def test_a_move_into_the_same_mailbox_gives_new_uids(user: User) -> None:
+    box = await filled(user, 2)
+    assert (await user.copy(box, uids(1), "INBOX", move=True)).target.tolist() == [3]
+    assert box.state.uids.tolist() == [2, 3]
+    assert await box.mail(3) == simple(1)
+
+
+async def test_a_copy_brings_no_more_keywords_than_fit(user: User) -> None:
+    sent = await filled(user, 1, name="Sent")
+    await sent.store_flags(uids(1), "add", [f"k{number}" for number in range(59)])
+    box = await filled(user, 1, flags=("other",))
+    with pytest.raises(Limit):
+        await user.copy(box, uids(1), "Sent")
+    assert sent.state.uids.tolist() == [1]
+
+
+def test_every_method_of_the_contract_is_tested_here() -> None:
+    text = Path(__file__).read_text()
+    for part in (api.Store, api.User, api.Mailbox):
+        for name, found in vars(part).items():
+            if not name.startswith("_") and callable(found):
+                assert f".{name}(" in text, f"{part.__name__}.{name}"

@@ -134,7 +134,7 @@ async def test_who_holds_a_deleted_user_writes_nothing(machine: Machine) -> None
         await nothing_is_left(machine, life)
 
 
-async def test_a_login_afterwards_makes_the_user_anew(machine: Machine) -> None:
+async def test_a_login_afterwards_makes_the_user_again(machine: Machine) -> None:
     async with machine.run() as life:
         await fill_and_delete(life)
         fresh = await life.user()
@@ -170,7 +170,7 @@ async def only_the_new_one(life: Life) -> None:
 
 
 @pytest.mark.parametrize("disk", ["kept", "lost"])
-async def test_a_later_user_is_not_told_of_the_one_before(machine: Machine, disk: str) -> None:
+async def test_a_later_user_learns_nothing_of_the_user_before(machine: Machine, disk: str) -> None:
     """The changes of another user hold the watermark below the journal lines of the
     deleted user, so that these lines are read again."""
     async with machine.run(kill=True) as life:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from machines import SID, Bucket, Life, Machine, uids
 from mails import simple
-from test_handover import Member, Rows, member
+from owners import Member, Rows, member
 
 from obox.objectstore.keys import user_prefix
 from obox.store import NewMail

@@ -19,6 +19,7 @@ from turns import TURN_S_MAX, Turns, turns
 
 from metacache import Change
 from obox.mailbox import Delta, Rows, UidArray, joined
+from obox.mailbox.invariants import check, fingerprint
 from obox.objectstore import ObjectKind
 from obox.objectstore.keys import bundle_key
 from obox.store.box.bundles import BundleMeta
@@ -112,13 +113,13 @@ async def test_a_flush_and_the_flags_that_change_meanwhile(machine: Machine, mon
         held(found)
         assert len(box.state) == MAILS
         assert box.state.unseen == 2
-        box.check_consistency()
+        check(box.state)
         await box.release()
 
 
 async def test_a_start_from_the_local_copy(machine: Machine) -> None:
     async with full(machine) as (_, box):
-        before = box.state.fingerprint()
+        before = fingerprint(box.state)
         with turns() as found:
             box.save()
             await box.env.commit_staged()
@@ -128,8 +129,8 @@ async def test_a_start_from_the_local_copy(machine: Machine) -> None:
         with turns() as found:
             box = await user.select("INBOX")
         held(found)
-        assert box.state.fingerprint() == before
-        box.check_consistency()
+        assert fingerprint(box.state) == before
+        check(box.state)
         await box.release()
 
 
@@ -198,7 +199,7 @@ async def test_what_another_backend_wrote_of_all_mails_is_joined_while_a_session
         assert box.state.unseen == MAILS
         assert bool(box.state.has_flag("new", slice(0, MAILS)).all())
         assert bool((box.state.modseqs > np.uint64(highest)).all()), "sessions report all of it"
-        box.check_consistency()
+        check(box.state)
 
 
 async def test_many_mails_of_another_writer_become_visible_in_turns(

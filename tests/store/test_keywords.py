@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from obox.errors import Limit, OboxError
 from obox.mailbox import UidArray
 from obox.mailbox._delta import KEYWORDS_MAX
+from obox.mailbox.invariants import check
 from obox.store import Mailbox, NewMail, User
 from obox.store.user.flush import KEYWORD_FORGET_S
 
@@ -25,7 +26,7 @@ def uids(*numbers: int) -> UidArray:
 
 def flags_of(box: Mailbox) -> dict[int, set[str]]:
     bits = box.state.flag_bits(slice(0, len(box.state)))
-    return {uid: set(box.state.flags_of_bits(one)) for uid, one in zip(box.state.uids.tolist(), bits, strict=True)}
+    return {uid: set(box.state.flags.of_bits(one)) for uid, one in zip(box.state.uids.tolist(), bits, strict=True)}
 
 
 async def filled(user: User, name: str, *, left: int) -> Mailbox:
@@ -150,5 +151,5 @@ async def test_a_keyword_is_forgotten_long_after_its_last_use(machine: Machine, 
         box = await user.box(user.entry("INBOX").guid)
         assert flags_of(box) == want
         assert ("gone" not in box.state._stamps) == forgotten
-        assert box.state.keywords == ["kept"], "FLAGS names what mails have"
-        box.check_consistency()
+        assert box.state.flags.keywords == ["kept"], "FLAGS names what mails have"
+        check(box.state)

@@ -142,7 +142,7 @@ async def foreign_in(bucket: Bucket, guid: Guid, data: bytes) -> list[str]:
 
 
 @pytest.mark.parametrize("data", [b"", b"some text"])
-async def test_foreign_objects_are_told_and_left_alone(bucket: Bucket, tmp_path: Path, data: bytes) -> None:
+async def test_foreign_objects_are_reported_and_left_alone(bucket: Bucket, tmp_path: Path, data: bytes) -> None:
     bucket.url = "memory://"
     machine = Machine(bucket, tmp_path / "first")
     async with machine.run() as life:
@@ -165,8 +165,8 @@ async def test_foreign_objects_are_told_and_left_alone(bucket: Bucket, tmp_path:
             *_, left = [one async for one in upgrade.finish(life.store)]
             # A key in the form of a journal's key counts as a journal object.
             assert (left.users, left.journal, left.damaged, left.finished) == ({}, 0, 1, True)
-    told = {line["key"] for line in logs if "ignored" in line["event"]}
-    assert {mail_prefix(SID, guid) + "readme", bundles_prefix(SID, guid) + "x.base", "_journal/first/"} <= told
+    reported = {line["key"] for line in logs if "ignored" in line["event"]}
+    assert {mail_prefix(SID, guid) + "readme", bundles_prefix(SID, guid) + "x.base", "_journal/first/"} <= reported
     assert set(keys) <= set(await bucket.keys())
 
 
@@ -263,7 +263,7 @@ async def test_a_user_goes_with_all_that_lies_below(bucket: Bucket, tmp_path: Pa
         assert "_journal/first/" in await bucket.keys(), "not the user's"
 
 
-async def test_what_cannot_be_deleted_is_told_and_ends_the_loop(bucket: Bucket, tmp_path: Path) -> None:
+async def test_what_cannot_be_deleted_is_reported_and_ends_the_loop(bucket: Bucket, tmp_path: Path) -> None:
     """A client cannot name the key of such a marker in a DELETE. The loop of LIST and
     DELETE used to run for ever."""
     stay = [user_prefix(SID), user_prefix(SID) + "m/"]

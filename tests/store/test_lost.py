@@ -14,9 +14,9 @@ from machines import Bucket, Life, Machine, fill, uids
 from mails import simple
 
 from obox.errors import Corrupt, Expunged, NotFound, Unavailable
+from obox.mailbox.invariants import check
 from obox.mailbox.search import And, Body, Flag, Header, Not
-from obox.objectstore import Codec, ObjectKind, load_keys
-from obox.objectstore._memory import MemoryDriver
+from obox.objectstore import Codec, MemoryDriver, ObjectKind, load_keys
 from obox.objectstore.faults import FaultyDriver
 from obox.objectstore.keys import mail_key, owner_of
 from obox.store import NewMail, User
@@ -90,7 +90,7 @@ GONE = type(None)
 # -- without autofix ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_lost_mail_is_told_and_hides_no_other(shelf: Shelf) -> None:
+async def test_a_lost_mail_is_reported_and_hides_no_other(shelf: Shelf) -> None:
     """The read makes a single GET for each mail, and the index does not change."""
     async with shelf.machine.run() as life:
         user = await life.user()
@@ -218,7 +218,7 @@ async def test_a_mail_that_is_gone_is_expunged_and_its_key_left_alone(shelf: She
         assert box.state.gone_since(before).tolist() == [2]
         with pytest.raises(Expunged):
             await box.mail(2, autofix=True)
-        box.check_consistency()
+        check(box.state)
         await shelf.driver.put(key, taken[key], kind="mail")
         await life.let_pass(2)
     if disk == "lost":
@@ -230,7 +230,7 @@ async def test_a_mail_that_is_gone_is_expunged_and_its_key_left_alone(shelf: She
         await box.sweep()
         assert box.state.uids.tolist() == [1, 3]
         assert await shelf.driver.get(key, kind="mail") == taken[key]
-        box.check_consistency()
+        check(box.state)
 
 
 async def test_many_lost_mails_cost_a_list_each_and_one_expunge_a_batch(shelf: Shelf) -> None:
@@ -252,7 +252,7 @@ async def test_many_lost_mails_cost_a_list_each_and_one_expunge_a_batch(shelf: S
         with life.counting() as requests:
             await read(box, lost, autofix=True)
         assert requests.requests() == {}
-        box.check_consistency()
+        check(box.state)
 
 
 @pytest.mark.parametrize("how", ["mails", "mail", "fields", "part", "search"])
@@ -455,7 +455,7 @@ async def test_a_lost_copy_lets_go_of_its_home_and_the_home_finds_out_by_itself(
         await life.let_pass(3 * DAY)
         for one in (archive, sent, box):
             await one.sweep()
-            one.check_consistency()
+            check(one.state)
         assert await shelf.driver.get(key, kind="mail") == taken[key]
 
 
@@ -472,7 +472,7 @@ async def test_a_copy_within_its_mailbox_is_lost_with_its_mail(shelf: Shelf) -> 
             assert await read(box, [1, 2], autofix=True) == {1: GONE, 2: GONE}
         assert requests.requests() == {GET: 1, LIST: 1}
         assert all(released for _, released in box.state.holders.items())
-        box.check_consistency()
+        check(box.state)
 
 
 async def test_a_copy_whose_home_is_deleted(shelf: Shelf) -> None:
@@ -507,8 +507,8 @@ async def test_force_resync_finds_the_rest(shelf: Shelf) -> None:
         keys = [key_of(box, uid) for uid in (1, 2, 3)]
         taken = await shelf.take(life, *keys)
         assert await read(box, [1], autofix=True) == {1: GONE}
-        told = await resync(user, box.guid, keep_lost=True)
-        assert (told.mails, told.lost, told.dropped) == (3, 2, 0)
+        reported = await resync(user, box.guid, keep_lost=True)
+        assert (reported.mails, reported.lost, reported.dropped) == (3, 2, 0)
         done = await resync(user, box.guid, keep_lost=False)
         assert (done.mails, done.lost, done.dropped) == (1, 2, 2)
         assert box.state.uids.tolist() == [4]

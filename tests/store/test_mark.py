@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from machines import Bucket, Life, Machine
-from test_handover import Rows, member
+from owners import Rows, member
 from test_old_envelopes import Old, finished, served
 
 from obox.admin.parts import Admin

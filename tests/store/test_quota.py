@@ -99,7 +99,7 @@ async def test_what_is_undecided_keeps_its_room(machine: Machine, monkeypatch: p
             await user.append("INBOX", [NewMail(b"x" * 5000)])
         go.set()
         async with asyncio.timeout(5):
-            while user.usage().messages < 2:  # noqa: ASYNC110
+            while user.usage().messages < 2:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.001)
         assert taken(user) == (0, 0)
         assert user.usage().storage_bytes == 6000
@@ -126,9 +126,9 @@ async def test_an_outage_writes_a_line_of_undecided_deliveries_and_not_one_for_e
             await life.let_pass(61.0)
             with suppress(OboxError):
                 await user.append("INBOX", [NewMail(b"x")])
-        told = [line["skipped"] for line in logs if line["event"] == "delivery undecided"]
+        reported = [line["skipped"] for line in logs if line["event"] == "delivery undecided"]
         assert 1 < before < len(puts)
-        assert told == [0, before - 1], "a minute later, with the number of the others"
+        assert reported == [0, before - 1], "a minute later, with the number of the others"
 
 
 async def test_a_bucket_that_refuses(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

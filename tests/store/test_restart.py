@@ -18,6 +18,7 @@ from patience import PATIENT_S
 from obox.errors import ConfigError, NotFound
 from obox.store import Mailbox, NewMail
 from obox.store.backend.upkeep import Upkeep
+from obox.store.log.takeover import LocalCopies
 from obox.store.user.user import User
 from obox.types import Guid
 
@@ -115,7 +116,7 @@ async def test_a_restart_uploads_nothing_and_trusts_its_copies(machine: Machine)
         assert (end.count("put", "index"), end.count("put", "journal")) == (0, 1)
     assert [key for key in await machine.bucket.keys("") if "/x/" in key] == [key for key in bundles if "/x/" in key]
     async with machine.run() as life:
-        assert life.store.takeover.trust == "all"
+        assert life.store.takeover.trust is LocalCopies.KEEP
         # The lines of the journal are adopted while sessions run.
         async with asyncio.timeout(PATIENT_S):
             while life.store.takeover.boots:  # noqa: ASYNC110 - it has no event
@@ -142,7 +143,7 @@ async def test_a_restart_that_another_backend_came_between(machine: Machine, tmp
         await box.release()
         before = await whole(life.users[0])
     async with machine.run() as life:
-        assert life.store.takeover.trust == "check"
+        assert life.store.takeover.trust is LocalCopies.COMPARE
         assert await whole(await life.user()) == before
 
 
@@ -212,24 +213,24 @@ async def test_modseqs_that_were_lost_are_not_trusted_however_late_the_user_come
         await asyncio.sleep(0)
     async with machine.run() as life:
         inbox = await (await life.user()).select("INBOX")
-        assert inbox.state.flags_of_bits(int(inbox.state.bits[1])) == []
+        assert inbox.state.flags.of_bits(int(inbox.state.bits[1])) == []
         assert inbox.state.trusted(shown) == 0
         assert inbox.state.trusted(before) == before
         assert inbox.state.highestmodseq > shown
     # The next restart must not add a second gap.
     async with machine.run() as life:
         inbox = await (await life.user()).select("INBOX")
-        told = inbox.state.highestmodseq
+        reported = inbox.state.highestmodseq
     machine.lose_disk()
     async with machine.run() as life:
         inbox = await (await life.user()).select("INBOX")
-        assert inbox.state.highestmodseq == told
+        assert inbox.state.highestmodseq == reported
         await life.let_pass(120)
         user = await life.user("carl")
         assert user.root.modseq_floor == 0, "a user made since then has no gap"
 
 
-async def test_what_belongs_together_is_told_together_after_a_crash(
+async def test_what_belongs_together_is_reported_together_after_a_crash(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mail was moved and expunged, and its holder in the home mailbox was released.

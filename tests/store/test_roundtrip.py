@@ -107,7 +107,7 @@ async def test_metadata_of_an_append(machine: Machine) -> None:
         assert box.uidvalidity == appended.uidvalidity
         assert box.state.column("internaldate").tolist() == [1_700_000_000]
         assert box.state.column("zone").tolist() == [-150]
-        assert box.state.flags_of_bits(int(box.state.bits[0])) == ["\\Seen", "$Forwarded"]
+        assert box.state.flags.of_bits(int(box.state.bits[0])) == ["\\Seen", "$Forwarded"]
 
 
 async def test_a_damaged_object_is_an_error_and_never_another_mail(bucket: Bucket, machine: Machine) -> None:

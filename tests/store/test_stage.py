@@ -13,6 +13,7 @@ from machines import SID, Life, Machine, uids
 
 from metacache import Change
 from obox.mailbox import Changed, Delta, Gone, RootDelta
+from obox.mailbox.invariants import fingerprint
 from obox.objectstore.keys import ROOT
 from obox.store import NewMail
 from obox.store.log.journal import JournalObject, Line
@@ -84,11 +85,11 @@ async def test_what_belongs_together_is_one_edit_and_the_journal_says_the_same(m
         user = await life.user()
         life.store.log.listeners.append(heard)
         inbox, sent = (user.entry(name).guid for name in ("INBOX", "Sent"))
-        told: list[tuple[Any, ...]] = []
+        reported: list[tuple[Any, ...]] = []
 
         def one_edit(*expected: tuple[Any, ...]) -> None:
             assert heard == [expected]
-            told.extend(heard.take()[0])
+            reported.extend(heard.take()[0])
 
         await user.append("INBOX", [NewMail(b"a: b\r\n\r\n1")])
         one_edit((SID, inbox, [1], [], []))
@@ -114,7 +115,7 @@ async def test_what_belongs_together_is_one_edit_and_the_journal_says_the_same(m
         one_edit((SID, guid, [1], [], []))
         await user.delete("Play")
         one_edit((SID, guid, [], [], [1]), (SID, ROOT, (guid,), ()))
-        assert [_plain(one) for line in await _lines(life) if line.sid == SID for one in altered_by(line)] == told
+        assert [_plain(one) for line in await _lines(life) if line.sid == SID for one in altered_by(line)] == reported
 
 
 async def test_a_move_inside_a_mailbox_gives_each_of_its_changes_a_modseq(machine: Machine) -> None:
@@ -137,14 +138,14 @@ async def test_an_edit_that_does_not_encode_changes_nothing(machine: Machine) ->
         user = await life.user()
         await user.append("INBOX", [NewMail(b"a: b\r\n\r\n1")])
         box = await user.select("INBOX")
-        before, lines = box.state.fingerprint(), len(await _lines(life))
+        before, lines = fingerprint(box.state), len(await _lines(life))
         life.store.log.listeners.append(heard)
         edit = user.edit()
         box.expunge_in(edit, uids(1), {})
         edit.add(user.rootbox, Broken(), Change.IMPORTANT)
         with pytest.raises(RuntimeError):
             life.store.log.stage(edit)
-        assert (box.state.fingerprint(), len(await _lines(life)), heard) == (before, lines, [])
+        assert (fingerprint(box.state), len(await _lines(life)), heard) == (before, lines, [])
 
 
 async def test_a_listener_that_fails_delays_nobody(machine: Machine) -> None:

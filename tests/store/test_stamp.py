@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from metacache import STAMP_BYTES_MAX, Change, Copy
 from obox.store import NewMail
+from obox.store.owned import Owned
 from obox.store.stamp import Assignment, Stamp, Trust, trust
 
 
@@ -120,7 +121,7 @@ def test_what_a_local_copy_is_worth(copy: Copy | None, stamp: Stamp | None, made
     assert trust(copy, stamp, Assignment(7, compared_since=100.0), made_here=made_here) is verdict
 
 
-def test_a_stamp_of_an_earlier_version_that_no_backend_vouched_for() -> None:
+def test_a_stamp_of_an_earlier_version_that_no_backend_confirmed() -> None:
     """An earlier version wrote -1 or 0 for "of no generation". All other fields are as
     today."""
     for generation in (-1, 0):
@@ -130,9 +131,17 @@ def test_a_stamp_of_an_earlier_version_that_no_backend_vouched_for() -> None:
         assert Stamp.decode(data) == Stamp(version=3, heads=("a",), superseded=(("b", 1.5),))
 
 
-def test_an_earlier_version_reads_a_stamp_that_no_backend_vouched_for() -> None:
+def test_an_earlier_version_reads_a_stamp_that_no_backend_confirmed() -> None:
     """An earlier version takes a field that is left out for 0, and no generation is
     0."""
     raw = msgspec.msgpack.decode(Stamp(version=3).encode())
     assert "generation" not in raw
     assert msgspec.msgpack.decode(Stamp(generation=1).encode()) == {"generation": 1}
+
+
+def test_no_copy_is_current_for_a_user_of_another_backend() -> None:
+    """Nothing is deleted for such a user, whatever this backend has compared."""
+    owned = Owned(lambda sid: "group 1")
+    elsewhere = Assignment(owned.generation_of("anna"))
+    for generation in (None, 0, 1):
+        assert not elsewhere.covers(Stamp(generation=generation))

@@ -22,7 +22,7 @@ SMALL = b"Subject: s\r\nTo: " + b"a," * 20_000 + b"\r\n\r\nbody\r\n"
 
 
 @pytest.mark.parametrize("source", [SMALL, NESTED, b"\n" * 5_000_000], ids=["small", "nested", "large"])
-async def test_an_address_bomb_is_stored_once_and_told_once(machine: Machine, source: bytes) -> None:
+async def test_an_address_bomb_is_stored_once_and_logged_once(machine: Machine, source: bytes) -> None:
     async with machine.run() as life:
         user = await life.user()
         with capture_logs() as logs, turns() as found:

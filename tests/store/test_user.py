@@ -184,7 +184,7 @@ async def test_deliveries_at_once_get_neighbouring_uids(machine: Machine) -> Non
             assert await box.mail(answer.uids[0]) == simple(number)
 
 
-async def test_a_watcher_is_told_of_everything(machine: Machine) -> None:
+async def test_a_watcher_gets_everything(machine: Machine) -> None:
     async with machine.run() as life:
         user = await life.user()
         box = await user.select("INBOX")

@@ -127,7 +127,7 @@ async def test_a_worker_that_ends_again_and_again_loses_its_groups_and_gets_them
         await one.pool.kill()
 
 
-async def test_workers_that_are_no_more_are_removed_and_new_ones_get_their_part(
+async def test_workers_that_are_no_more_are_removed_and_new_workers_get_their_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with unit(tmp_path, monkeypatch) as one, asyncio.TaskGroup() as tasks:

@@ -64,6 +64,12 @@ async def enable(session: Session, command: ast.Enable) -> Reply:
             session.qresync = True
             enable_condstore(session)
             enabled.append(b"QRESYNC")
+        elif name == "UIDONLY" and not session.uidonly:
+            session.uidonly = True
+            enabled.append(b"UIDONLY")
+        elif name == "UTF8=ACCEPT" and not session.utf8:
+            session.utf8 = session.out.parser.utf8 = True
+            enabled.append(b"UTF8=ACCEPT")
     session.write(wire.line(b"ENABLED", *enabled))
     return Reply("Enabled")
 

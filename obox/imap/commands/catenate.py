@@ -18,8 +18,8 @@ from msgspec.structs import replace
 
 from obox.errors import Expunged, Invalid, Limit, NotFound
 from obox.imap import ast
-from obox.imap._fetch import parse_section
 from obox.imap.intake import TRY_LATER, Incoming
+from obox.imap.parser import parse_section
 from obox.imap.replies import Reply, no
 from obox.imap.session import Session
 from obox.imap.sets import NUMBER_MAX

@@ -10,6 +10,7 @@ from __future__ import annotations
 from obox.errors import NotFound
 from obox.imap import ast, wire
 from obox.imap.commands.expunge import READ_ONLY
+from obox.imap.progress import in_progress
 from obox.imap.replies import Reply, no, of_error
 from obox.imap.session import Session
 from obox.imap.sets import format_set
@@ -49,7 +50,8 @@ async def _copied(session: Session, command: ast.Copy | ast.Move, *, move: bool)
     if len(uids) == 0:
         return Reply(f"{command.NAME.capitalize()} completed: no mails")
     try:
-        done = await session.need_user().copy(mailbox, uids, command.mailbox, move=move)
+        with in_progress(session, command):
+            done = await session.need_user().copy(mailbox, uids, command.mailbox, move=move)
     except NotFound as error:
         return of_error(error, target=True)
     if len(done.target) == 0:

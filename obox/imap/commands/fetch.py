@@ -36,7 +36,7 @@ from obox.imap.commands.search import part_of
 from obox.imap.earlier import vanished_earlier
 from obox.imap.plan import Plan, compile_plan, rare
 from obox.imap.replies import Reply, bad, no
-from obox.imap.rows import ANSWER_BYTES, Where, flag_rows, lines, parts
+from obox.imap.rows import ANSWER_BYTES, Where, flag_rows, lead, lines, parts
 from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
 from obox.imap.updates import flags_of, write_flags
@@ -74,7 +74,9 @@ async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
         return bad("VANISHED needs QRESYNC to be enabled")  # RFC 7162 §3.2.6
     if rare(command.items):
         await loaded("obox.imap.cuts")
-    plan = compile_plan(command.items, uid=command.uid, modseq=command.changed_since is not None)
+    plan = compile_plan(
+        command.items, uid=command.uid and not session.uidonly, modseq=command.changed_since is not None
+    )
     if plan.has(FetchAttr.MODSEQ):
         enable_condstore(session)
     uids = part_of(session.resolve(command.sequence, uid=command.uid), command.partial)
@@ -175,6 +177,8 @@ class _Fetch:
         self.of_header = [item.of_header() for item in plan.order if isinstance(item, Body) and item.in_header]
         self.needs_structure = plan.needs_structure
         self.uid = uid
+        self.uidonly = session.uidonly
+        self.lead = lead(uidonly=session.uidonly)
         self.autofix = session.settings.autofix_storage
         self.unreadable: set[int] = set()
         self.expunged = self.unsent = self.unknown = False
@@ -241,15 +245,20 @@ class _Fetch:
         names = self.names
         if len(seen):
             names, columns = self._with_flags(rows, seen, columns)
-        seqs = self.view.seqs(uids).tolist()
+        seqs = self._numbers(uids)
         if not plan.needs_fields and flag_rows(self.mailbox.state, len(seqs)) == len(seqs):
             # numbers, dates and few flags: nothing is long.
-            self.session.write(lines(names, seqs, columns))
+            self.session.write(lines(names, seqs, columns, uidonly=self.uidonly))
             return
         for part in parts(names, columns, len(seqs)):
-            self.session.write(lines(names, seqs[part], [column[part] for column in columns]))
+            self.session.write(lines(names, seqs[part], [column[part] for column in columns], uidonly=self.uidonly))
             if self.session.out.full:
                 await self.session.flush()
+
+    def _numbers(self, uids: UidArray) -> list[int]:
+        """Return the numbers of the mails in the answer."""
+        found: list[int] = (uids if self.uidonly else self.view.seqs(uids)).tolist()
+        return found
 
     def _known(self, uids: UidArray, found: Mapping[int, Fields]) -> _Rows:
         """Return those of `uids` whose record we have, and the fields that the plan
@@ -381,7 +390,7 @@ class _Fetch:
         order = asked.uids.tolist()
         sizes = asked.table.column("size")[asked.where].tolist()
         names, rows = self._cells(asked, seen, found, headers)
-        lead = b"* %d FETCH (" + b" ".join(names) + b")\r\n"
+        lead = self.lead + b" ".join(names) + b")\r\n"
         place = self.cut[0][0] - len(self.plan.order) - 1
         at = 0
         async for uid, mail in self._mails(order, sizes):
@@ -456,7 +465,7 @@ class _Fetch:
         names = self.names
         if len(seen):
             names, columns = self._with_flags(rows, seen, columns)
-        return names, [list(row) for row in zip(self.view.seqs(uids).tolist(), *columns, strict=True)]
+        return names, [list(row) for row in zip(self._numbers(uids), *columns, strict=True)]
 
     async def _write_row(self, lead: bytes, values: list[Any], mail: bytes) -> bool:
         """Write the line of a mail. If its items may be large together, they are sent
@@ -487,7 +496,7 @@ class _Fetch:
         """Write the row as `_write_row` does, but hold at most a single item and
         PIECE_BYTES of output, at the client's pace."""
         session = self.session
-        lead = b"* %d FETCH (" % values[0]
+        lead = self.lead % values[0]
         for item, name, cell in self._apart(values):
             if isinstance(item, Body) and _of_mail(item):
                 cut = item.cut(mail, root) if quick else await asyncio.to_thread(item.cut, mail, root)
@@ -540,7 +549,7 @@ class _Fetch:
                 return None
             except (Corrupt, NotFound) as error:
                 return error
-        lead = b"* %d FETCH (" % values[0]
+        lead = self.lead % values[0]
         for (item, name, cell), span in zip(self._apart(values), spans, strict=True):
             if not (isinstance(item, Body) and _of_mail(item)):
                 session.write(lead, name, cell)

@@ -74,7 +74,7 @@ async def list_(session: Session, command: ast.List) -> Reply:
         if entry.name not in matching or not (childinfo or entry.name in chosen_set):
             continue
         attributes = _attributes(entry, subscribed=show_subscribed and entry.subscribed)
-        words = [b"LIST", wire.flags(attributes), _SEPARATOR, wire.mailbox(entry.name)]
+        words = [b"LIST", wire.flags(attributes), _SEPARATOR, wire.mailbox(entry.name, utf8=session.utf8)]
         if childinfo and wants_subscribed:
             words.append(b'("CHILDINFO" ("SUBSCRIBED"))')
         session.write(wire.line(*words))
@@ -100,7 +100,7 @@ async def lsub(session: Session, command: ast.Lsub) -> Reply:
         shown |= dict.fromkeys(names.with_children(subscribed).difference(shown), False)
     for name in sorted(await _matching(session, patterns, shown), key=names.sort_key):
         attributes = () if shown[name] and name in existing else ("\\Noselect",)
-        session.write(wire.line(b"LSUB", wire.flags(attributes), _SEPARATOR, wire.mailbox(name)))
+        session.write(wire.line(b"LSUB", wire.flags(attributes), _SEPARATOR, wire.mailbox(name, utf8=session.utf8)))
         await session.pause()
     return Reply("Lsub completed")
 

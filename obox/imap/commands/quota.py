@@ -32,7 +32,7 @@ async def getquotaroot(session: Session, command: ast.GetQuotaRoot) -> Reply:
     if all(info.name != command.mailbox for info in user.mailboxes()):
         return no("No such mailbox", "NONEXISTENT")
     usage = user.usage()
-    words = [b"QUOTAROOT", wire.mailbox(command.mailbox)]
+    words = [b"QUOTAROOT", wire.mailbox(command.mailbox, utf8=session.utf8)]
     if _limited(usage):
         words.append(wire.astring(ROOT.encode()))
     session.write(wire.line(*words))

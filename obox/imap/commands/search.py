@@ -16,9 +16,10 @@ from obox.imap import ast, searchkeys, wire
 from obox.imap.ast import SearchReturn
 from obox.imap.commands.auth import enable_condstore
 from obox.imap.objectid import oid_of
+from obox.imap.progress import in_progress
 from obox.imap.replies import Reply
 from obox.imap.searchkeys import SearchKey
-from obox.imap.session import NO_UIDS, Session
+from obox.imap.session import NO_UIDS, Session, UidRequired
 from obox.imap.sets import SequenceSet, format_set
 from obox.mailbox import UidArray, uid_array, united
 from obox.mailbox import search as query
@@ -38,7 +39,8 @@ async def search(session: Session, command: ast.Search) -> Reply:
     _, view = session.need_mailbox()
     saves = command.returns is not None and SearchReturn.SAVE in command.returns
     try:
-        found = await matching(session, command.key)
+        with in_progress(session, command):
+            found = await matching(session, command.key)
     except BaseException:
         if saves:
             session.saved = NO_UIDS  # RFC 5182 §2.1: a SEARCH that fails leaves nothing
@@ -60,6 +62,8 @@ async def matching(session: Session, key: SearchKey) -> UidArray:
     mailbox, view = session.need_mailbox()
     meaning = _Meaning(session)
     for one in _sets_in(key):
+        if session.uidonly and not (one.uid or one.sequence.saved):
+            raise UidRequired
         meaning.note(one)
         await session.pause()
     wanted = meaning.of(key)

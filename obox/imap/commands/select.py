@@ -13,8 +13,9 @@ import numpy as np
 from obox.imap import ast, wire
 from obox.imap.earlier import vanished_earlier, within
 from obox.imap.objectid import mailbox_id
+from obox.imap.progress import in_progress
 from obox.imap.replies import Reply, bad
-from obox.imap.session import Session
+from obox.imap.session import Session, UidRequired
 from obox.imap.sets import SequenceSet
 from obox.imap.updates import write_flags, write_names
 from obox.mailbox import SEEN, State
@@ -29,9 +30,12 @@ further pairs are ignored."""
 async def select(session: Session, command: ast.Select) -> Reply:
     if command.qresync is not None and not session.qresync:
         return bad("QRESYNC must be enabled first")  # RFC 7162 §3.2.5
+    if session.uidonly and command.qresync is not None and command.qresync.seq_match is not None:
+        raise UidRequired
     user = session.need_user()
     await session.leave(closed="Previous mailbox was closed")
-    mailbox = await user.select(command.mailbox)
+    with in_progress(session, command):
+        mailbox = await user.select(command.mailbox)
     state = mailbox.state
     view = View(state)
     session.enter(command.mailbox, mailbox, view, read_only=command.read_only)
@@ -50,7 +54,7 @@ def _describe(session: Session, mailbox: Mailbox, view: View) -> None:
     state = mailbox.state
     write_names(session)
     session.write(b"* %d EXISTS\r\n* %d RECENT\r\n" % (len(view), view.recent_count()))
-    if state.unseen:
+    if state.unseen and not session.uidonly:
         unseen = np.flatnonzero((state.bits & np.uint64(SEEN)) == 0)
         if len(unseen):
             session.write(wire.status(None, "OK", "First unseen", f"UNSEEN {int(unseen[0]) + 1}"))

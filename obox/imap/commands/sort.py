@@ -18,6 +18,7 @@ from obox.imap import ast, wire
 from obox.imap.ast import SearchReturn, SortField
 from obox.imap.commands.auth import enable_condstore
 from obox.imap.commands.search import asks_modseq, joined, matching, modseq_of, part_of, write_esearch
+from obox.imap.progress import in_progress
 from obox.imap.replies import Reply
 from obox.imap.session import NO_UIDS, Session
 from obox.mailbox import Table, UidArray, collated, collated_octets, distinct
@@ -47,12 +48,12 @@ async def sort(session: Session, command: ast.Sort) -> Reply:
     mailbox, view = session.need_mailbox()
     saves = command.returns is not None and SearchReturn.SAVE in command.returns
     try:
-        uids = await matching(session, command.key)
-        table, where, uids = mailbox.state.records(uids)
-        columns = await _columns(session, command, table, where, uids)
-        inline = len(uids) <= INLINE_ROWS
-        keys = [(columns[field], reverse) for field, reverse in command.criteria]
-        rows = sorted_rows(keys, len(uids)) if inline else await asyncio.to_thread(sorted_rows, keys, len(uids))
+        with in_progress(session, command):
+            table, where, uids = mailbox.state.records(await matching(session, command.key))
+            columns = await _columns(session, command, table, where, uids)
+            inline = len(uids) <= INLINE_ROWS
+            keys = [(columns[field], reverse) for field, reverse in command.criteria]
+            rows = sorted_rows(keys, len(uids)) if inline else await asyncio.to_thread(sorted_rows, keys, len(uids))
     except BaseException:
         if saves:
             session.saved = NO_UIDS

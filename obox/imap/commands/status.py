@@ -43,7 +43,7 @@ async def write_status(session: Session, name: str, items: Sequence[StatusItem])
         StatusItem.MAILBOXID: f"({mailbox_id(found.guid)})",
     }
     words = " ".join(f"{item.value} {values[item]}" for item in items)
-    session.write(wire.line(b"STATUS", wire.mailbox(name), b"(" + words.encode() + b")"))
+    session.write(wire.line(b"STATUS", wire.mailbox(name, utf8=session.utf8), b"(" + words.encode() + b")"))
 
 
 async def _deleted_bytes(session: Session, name: str) -> int:

@@ -57,7 +57,7 @@ async def store(session: Session, command: ast.Store) -> Reply:
     if command.silent and state.flags.wide:
         reported = NO_UIDS
     elif command.silent:
-        expected = _apply(before, op, state.mask_of(command.flags))
+        expected = _apply(before, op, state.flags.mask(command.flags))
         reported = reported[np.isin(reported, _as_expected(state, uids, expected, known), assume_unique=True)]
     view.note_own(stored.modseq, reported)
     if not command.silent:

@@ -1,4 +1,5 @@
-"""THREAD and UID THREAD: ORDEREDSUBJECT and REFERENCES. RFC 5256 §3.
+"""THREAD and UID THREAD: ORDEREDSUBJECT and REFERENCES. RFC 5256 §3. REFS is
+REFERENCES without subjects. Its threads come in the order of their newest mails.
 
 The values come from ready fields, as for SORT. References come from the cached header;
 a header that is too long to be cached is read from the mail.
@@ -18,6 +19,7 @@ from obox.imap import ast, wire
 from obox.imap.commands.auth import enable_condstore
 from obox.imap.commands.search import asks_modseq, matching
 from obox.imap.commands.sort import INLINE_ROWS, in_turns, ready_fields, sent_seconds, subject_of
+from obox.imap.progress import in_progress
 from obox.imap.replies import Reply, bad
 from obox.imap.session import Session
 from obox.mailbox import UidArray
@@ -30,7 +32,7 @@ from obox.store.api import Fields
 REFERENCES_OF_MAIL: Final = 100
 """THREAD uses so many references of a mail: the first reference and the last 99."""
 _MESSAGE_ID: Final = re.compile(rb"<[^<>\s]{1,998}>")
-_ALGORITHMS: Final = ("ORDEREDSUBJECT", "REFERENCES")
+_ALGORITHMS: Final = ("ORDEREDSUBJECT", "REFERENCES", "REFS")
 
 
 async def thread(session: Session, command: ast.Thread) -> Reply:
@@ -38,32 +40,46 @@ async def thread(session: Session, command: ast.Thread) -> Reply:
         return bad(f"Unknown algorithm: allowed are {' '.join(_ALGORITHMS)}")
     if asks_modseq(command.key):
         enable_condstore(session)
+    with in_progress(session, command):
+        lists = await _threads(session, command)
+    session.write(wire.line(*([b"THREAD", lists] if lists else [b"THREAD"])))
+    return Reply("Thread completed")
+
+
+async def _threads(session: Session, command: ast.Thread) -> bytes:
+    """Return the thread-lists."""
     mailbox, view = session.need_mailbox()
     table, where, uids = mailbox.state.records(await matching(session, command.key))
     dates = table.column("internaldate")[where].astype(np.int64)
-    links = References(len(uids)) if command.algorithm == "REFERENCES" else None
+    links = None if command.algorithm == "ORDEREDSUBJECT" else References(len(uids))
     subjects, replies = await _read(session, uids, dates, links)
     ranks = (await in_turns(session, subjects.ranks())) + 1
     numbers = uids if command.uid else view.seqs(uids)
     if links is not None:
         ranks -= int(subjects.has_empty)
-    steps = _lists(ranks, dates, replies, links, numbers)
+    steps = _lists(ranks, dates, None if command.algorithm == "REFS" else replies, links, numbers)
     inline = len(uids) <= INLINE_ROWS
-    lists = await (in_turns(session, steps) if inline else asyncio.to_thread(_at_once, steps))
-    session.write(wire.line(*([b"THREAD", lists] if lists else [b"THREAD"])))
-    return Reply("Thread completed")
+    return await (in_turns(session, steps) if inline else asyncio.to_thread(_at_once, steps))
 
 
 def _lists(
-    ranks: Numbers, dates: Numbers, replies: Sequence[bool], links: References | None, numbers: Numbers | UidArray
+    ranks: Numbers,
+    dates: Numbers,
+    replies: Sequence[bool] | None,
+    links: References | None,
+    numbers: Numbers | UidArray,
 ) -> Generator[None, None, bytes]:
-    """Return the thread-lists, in steps. A few of the steps take time for each mail."""
+    """Return the thread-lists, in steps. A few of the steps take time for each mail.
+    replies: None, if subjects do not count."""
     if links is None:
         forest = by_subject(ranks, dates)
     else:
         by_date = np.empty(len(dates), dtype=np.int64)
         by_date[np.argsort(dates, kind="stable")] = np.arange(len(dates))
-        forest = yield from links.forest(by_date, ranks.tolist(), replies)
+        if replies is None:
+            forest = yield from links.by_newest(by_date)
+        else:
+            forest = yield from links.forest(by_date, ranks.tolist(), replies)
     return (yield from forest.written(numbers.tolist()))
 
 

@@ -29,7 +29,7 @@ from ..log import boots
 from ..log.awake import LOOK_S
 from ..log.journal import Journal
 from ..log.stage import Log
-from ..log.takeover import BOOT_MS_DIGITS, LastBoot, Takeover, take_over
+from ..log.takeover import BOOT_MS_DIGITS, LastBoot, LocalCopies, Takeover, take_over
 from ..once import EveryMinute
 from ..owned import Cluster, Owned
 from ..user.journaled import join_journaled
@@ -212,12 +212,12 @@ class MailStore:
                 if self._trouble.due():
                     log.warning("waiting for the bucket", skipped=self._trouble.skipped())
                 await env.sleep(1.0)
-        if self.takeover.trust == "none":
+        if self.takeover.trust is LocalCopies.DROP:
             env.metacache.drop_all()
         behind = self._cluster is not None and self._cluster.number() < self.takeover.assigned
         if behind:
             log.warning("directory is older than the journals, local copies are compared with the bucket")
-        if self.takeover.trust != "all" or behind:
+        if self.takeover.trust is not LocalCopies.KEEP or behind:
             self.doubt()
         self.unclean = self.takeover.unclean or (last is not None and not last.clean)
         self.journal.modseq_floor = max(
@@ -237,7 +237,10 @@ class MailStore:
         self.started = True
         self.beginning.decide()
         log.info(
-            "store ready", boot=self.journal.boot, local_copies=self.takeover.trust, users=len(self.takeover.pending)
+            "store ready",
+            boot=self.journal.boot,
+            local_copies=self.takeover.trust.value,
+            users=len(self.takeover.pending),
         )
         if self.takeover.pending or self.takeover.boots:
             self.spawn(self.upkeep.adopt())
@@ -349,7 +352,7 @@ class MailStore:
                 if box != ROOT and Guid(box) in user.root.entries:
                     await user.box(Guid(box))
 
-        results = await asyncio.gather(*(load(*key) for key in self.journal.overdue(-1.0)), return_exceptions=True)
+        results = await asyncio.gather(*(load(*key) for key in self.journal.uncovered()), return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
                 log.warning("user not loaded for the last flush, the changes are in the journal", error=str(result))

@@ -25,7 +25,22 @@ from msgspec.structs import replace
 from metacache import Change
 
 from ...errors import MailboxFull, NotFound
-from ...mailbox import Changed, Delta, Encoded, Gone, Holders, Root, Rows, State, UidArray, by_home, largest, uid_array
+from ...mailbox import (
+    Changed,
+    Delta,
+    Encoded,
+    Gone,
+    Holders,
+    Root,
+    Rows,
+    State,
+    UidArray,
+    by_home,
+    expunge_delta,
+    largest,
+    renewal,
+    uid_array,
+)
 from ...types import Guid, StorageId
 from ..env import Env
 from ..log.journal import Journal
@@ -199,9 +214,8 @@ class Index(Box[State, Delta]):
 
     def _join_others(self, delta: Delta, *, renew: bool) -> None:
         changed = self.state.join(delta)
-        renewal = self.state.renewal(changed, self.env.now_ms()) if renew else None
-        if renewal is not None:
-            self.state.join(renewal)
+        if renew and (fresh := renewal(self.state, changed, self.env.now_ms())) is not None:
+            self.state.join(fresh)
 
     async def _take_others(self, delta: Delta, *, renew: bool) -> None:
         turn = self.env.turn(self.sid)
@@ -310,7 +324,7 @@ class Index(Box[State, Delta]):
         the edit has already used.
         """
         foreign = self.foreign(uids)
-        delta, gone = self.state.expunge_delta(uids, max(self.env.now_ms(), above + 1))
+        delta, gone = expunge_delta(self.state, uids, max(self.env.now_ms(), above + 1))
         if delta is None:
             return gone
         if lost:

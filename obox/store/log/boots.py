@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from .takeover import LocalCopies
+
 if TYPE_CHECKING:
     from ..env import Env
 
@@ -17,6 +19,7 @@ BOOTS_MAX: Final = 200
 """Each has some 100 bytes, and a state record has room for 600."""
 
 _KEY: Final = "boots"
+_COPIES: Final = {LocalCopies.KEEP: "kept", LocalCopies.COMPARE: "asked again", LocalCopies.DROP: "dropped"}
 
 
 class BootRecord(msgspec.Struct):
@@ -43,10 +46,10 @@ def listing(env: Env) -> list[BootRecord]:
         return []
 
 
-def began(env: Env, boot: str, *, trust: str, before: str, users: int) -> None:
+def began(env: Env, boot: str, *, trust: LocalCopies, before: str, users: int) -> None:
     """Record a boot. trust: the result of the takeover."""
     had = any(True for _ in env.metacache.users())
-    copies = {"all": "kept", "check": "asked again", "none": "dropped"}[trust] if had else "none"
+    copies = _COPIES[trust] if had else "none"
     record = BootRecord(boot, env.now(), copies, before, users)
     _keep(env, [*listing(env), record])
 

@@ -16,10 +16,10 @@ replays and records its own users. If a record loses its `seq` to another record
 takes over the users of that record, and is written under the next `seq`.
 
 A serving backend can call all three. This module knows no local copies and no boxes of
-users. Diagnostics: a journal object that does not decode (damaged, or foreign) is
-skipped and logged with its key; the operator decides (`oboxadm rebuild`). A boot of
-which nothing decodes is no boot. `Corrupt` is raised for an object of a newer version,
-or of a key that is not configured.
+users. Diagnostics: a damaged journal object is skipped and logged with its key; the
+operator decides (docs/caveats.md). If it is the last object of a boot, the object
+before it says where a replay begins. A last object of a newer version, or under a key
+that is not configured, is `Corrupt`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 import structlog
+from msgspec import structs
 
 from ...errors import Corrupt, Unavailable
 from ...objectstore import CorruptObject, NewerFormat, ObjectInfo, StoreError, UnknownKey, put_once
@@ -44,11 +45,14 @@ log = structlog.get_logger()
 OBJECTS_AT_ONCE: Final = 64
 """Journal objects that a replay reads in parallel."""
 
-DAMAGED_MAX: Final = 64
-"""Objects at the end of a boot that do not decode, before nothing of it counts."""
-
+SEQ_MAX: Final = 1 << 48
+"""No boot writes so many objects. A key with a larger number is foreign."""
 _BOOT: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 """A boot's name as `MailStore` makes it. Other names are copies that somebody made."""
+
+
+class Damaged(Corrupt):
+    """A journal object does not decode, and never will."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ def boots_of(infos: Iterable[ObjectInfo]) -> list[Boot]:
     for info in infos:
         try:
             key = parse_journal_key(info.key)
-            if _BOOT.fullmatch(key.boot) is None:
+            if _BOOT.fullmatch(key.boot) is None or key.seq > SEQ_MAX:
                 raise ValueError(key.boot)
         except ValueError:
             log.warning("foreign object in the journal ignored", key=info.key)
@@ -152,15 +156,13 @@ def boots_of(infos: Iterable[ObjectInfo]) -> list[Boot]:
     return [Boot(backend, name, objects) for (backend, name), objects in sorted(found.items())]
 
 
-async def fence(env: Env, boot: Boot) -> Ended | None:
+async def fence(env: Env, boot: Boot) -> Ended:
     """End a boot that has not ended, so that its owner can acknowledge nothing any
-    more. Returns None if nothing of the boot decodes. Raises Unavailable, Corrupt."""
-    newest = await _newest(env, boot)
-    if newest is None:
-        return None
-    end, closed_before, seq = newest, newest.closed, newest.seq
+    more. Raises Unavailable, Corrupt."""
+    end = await _newest(env, boot)
+    closed_before = end.closed
     while not end.closed:
-        seq += 1
+        seq = end.seq + 1
         closing = JournalObject(
             boot.backend,
             boot.name,
@@ -174,39 +176,45 @@ async def fence(env: Env, boot: Boot) -> Ended | None:
             log.info("boot fenced", backend=boot.backend, boot=boot.name, seq=seq)
             end = closing
         else:
-            end = await _decoded(env, boot.backend, boot.name, seq) or end
+            end = await _after(env, end)
     return _ended(boot, end, closed_before=closed_before)
-
-
-async def _newest(env: Env, boot: Boot) -> JournalObject | None:
-    """Return the newest object of a boot that decodes. Raises Unavailable, Corrupt."""
-    for seq in sorted(boot.objects, reverse=True)[:DAMAGED_MAX]:
-        if (found := await _decoded(env, boot.backend, boot.name, seq)) is not None:
-            return found
-    return None
-
-
-async def _decoded(env: Env, backend: str, boot: str, seq: int) -> JournalObject | None:
-    """Return a journal object, or None if it is damaged or foreign. Raises Unavailable,
-    Corrupt."""
-    try:
-        return await read(env, backend, boot, seq)
-    except Corrupt as exc:
-        if isinstance(exc.__cause__, UnknownKey | NewerFormat):
-            raise
-        log.error("journal object does not decode and is skipped", error=str(exc))
-        return None
 
 
 async def look(env: Env, boot: Boot) -> Ended:
     """Read a boot without fencing it. It may still be running. Raises Unavailable,
-    Corrupt (also if nothing of it decodes)."""
+    Corrupt."""
     newest = await _newest(env, boot)
-    if newest is None:
-        raise Corrupt(f"no object of {journal_prefix(boot.backend)}{boot.name}/ decodes")
     if newest.closed:
         return _ended(boot, newest, closed_before=True)
     return replace(_ended(boot, newest, closed_before=False), seq=newest.seq + 2, alive=True)
+
+
+async def _newest(env: Env, boot: Boot) -> JournalObject:
+    """Return the end of a boot: its newest object, or what the object before says if
+    that is damaged. If none can be read, all objects belong to a replay. Raises
+    Unavailable, Corrupt."""
+    for seq in sorted(boot.objects, reverse=True):
+        try:
+            found = await read(env, boot.backend, boot.name, seq)
+        except Damaged as exc:
+            _skipped(exc)
+        else:
+            return found if seq == boot.last else structs.replace(found, seq=boot.last, lines=[])
+    return JournalObject(boot.backend, boot.name, boot.last, boot.first)
+
+
+async def _after(env: Env, end: JournalObject) -> JournalObject:
+    """Return the end of a boot whose next object is not ours. Raises Unavailable,
+    Corrupt."""
+    try:
+        return await read(env, end.backend, end.boot, end.seq + 1)
+    except Damaged as exc:
+        _skipped(exc)
+        return structs.replace(end, seq=end.seq + 1, lines=[])
+
+
+def _skipped(exc: Corrupt) -> None:
+    log.error("journal object skipped", error=str(exc), next_step="restore it, or oboxadm rebuild the users named")
 
 
 def _ended(boot: Boot, end: JournalObject, *, closed_before: bool) -> Ended:
@@ -289,11 +297,7 @@ async def record(env: Env, ended: Ended, named: set[str], adopted: set[str], mod
             assigned=ended.assigned,
         )
         if not await _put(env, noted):
-            other = await _decoded(env, ended.boot.backend, ended.boot.name, seq)
-            if other is None:
-                seq += 1
-                continue
-            noted = other
+            noted = await _after(env, structs.replace(noted, seq=seq - 1, adopted=[], clean=False))
         done |= set(noted.adopted)
         seq += 1
         if noted.clean or adopted <= set(noted.adopted):
@@ -301,7 +305,8 @@ async def record(env: Env, ended: Ended, named: set[str], adopted: set[str], mod
 
 
 async def read(env: Env, backend: str, boot: str, seq: int) -> JournalObject:
-    """Read a journal object. Raises Unavailable (also if it is gone), Corrupt."""
+    """Read a journal object. Raises Unavailable (also if it is gone), Damaged, Corrupt
+    (this backend lacks the key or the version)."""
     key = journal_key(backend, boot, seq)
     data = await env.get(key, kind="journal")
     if data is None:  # deleted by another backend that has taken over
@@ -310,8 +315,10 @@ async def read(env: Env, backend: str, boot: str, seq: int) -> JournalObject:
         if is_large(data):
             return await asyncio.to_thread(JournalObject.decode, env.codec, data, key)
         return JournalObject.decode(env.codec, data, key)
-    except (CorruptObject, NewerFormat, msgspec.MsgspecError, ValueError) as exc:
+    except (UnknownKey, NewerFormat) as exc:
         raise Corrupt(f"journal object {key}: {exc}") from exc
+    except (CorruptObject, msgspec.MsgspecError, ValueError) as exc:
+        raise Damaged(f"journal object {key}: {exc}") from exc
 
 
 async def _put(env: Env, journal: JournalObject) -> bool:
@@ -339,7 +346,7 @@ async def _read_or_skip(env: Env, boot: Boot, seq: int) -> JournalObject | None:
     try:
         return await read(env, boot.backend, boot.name, seq)
     except Corrupt as exc:
-        log.error("journal object skipped", error=str(exc), next_step="restore it, or oboxadm rebuild the users named")
+        _skipped(exc)
         return None
 
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Final
 
 import msgspec
@@ -34,7 +35,7 @@ import structlog
 from ...errors import Corrupt
 from ...objectstore.keys import journal_key, parse_journal_key
 from ..env import Env
-from .fence import Boot, Ended, Replayed, boots_of, fence, list_journals, look, read, replay
+from .fence import Boot, Damaged, Ended, Replayed, boots_of, fence, list_journals, look, read, replay
 
 log = structlog.get_logger()
 
@@ -52,6 +53,16 @@ class LastBoot(msgspec.Struct):
     boot: str
     seq: int
     clean: bool
+
+
+class LocalCopies(Enum):
+    """What a start does with the local copies."""
+
+    KEEP = "all"
+    """All of them are current."""
+    COMPARE = "check"
+    """Each is compared with the bucket when its box is opened."""
+    DROP = "none"
 
 
 @dataclass
@@ -73,8 +84,7 @@ class Takeover:
     """The highest of all backends' journals."""
     assigned: int = 0
     """The highest number of an assignment in all backends' journals."""
-    trust: str = "none"
-    """"all", "check" (LIST each mailbox once) or "none"."""
+    trust: LocalCopies = LocalCopies.DROP
     left: set[str] = field(default_factory=set)
     """Users that the boots name, and of whom bundles do not have everything yet."""
     again: set[str] = field(default_factory=set)
@@ -133,9 +143,6 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
     for boot in boots:
         found.old += [(journal_key(boot.backend, boot.name, seq), at) for seq, at in boot.objects.items()]
         ended = await fence(env, boot)
-        if ended is None:
-            log.error("journal cannot be read", backend=boot.backend, boot=boot.name)
-            continue
         found.modseq_floor, found.assigned = (
             max(found.modseq_floor, ended.modseq_floor),
             max(found.assigned, ended.assigned),
@@ -160,12 +167,16 @@ async def take_over(env: Env, last: LastBoot | None, live: Callable[[str], bool]
     own = {boot.name: boot for boot in boots if boot.backend == backend}
     known = None if last is None else own.get(last.boot)
     if last is not None and known is not None and known.last > last.seq and not fenced_by_other:
-        after = last.seq + 1
-        fenced_by_other = after in known.objects and (await read(env, backend, last.boot, after)).closed
+        fenced_by_other = last.seq + 1 in known.objects and await _is_fence(env, backend, last.boot, last.seq + 1)
     found.trust = _trust(last, max(own, default=""), known, fenced_by_other)
-    if found.trust == "all" and last is not None and env.owned.alone and _others_wrote(found.old, backend, last.boot):
+    if (
+        found.trust is LocalCopies.KEEP
+        and last is not None
+        and env.owned.alone
+        and _others_wrote(found.old, backend, last.boot)
+    ):
         log.info("another backend has written since the start, local copies are compared with the bucket")
-        found.trust = "check"
+        found.trust = LocalCopies.COMPARE
     newest = {parse_journal_key(key).backend: key for key, _ in sorted(found.old)}
     found.old = [(key, at) for key, at in found.old if key not in newest.values()]
     return found
@@ -218,7 +229,7 @@ async def survey(
     newest = {boot.backend: journal_key(boot.backend, boot.name, boot.last) for boot in listed}
     present = [boot for boot in listed if boot.name != own]
     dying = [boot for boot in present if any(boot.backend == name and _until(boot, last) for name, last in dead)]
-    fenced = [ended for boot in dying if (ended := await fence(env, boot)) is not None]
+    fenced = [await fence(env, boot) for boot in dying]
     seen = fenced + await _look_all(env, [boot for boot in present if boot not in dying])
     unclean = [one for one in seen if not one.clean and (alive or not one.alive)]
     over_names = {(one.boot.backend, one.boot.name) for one in unclean if not one.alive}
@@ -237,6 +248,15 @@ async def survey(
         [one for one in seen if one.clean],
         newest,
     )
+
+
+async def _is_fence(env: Env, backend: str, boot: str, seq: int) -> bool:
+    """Return whether an object of our boot, which we did not write, ended it. A damaged
+    object counts: the copies are compared then. Raises Unavailable, Corrupt."""
+    try:
+        return (await read(env, backend, boot, seq)).closed
+    except Damaged:
+        return True
 
 
 def _until(boot: Boot, last: str) -> bool:
@@ -264,17 +284,17 @@ def _others_wrote(objects: list[tuple[str, float]], backend: str, boot: str) -> 
     return any(at >= begun for key, at in objects if parse_journal_key(key).backend != backend)
 
 
-def _trust(last: LastBoot | None, newest: str, known: Boot | None, fenced: bool) -> str:
+def _trust(last: LastBoot | None, newest: str, known: Boot | None, fenced: bool) -> LocalCopies:
     """Return how far local copies can be trusted; see the module's text. newest: our
     latest boot in the bucket. known: the last boot that the local state has."""
     if last is None:
-        return "none"
+        return LocalCopies.DROP
     if newest > last.boot:
         log.warning("local state from a backup dropped, the bucket has a later boot of this backend", boot=newest)
-        return "none"
+        return LocalCopies.DROP
     if fenced:
-        return "check"
+        return LocalCopies.COMPARE
     if known is not None and known.last > last.seq:
         log.warning("local state from a backup dropped, the bucket has later changes of this backend", boot=last.boot)
-        return "none"
-    return "all" if last.clean else "check"
+        return LocalCopies.DROP
+    return LocalCopies.KEEP if last.clean else LocalCopies.COMPARE

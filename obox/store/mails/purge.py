@@ -93,7 +93,7 @@ async def purge_last(mailbox: Index) -> bool:
     Returns False, and deletes nothing, if some of its mails are still in the bucket or
     are held by another mailbox. Raises Unavailable.
     """
-    if not await _alone(mailbox) or bool((~mailbox.state.gone_purged).any()) or len(mailbox.state.active_holders()):
+    if not await _alone(mailbox) or bool((~mailbox.state.gone_purged).any()) or len(mailbox.state.holders.needed()):
         return False
     await _delete(mailbox, [uid for uid, count in mailbox.state.claims.items() if count < CLAIM_PURGED])
     return True

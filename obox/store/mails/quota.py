@@ -27,7 +27,7 @@ class Counted(Protocol):
         """Return the usage of the user's visible mails."""
 
 
-class Quota:
+class Reservations:
     """A user's limits, and the reservations of writes under way."""
 
     def __init__(self, user: Counted) -> None:
@@ -64,7 +64,7 @@ class Room:
     """A reservation for mails. Call `used` for each mail that becomes visible, and
     `end` when the writer is done."""
 
-    def __init__(self, quota: Quota, size: int, messages: int) -> None:
+    def __init__(self, quota: Reservations, size: int, messages: int) -> None:
         self._quota = quota
         self._bytes = size
         self._messages = messages

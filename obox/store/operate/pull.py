@@ -30,7 +30,7 @@ from msgspec.structs import replace
 from metacache import BoxSpace, Change, Copy, MetacacheError
 
 from ...errors import Corrupt, InUse, Invalid, NotFound, OboxError, Temporary, Unavailable
-from ...mailbox import Delta, RootDelta, UidArray
+from ...mailbox import Delta, RootDelta, UidArray, takeover_delta
 from ...objectstore import Codec, CorruptObject, NewerFormat, ObjectKind, UnknownKey
 from ...objectstore.keys import ROOT, bundles_prefix, pull_owner
 from ...types import Guid, StorageId
@@ -215,21 +215,21 @@ class Splitter:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._need = _LENGTH.size
-        self._length = -1
+        self._length: int | None = None
+        """Of the object that comes next; None until its length has come."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield the objects that `data` completes. Raises Corrupt."""
         self._buffer += data
-        while len(self._buffer) >= self._need:
-            piece = bytes(memoryview(self._buffer)[: self._need])
-            del self._buffer[: self._need]
-            if self._length < 0:
-                self._need = self._length = _LENGTH.unpack(piece)[0]
-                if not 0 < self._need <= OBJECT_BYTES_MAX:
+        while len(self._buffer) >= (need := _LENGTH.size if self._length is None else self._length):
+            piece = bytes(memoryview(self._buffer)[:need])
+            del self._buffer[:need]
+            if self._length is None:
+                self._length = _LENGTH.unpack(piece)[0]
+                if not 0 < self._length <= OBJECT_BYTES_MAX:
                     raise Corrupt("the source does not send a pull")
             else:
-                self._need, self._length = _LENGTH.size, -1
+                self._length = None
                 yield piece
 
 
@@ -412,7 +412,7 @@ class Incoming:
             state, other = state_of(Guid(box), [ours]), state_of(Guid(box), [payload])
             merged = bool(state.join(Delta.decode(payload))) and bool(other.join(Delta.decode(ours)))
             if merged:
-                state.join(state.takeover_delta(self._store.env.now_ms(), 0, merged=True))
+                state.join(takeover_delta(state, self._store.env.now_ms(), 0, merged=True))
             return state.extract().encode(), merged
         except ValueError as error:
             raise Corrupt(f"the local copy of {box} does not decode: {error}") from error

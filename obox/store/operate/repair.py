@@ -157,7 +157,7 @@ async def rebuild(store: MailStore, sid: StorageId, name: str, wanted: Callable[
         orphans = [guid for guid, mails in found.items() if mails and guid not in user.root.entries]
         for guid in orphans:
             await user.change_root(_entry(user, guid))
-        anew = []
+        rewritten = []
         for shown, entry in list(user.root.names().items()):
             guid = Guid(entry.guid)
             result = ""
@@ -171,13 +171,13 @@ async def rebuild(store: MailStore, sid: StorageId, name: str, wanted: Callable[
                 except Corrupt:
                     result = "did not decode, rebuilt"
             if result:
-                anew.append(await _mailbox(user, entry))
+                rewritten.append(await _mailbox(user, entry))
                 unknown = f"its name, {UNKNOWN}" if guid in orphans else UNKNOWN
-                yield Rebuilt(shown, len(anew[-1].state), result, unknown)
-        await _hold_again(user, {box.guid for box in anew})
-        for box in anew:
+                yield Rebuilt(shown, len(rewritten[-1].state), result, unknown)
+        await _hold_again(user, {box.guid for box in rewritten})
+        for box in rewritten:
             await box.flush()
-        if anew:
+        if rewritten:
             await user.rootbox.flush()
 
 
@@ -208,9 +208,9 @@ async def _root(store: MailStore, sid: StorageId) -> Rebuilt | None:
             continue
     lost = not root.entries
     if lost:
-        anew = first_list(env)
-        anew.identity = root.identity  # the user is still the same
-        root.join(anew)
+        rewritten = first_list(env)
+        rewritten.identity = root.identity  # the user is still the same
+        root.join(rewritten)
     bundles.cover(infos)
     await bundles.put("base", root.extract().encode(), modseq=root.highestmodseq)
     env.metacache.drop(sid, ROOT)
@@ -265,15 +265,17 @@ async def _floor(box: Mailbox, infos: list[ObjectInfo]) -> Delta:
     return least
 
 
-async def _hold_again(user: User, anew: set[Guid]) -> None:
+async def _hold_again(user: User, rewritten: set[Guid]) -> None:
     """Add holders to rebuilt mailboxes for records elsewhere that share their objects,
     and to other mailboxes for copies in rebuilt mailboxes."""
     for entry in list(user.root.names().values()):
         box = await user.box(Guid(entry.guid))
         mask = box.state.foreign()
         rows: Rows = box.state.rows(mask)
-        if box.guid not in anew:
-            keep = np.array([home >= 0 and rows.homes[home] in anew for home in rows.home.tolist()], dtype=np.bool_)
+        if box.guid not in rewritten:
+            keep = np.array(
+                [home >= 0 and rows.homes[home] in rewritten for home in rows.home.tolist()], dtype=np.bool_
+            )
             rows = rows.take(keep)
         if len(rows):
             edit = user.edit()

@@ -25,7 +25,7 @@ from ..api import Copied
 from ..box.index import FIELDS_STEP, PART_MAILS, Index, Owner, tidy
 from ..env import ANSWER_S, Env, answer_within
 from ..log.stage import Edit
-from ..mails.quota import Quota, Room
+from ..mails.quota import Reservations, Room
 from ..mails.write import write_claim
 
 COPY_MAX: Final = 250_000
@@ -36,7 +36,7 @@ ms. A client that gets this limit as an error copies the mails in parts."""
 class Copier(Owner, Protocol):
     """What a COPY needs of the user."""
 
-    quota: Quota
+    quota: Reservations
 
     def entry(self, name: str) -> MailboxEntry:
         """Raises NotFound."""

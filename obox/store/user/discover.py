@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from metacache import Change
 
 from ...errors import Corrupt, Unavailable
-from ...mailbox import CLAIM_PURGED, Delta, State
+from ...mailbox import CLAIM_PURGED, Delta, State, takeover_delta
 from ...objectstore import CorruptObject, NewerFormat, ObjectInfo, ShortPrefix, UnknownKey
 from ...objectstore.codec import ObjectKind
 from ...objectstore.keys import mail_key, owner_of, parse_bundle_key
@@ -91,7 +91,7 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
     behind = floor > max((high for _, high in state.gaps), default=0)
     if merged or (behind and (state.uidnext > 1 or deltas)):
         edit = user.edit()
-        edit.add_loading(mailbox, state.takeover_delta(max(floor, env.now_ms()), 0, merged=merged), Change.IMPORTANT)
+        edit.add_loading(mailbox, takeover_delta(state, max(floor, env.now_ms()), 0, merged=merged), Change.IMPORTANT)
         user.log.stage(edit)
     for delta in deltas:
         # The journal will soon have higher UIDs. It gets these too, so that no LIST
@@ -271,7 +271,7 @@ async def recheck(mailbox: Index, infos: list[ObjectInfo]) -> None:
         found = await mailbox.take_bundles(infos, renew=True)
     two_histories = found is not Found.NOTHING or not assignment.covers(mailbox.stamp)
     if two_histories:
-        mailbox.apply(mailbox.state.takeover_delta(mailbox.env.now_ms(), merged=True), Change.IMPORTANT)
+        mailbox.apply(takeover_delta(mailbox.state, mailbox.env.now_ms(), merged=True), Change.IMPORTANT)
     await mailbox.slots.recheck()
     if two_histories:
         mailbox.stamp = replace(mailbox.stamp, need_base=True)

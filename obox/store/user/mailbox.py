@@ -21,7 +21,7 @@ from metacache import Change
 
 from ...errors import Expunged, NotFound
 from ...loading import loaded
-from ...mailbox import DELETED, Delta, FlagOp, Totals, UidArray
+from ...mailbox import DELETED, Delta, FlagOp, Totals, UidArray, flag_delta
 from ...mailbox.search import Query
 from ...objectstore import ObjectInfo
 from ...objectstore.keys import mail_key
@@ -71,10 +71,6 @@ class Mailbox(Index):
             state.highestmodseq, len(state), state.unseen, state.bytes, state.uidnext, recent, deleted, garbage
         )
 
-    def check_consistency(self) -> None:
-        """Assert the state's invariants."""
-        self.state.check()
-
     # -- changing ------------------------------------------------------------------------------------------------------
 
     def take_recent(self) -> int:
@@ -93,7 +89,7 @@ class Mailbox(Index):
             uids, where = uids[there], where[there]
             stale = self.state.modseqs[where] > np.uint64(unchanged_since)
             refused, uids = uids[stale], uids[~stale]
-        delta, changed = self.state.flag_delta(uids, op, flags, self.env.now_ms())
+        delta, changed = flag_delta(self.state, uids, op, flags, self.env.now_ms())
         if delta is None:
             return Stored(changed, refused, 0)
         self.apply(delta, Change.IMPORTANT)

@@ -104,7 +104,7 @@ async def first(user: Lister) -> bool:
     return True
 
 
-def _check_count(names: list[str]) -> None:
+def check_count(names: list[str]) -> None:
     """Check the number of names. Levels without a mailbox count, because LIST has a
     line for each. Raises Limit."""
     if len(names) > MAILBOXES_MAX or len(with_children(names).union(names)) > MAILBOXES_MAX:
@@ -116,7 +116,7 @@ async def create(user: Maker, name: str, special_use: str) -> Guid:
     name = check_name(name)
     if name in user.root.names():
         raise Exists(f"mailbox {name!r} exists already")
-    _check_count([*user.root.names(), name])
+    check_count([*user.root.names(), name])
     if special_use and any(entry.special_use == special_use for entry in user.root.names().values()):
         raise Exists(f"there is a mailbox for {special_use} already")
     entry = _new_entry(user, name, special_use)
@@ -176,7 +176,7 @@ async def rename(user: Maker, old: str, new: str) -> None:
         if target in names:
             raise Exists(f"mailbox {target!r} exists already")
         entries.append(msgspec.structs.replace(entry, name=target, stamp=modseq))
-    _check_count([*(name for name in names if name not in moved), *(entry.name for entry in entries)])
+    check_count([*(name for name in names if name not in moved), *(entry.name for entry in entries)])
     await user.change_root(RootDelta(entries, highestmodseq=modseq))
 
 

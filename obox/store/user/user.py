@@ -20,7 +20,7 @@ from .. import api
 from ..api import Appended, Copied, MailboxInfo, NewMail, Status, Usage
 from ..box.index import Index
 from ..env import ANSWER_S, Env, answer_within
-from ..mails.quota import Quota
+from ..mails.quota import Reservations
 from ..mails.write import PUTS_AT_ONCE, Draft, write_mails
 from . import copy as _copy
 from . import mailboxes as _mailboxes
@@ -34,7 +34,7 @@ class User(Boxes):
 
     def __init__(self, store: Backend, env: Env, name: str, storage_id: StorageId) -> None:
         super().__init__(store, env, name, storage_id)
-        self.quota = Quota(self)
+        self.quota = Reservations(self)
         self._counting = False
 
     def limit(self, quota_bytes: int | None, quota_messages: int | None) -> None:

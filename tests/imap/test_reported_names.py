@@ -20,6 +20,7 @@ from obox.imap.commands import fetch
 from obox.imap.connection import Connection
 from obox.imap.settings import ImapSettings
 from obox.mailbox import uid_array
+from obox.mailbox.invariants import check
 from obox.store import NewMail
 from obox.store.user.mailbox import Mailbox
 from obox.types import StorageId
@@ -196,7 +197,7 @@ async def test_a_mail_that_cannot_be_read_comes_between(running: Running, monkey
     assert any(flags.startswith(b"old") for flags in two.fetched)
 
 
-async def test_room_for_keywords_is_told(running: Running) -> None:
+async def test_room_for_keywords_is_reported(running: Running) -> None:
     r"""`\*` says that a client may bring new keywords. RFC 3501 §7.1
     (PERMANENTFLAGS)."""
     one, two = await selected(running), await selected(running)
@@ -232,7 +233,7 @@ async def test_stress(tmp_path: Path, seed: int) -> None:
         await asyncio.gather(*(_random_session(running, random.Random(seed * 10 + at)) for at in range(5)))
         box = next(iter(running.store.users.values()))
         for mailbox in box.boxes.values():
-            mailbox.check_consistency()
+            check(mailbox.state)
 
 
 async def _random_session(running: Running, rng: random.Random) -> None:

@@ -49,7 +49,7 @@ from .server import (
     Reloaded,
     raise_open_files_limit,
 )
-from .serving import Serving
+from .serving import LOGINS, Serving
 from .statelock import ADMIN
 
 if TYPE_CHECKING:
@@ -63,14 +63,13 @@ KEPT: Final = "directory"
 """This file below state_dir has the last good answer of the directory."""
 USED: Final = frozenset(
     {
+        *LOGINS,
         "auth",
         "cluster",
         "http",
-        "imap",
         "lmtp",
         "log",
         "metrics",
-        "pop3",
         "quota",
         "server",
         "socketmap",

@@ -192,6 +192,9 @@ def _first(group: BaseException) -> BaseException:
 
 def _run(main: Callable[[], object]) -> int:
     """Run on uvloop if it is installed."""
+    from .server.memory import one_arena
+
+    one_arena()
     try:
         import uvloop
     except ImportError:

@@ -93,7 +93,7 @@ class Serving(ABC):
         rooms.refuse_absent(config)
         tls, server = config.tls, config.server
         self._environ = dict(os.environ if environ is None else environ)
-        self.metrics = Metrics(__version__)
+        self.metrics = Metrics(__version__, LOGINS)
         self.notifier = Notifier(self._environ)
         self.lifecycle = Lifecycle(log=log, notifier=self.notifier, drain_timeout_s=server.shutdown_timeout)
         self.certificates = Certificates(tls.cert, tls.key) if tls.cert or tls.key else None

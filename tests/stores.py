@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from obox.objectstore import AlreadyExists, MemoryDriver
-from obox.objectstore._driver import Cursor, Kind, ObjectInfo, Page
+from obox.objectstore import AlreadyExists, Cursor, Kind, MemoryDriver, ObjectInfo, Page
 
 MINIO_SCAN_KEYS = 1066
 """How many keys MinIO looks at behind the beginning, in the measurements that showed
@@ -39,7 +38,7 @@ class Listing(MemoryDriver):
     def started(self, prefix: str, after: str) -> tuple[list[str], bool]:
         """Return the keys behind `after` in the store's order, and whether the answer
         may say that there are more."""
-        keys = sorted((key for key in self._keys if key.startswith(prefix)), key=self.order)
+        keys = sorted((key for key in self.keys if key.startswith(prefix)), key=self.order)
         return [key for key in keys if not after or self.order(key) > self.order(after)], True
 
     async def list_page(
@@ -47,12 +46,12 @@ class Listing(MemoryDriver):
     ) -> Page:
         if cursor is not None:
             after = self._tokens.pop(cursor)
-            keys = sorted((key for key in self._keys if key.startswith(prefix)), key=self.order)
+            keys = sorted((key for key in self.keys if key.startswith(prefix)), key=self.order)
             keys, may_have_more = [key for key in keys if self.order(key) > self.order(after)], True
         else:
             keys, may_have_more = self.started(prefix, after)
         page, rest = keys[: self.page_keys], keys[self.page_keys :]
-        items = [ObjectInfo(key, len(self._objects[key][0]), self._objects[key][1]) for key in page]
+        items = [ObjectInfo(key, len(self.objects[key][0]), self.objects[key][1]) for key in page]
         if not rest or not may_have_more:
             return Page(items, None)
         token = f"token {next(self._serial)}"
@@ -75,7 +74,7 @@ class MinioLike(Listing):
         name, slash, _ = after.removeprefix(prefix).partition("/")
         if not after.startswith(prefix) or not slash:
             return keys, True
-        beside = sum(1 for key in self._keys if key.startswith(prefix + name) and "!" <= key[len(prefix + name)] < "/")
+        beside = sum(1 for key in self.keys if key.startswith(prefix + name) and "!" <= key[len(prefix + name)] < "/")
         if not beside:
             return keys, True
         return keys[: max(0, self.scan_keys - beside)], False
@@ -103,12 +102,12 @@ class Racy(MemoryDriver):
 
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
         self._count += 1
-        if key in self._objects or self._count % self.every:
+        if key in self.objects or self._count % self.every:
             await super().put(key, data, kind=kind)
             return
         await asyncio.sleep(0)
-        if key in self._objects:
-            self._objects[key] = (bytes(data), self._wall())
+        if key in self.objects:
+            self.objects[key] = (bytes(data), self._wall())
         else:
             await super().put(key, data, kind=kind)
 

@@ -1,6 +1,9 @@
 """Imports go in a single direction: protocols -> store -> (mailbox, mime, metacache,
 fscache, objectstore). Only main may import everything."""
 
+import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -190,9 +193,12 @@ def test_no_two_files_import_each_other() -> None:
     assert circles(edges(TREE)) == []
 
 
-PRIVATE_IN_TESTS_MAX = 35
+PRIVATE_IN_TESTS_MAX = 24
 """The number of imports of private modules by tests, with the tests of those modules.
 It may only become smaller."""
+PRIVATE_NAMES_IN_TESTS_MAX = 155
+"""The number of places in tests that use a private name (`_x`) of the product. It may
+only become smaller."""
 
 
 def private_imports(*tops: str) -> list[tuple[str, str]]:
@@ -217,6 +223,45 @@ def test_no_file_imports_another_rooms_private_module() -> None:
 def test_tests_use_public_faces() -> None:
     found = private_imports("tests")
     assert len(found) <= PRIVATE_IN_TESTS_MAX, "a test of a room asks the room's face"
+
+
+def private_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield line and spelling of each private name of another object that a file uses:
+    as an attribute, in an import, or in `monkeypatch.setattr`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+            names = [node.attr]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in PRODUCT:
+            names = [one.name for one in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("setattr"):
+            names = [one.value for one in node.args[1:2] if isinstance(one, ast.Constant)]
+        else:
+            continue
+        yield from ((node.lineno, name) for name in map(str, names) if re.match("_(?!replace$)[A-Za-z]", name))
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Return the private names that a file defines."""
+    nodes = list(ast.walk(tree))
+    names = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    names |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    return {name for name in names if name.startswith("_")}
+
+
+def test_tests_use_public_names() -> None:
+    """A test asks what the product shows to everybody: then the code behind it can
+    change without the test."""
+    modules = {name: ast.parse(path.read_text()) for name, path in files((*PRODUCT, "tests")).items()}
+    private = set[str]().union(*(defined(tree) for name, tree in modules.items() if not inside(name, "tests")))
+    found = [
+        f"{name}:{line} {used}"
+        for name, tree in modules.items()
+        if inside(name, "tests")
+        for line, used in private_names(tree)
+        if used in private - defined(tree)
+    ]
+    assert len(found) <= PRIVATE_NAMES_IN_TESTS_MAX, "\n".join(["use a public name", *found])
 
 
 def test_files_of_tests_have_names_of_their_own() -> None:

@@ -42,9 +42,6 @@ NAME_METAPHORS = re.compile(
 )
 """Words that a name of the code does not have."""
 
-NAMES_LEFT = ("obox.login", "obox.net.listeners", "obox.proxy", "obox.store")
-"""Rooms and files that still have such names. The list may only shrink."""
-
 PRONOUN_ONE = re.compile(
     r"\bones\b|\bone (?:that|which|who)\b|"
     r"\b(?:another|each|earlier|every|first|last|later|new|newer|newest|next|old|older|oldest|other|present|right|same|"
@@ -61,10 +58,6 @@ LABEL_FRAGMENT = re.compile(
     r"\w+ed (?:meanwhile|since|while))\b"
 )
 """First words of a comment that is neither a sentence nor the name of something."""
-
-FRAGMENTS_LEFT = ("obox.net", "obox.imap.connection", "obox.imap.context", "obox.imap.server", "obox.imap.session")
-FRAGMENTS_LEFT += ("obox.lmtp", "obox.login", "obox.pop3", "obox.proxy")
-"""Rooms and files that still have fragments. The list may only shrink."""
 
 NOT_PLAIN = re.compile(
     r"\b[Ww]e\b|\bus\b|\b[Oo]urs?\b|(?<!here )\b(?:is|are) no (?!longer)|\bmakes? no sense|\bno good\b|\bno more$|"
@@ -139,12 +132,12 @@ def fragments(code: str) -> list[str]:
     return docstrings + comments
 
 
-@pytest.mark.parametrize("name", [name for name in FILES | TESTS if not name.startswith(FRAGMENTS_LEFT)])
+@pytest.mark.parametrize("name", [name for name in FILES | TESTS])
 def test_docstrings_of_functions_and_comments_are_no_fragments(name: str) -> None:
     assert not fragments((FILES | TESTS)[name].read_text())
 
 
-@pytest.mark.parametrize("name", [name for name in FILES | TESTS if not name.startswith(NAMES_LEFT)])
+@pytest.mark.parametrize("name", [name for name in FILES | TESTS])
 def test_names_have_no_metaphors(name: str) -> None:
     names = {(0, name.rpartition(".")[2]), *identifiers((FILES | TESTS)[name].read_text())}
     assert not [f"{line}: {found}" for line, found in names if any(map(NAME_METAPHORS.match, words_of(found)))]

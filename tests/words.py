@@ -102,8 +102,8 @@ VERBS = _set("""
     request require rescan reserve reset resolve rest restore retain retry return reuse rewrite rise rotate run save
     say search see select send separate serve set share show sign skip sleep sort speak spend split stage stand
     start stay stop store subscribe succeed suffice suit sum support surprise survive switch sync take tell tend
-    test think treat trust try turn understand undo unload unsubscribe upgrade upload use vary visit wait wake want
-    warn watch win work wrap write yield
+    test think translate treat trust try turn understand undo unload unsubscribe upgrade upload use vary visit wait
+    wake want warn watch win work wrap write yield
 """)
 """Verbs with which a docstring may begin, as an order to the function."""
 _NOT_PLURAL = _set("empty free last like live lower open own")
@@ -137,6 +137,8 @@ _FINITE |= {_third_person(verb) for verb in VERBS} | (VERBS - _NOT_PLURAL)
 
 
 def _no_verb_after(word: str) -> frozenset[str]:
+    if word in ("are", "is", "was", "were"):
+        return frozenset()
     return _AUXILIARIES if word in _AUXILIARIES else _NO_VERB_AFTER
 
 

@@ -121,7 +121,7 @@ class Connection(Engine):
                 self.send()  # replies that are ready do not wait for this mail
                 replies = await session.deliver(cast(MailReceived, event))
                 if replies[0].code == SAVED.code:
-                    self.rested()  # others ran while the bucket stored the mail
+                    self.rested()  # other tasks ran while the bucket stored the mail
                 machine.answer_mail(replies)
                 await session.drop()
                 if self.stop_asked:
@@ -132,7 +132,7 @@ class Connection(Engine):
             elif kind is TlsAsked:
                 await self._start_tls()
             elif kind is LinkAsked:
-                from obox.lmtp import link  # where users are forwarded
+                from obox.lmtp import link  # loaded if users are forwarded
 
                 await link.step(self, machine, session, cast(LinkAsked, event))
             elif event is Pause.TURN:

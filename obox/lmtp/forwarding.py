@@ -32,7 +32,7 @@ class Forwarding(Protocol):
 
     @property
     def linked(self) -> bool:
-        """Whether members may prove themselves here."""
+        """Return whether members may prove themselves here."""
 
     async def exchange(self, *, remote: str, local: bool, tls: bool) -> LinkOwner:
         """Return the owner's side of X-OBOX-LINK, for a peer at `remote`.

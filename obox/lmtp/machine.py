@@ -126,7 +126,7 @@ class Machine:
         # A BDAT out of order: ignore its bytes, then return to this state.
         self._chunk_lost: State | None = None
 
-    # The driver's side.
+    # The driver's side
 
     def greet(self) -> None:
         """The first reply."""
@@ -147,17 +147,18 @@ class Machine:
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes that were fed and are not consumed yet."""
+        """Return how many bytes were fed and are not consumed yet."""
         return len(self._buffer)
 
     @property
     def in_body(self) -> bool:
-        """Whether the next bytes belong to a mail."""
+        """Return whether the next bytes belong to a mail."""
         return self.state is State.DATA or self.state is State.CHUNK
 
     @property
     def idle(self) -> bool:
-        """Whether no transaction is under way, so that the session may be stopped."""
+        """Return whether no transaction is under way, so that the session may be
+        stopped."""
         return self.state is State.NEW or self.state is State.READY or self.state is State.CLOSED
 
     def close(self, reply: Reply) -> None:
@@ -192,7 +193,7 @@ class Machine:
         self.state = State.READY
 
     def answer_link(self, reply: Reply | None, challenge: bytes = b"") -> None:
-        """Answers LinkAsked. None: the exchange goes on with a challenge, in base64."""
+        """Answer LinkAsked. None: the exchange goes on with a challenge, in base64."""
         assert self._awaiting is LinkAsked
         self._awaiting = None
         self._linking = reply is None
@@ -237,7 +238,7 @@ class Machine:
                 return event
         return Pause.TURN
 
-    # Bodies.
+    # Bodies
 
     def _in_data(self) -> Event | None:
         """Read the mail after DATA.
@@ -284,7 +285,7 @@ class Machine:
         return data
 
     def _in_chunk(self) -> Event | None:
-        """BDAT. RFC 3030 §2."""
+        """Handle BDAT. RFC 3030 §2."""
         buffer = self._buffer
         if self._chunk_left:
             if not buffer:
@@ -327,7 +328,7 @@ class Machine:
         recipients = tuple(self._recipients)
         return MailReceived(self._reverse_path.text, recipients, self._size, self._body, self._smtputf8)
 
-    # Commands.
+    # Commands
 
     def _command(self) -> Event | None:
         """Read a command line.

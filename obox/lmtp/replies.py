@@ -30,7 +30,7 @@ class Reply:
 
     @property
     def accepted(self) -> bool:
-        """Whether the code is 2xx."""
+        """Return whether the code is 2xx."""
         return 200 <= self.code < 300
 
     def wire(self, *, utf8: bool = False) -> bytes:
@@ -41,7 +41,7 @@ class Reply:
         """
         text = _UNPRINTABLE.sub(" ", self.text).encode("utf-8" if utf8 else "ascii", "replace")
         if len(text) > TEXT_BYTES_MAX:
-            # Cuts no character in half.
+            # No character is cut in half.
             text = text[:TEXT_BYTES_MAX].decode("utf-8", "ignore").encode()
         code = f"{self.code} {self.enhanced} " if self.enhanced else f"{self.code} "
         return code.encode("ascii") + text + b"\r\n"

@@ -55,12 +55,12 @@ class LmtpServer(Server):
 
     @property
     def deliverer(self) -> Deliverer:
-        """The deliverer that all sessions use now."""
+        """Return the deliverer that all sessions use now."""
         return self.context.deliverer
 
     @property
     def settings(self) -> Settings:
-        """The settings of connections that begin from now on."""
+        """Return the settings of connections that begin from now on."""
         return self.context.settings
 
     def use(self, deliverer: Deliverer, settings: Settings) -> None:

@@ -152,7 +152,7 @@ class Session:
 
     async def _relay(self, owner: str, recipients: Sequence[Recipient], envelope: Envelope) -> list[Reply | None]:
         """Return a reply for each recipient; None: this backend owns it by now."""
-        from obox.lmtp.forwarding import Relayed  # where users are forwarded
+        from obox.lmtp.forwarding import Relayed  # loaded if users are forwarded
 
         forwarding, loop = self.context.forwarding, asyncio.get_running_loop()
         assert forwarding is not None
@@ -234,7 +234,7 @@ class Session:
             try:
                 async with asyncio.timeout(self._settings.delivery_timeout_s):
                     await self.context.deliverer.deliver(recipient, envelope, await _with_trace(fields, mail.source))
-            except Elsewhere as error:  # handed over since RCPT, without the mail
+            except Elsewhere as error:  # the user left since RCPT, without the mail
                 moved = await self._forward_moved(recipient, envelope)
                 if moved is not None:
                     return moved

@@ -52,7 +52,7 @@ class Connection(net.Connection, Generic[S]):
 
     @property
     def idle(self) -> bool:
-        """Whether the client waits, for `oboxadm who`."""
+        """Return whether the client waits, for `oboxadm who`."""
         return not self.working
 
     # -- what the engine asks --------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ class Connection(net.Connection, Generic[S]):
     def splice(self) -> None:
         """Pass the connection to the owner, which answers from here on. The answer to
         the login is gathered."""
-        from obox.net.splice import Splice  # where users are forwarded
+        from obox.net.splice import Splice  # loaded if users are forwarded
 
         session = self.session
         assert session.leg is not None
@@ -147,7 +147,7 @@ class Connection(net.Connection, Generic[S]):
 
     @property
     def spoken_for(self) -> bool:
-        """Whether a member of the cluster speaks for the client."""
+        """Return whether a member of the cluster speaks for the client."""
         return net.spoken_for(self)
 
     def speak_for(self, remote: str, *, tls: bool) -> None:

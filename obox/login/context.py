@@ -57,7 +57,7 @@ class Context(Generic[S]):
 
     @property
     def registry(self) -> Registry:
-        """Who is connected."""
+        """Return who is connected."""
         return self.hub.registry
 
 

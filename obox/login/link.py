@@ -17,7 +17,7 @@ async def by_token(login: Login[S], user: str, token: str) -> Entered | None:
     try:
         forward = forwarding.redeem(user, token)
         if forward is not None and forward.number == NO_OWNER:
-            return await _vouched(login, forward)
+            return await _forwarded(login, forward)
     except LinkRefused as refused:
         forged(login, str(refused))
         raise AuthFailed from None
@@ -59,13 +59,13 @@ def forged(login: Login[S], why: str) -> None:
     shared.forwarding.forged(why, remote=login.peer.remote, listener=shared.listener)
 
 
-async def _vouched(login: Login[S], forward: Forward) -> Entered:
+async def _forwarded(login: Login[S], forward: Forward) -> Entered:
     """Serve or forward a user whose password this member has checked for a front
     end."""
     forwarding = login.shared.forwarding
     assert forwarding is not None
     try:
-        account = await forwarding.vouched(forward)
+        account = await forwarding.proven(forward)
         login.peer.speak_for(forward.remote, tls=forward.tls)
         return await login.enter(account)
     except OboxError:

@@ -44,7 +44,7 @@ class Forwarding(Protocol):
         None if the secret is a password. Raises: LinkRefused.
         """
 
-    async def vouched(self, forward: Forward) -> Account:
+    async def proven(self, forward: Forward) -> Account:
         """Return the account of a user who comes with a token that names no owner.
 
         Raises: LinkRefused, if it is for another member; Disabled, Unavailable.

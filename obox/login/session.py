@@ -84,12 +84,12 @@ class Session(ABC, Generic[S]):
 
     @property
     def secure(self) -> bool:
-        """Whether passwords are accepted over this connection."""
+        """Return whether passwords are accepted over this connection."""
         return self.out.tls or self.settings.plaintext_login or is_loopback(self.out.remote)
 
     @property
     def settings(self) -> S:
-        """The settings for this client's address."""
+        """Return the settings for this client's address."""
         return self.out.settings
 
     # -- output ----------------------------------------------------------------------------------------------------

@@ -137,23 +137,24 @@ class Connection(Stream):
 
     @property
     def user(self) -> str:
-        """The user whose session the registry has counted, or "" if there is none."""
+        """Return the user whose session the registry has counted, or "" if there is
+        none."""
         return ""
 
     @property
     def pending(self) -> bool:
-        """Whether there is work for the task beside the client's input."""
+        """Return whether there is work for the task beside the client's input."""
         return False
 
     @property
     def may_stop(self) -> bool:
-        """Whether the connection may end now; False while a transaction is under
+        """Return whether the connection may end now; False while a transaction is under
         way."""
         return True
 
     @property
     def may_cancel(self) -> bool:
-        """Whether the work at hand is pointless once the client is gone."""
+        """Return whether the work at hand is pointless once the client is gone."""
         return False
 
     def admit(self) -> None:
@@ -230,23 +231,24 @@ class Connection(Stream):
 
     @property
     def working(self) -> bool:
-        """Whether the task runs."""
+        """Return whether the task runs."""
         return self._task is not None
 
     @property
     def must_stop(self) -> bool:
-        """Whether the last words are due or sent, so that nothing new may begin."""
+        """Return whether the last words are due or sent, so that nothing new may
+        begin."""
         return self._closing or (bool(self._stop_reason) and self.may_stop)
 
     @property
     def stop_asked(self) -> bool:
-        """Whether the connection is to end as soon as `may_stop` is true."""
+        """Return whether the connection is to end as soon as `may_stop` is true."""
         return bool(self._stop_reason)
 
     @property
     def idle_since(self) -> float | None:
-        """The loop's time since which the connection is idle; None while it is busy. An
-        idle connection may be closed to admit a new client."""
+        """Return the loop's time since which the connection is idle; None while it is
+        busy. An idle connection may be closed to admit a new client."""
         return self.quiet_since if self._task is None and not self._closing and self.may_stop else None
 
     def wake(self) -> None:
@@ -300,7 +302,7 @@ class Connection(Stream):
                 # It may have been stopped while the output was handed over.
                 if not (self._fed or self.pending or (self._stop_reason and self.may_stop)):
                     break
-        except OSError as error:  # also ConnectionError, TimeoutError, ssl.SSLError
+        except OSError as error:  # ConnectionError, TimeoutError, ssl.SSLError
             self.ended = self.ended or str(error)
             self.abort()
         except asyncio.CancelledError:
@@ -384,7 +386,7 @@ def speak_for(connection: Connection, remote: str, *, tls: bool) -> None:
 
 
 def spoken_for(connection: Connection) -> bool:
-    """Whether a member of the cluster speaks for the client."""
+    """Return whether a member of the cluster speaks for the client."""
     return connection._client_tls is not None
 
 

@@ -91,18 +91,18 @@ class Dialogue(asyncio.Protocol):
 
     @property
     def peer(self) -> str:
-        """The server's address; "" for a unix socket."""
+        """Return the server's address; "" for a unix socket."""
         peer = self.transport.get_extra_info("peername")
         return str(peer[0]) if isinstance(peer, tuple) and peer else ""
 
     @property
     def local(self) -> bool:
-        """Whether the server is on this machine."""
+        """Return whether the server is on this machine."""
         return is_loopback(self.peer)
 
     @property
     def certificate(self) -> bytes:
-        """SHA-256 of the server's certificate; b"" without TLS."""
+        """Return SHA-256 of the server's certificate; b"" without TLS."""
         tls = self.transport.get_extra_info("ssl_object")
         found = tls.getpeercert(binary_form=True) if tls is not None else None
         return hashlib.sha256(found).digest() if found else b""

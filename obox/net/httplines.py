@@ -37,7 +37,7 @@ async def head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
 
 
 async def lines(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> AsyncIterator[bytes]:
-    """The lines of the body behind `head`, as they arrive. Raises OSError."""
+    """Yield the lines of the body behind `head`, as they arrive. Raises OSError."""
     parts: list[bytes] = []
     async for data in pieces(reader, headers):
         first, *rest = data.split(b"\n")
@@ -50,8 +50,8 @@ async def lines(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> Asy
 
 
 async def pieces(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> AsyncIterator[bytes]:
-    """The body behind `head`, in pieces of at most PIECE_BYTES as they arrive. Raises
-    OSError."""
+    """Yield the body behind `head`, in pieces of at most PIECE_BYTES as they arrive.
+    Raises OSError."""
     chunked = headers.get("transfer-encoding", "").lower() == "chunked"
     try:
         async for data in _chunks(reader) if chunked else _plain(reader, headers.get("content-length")):

@@ -69,7 +69,7 @@ class _Bound:
     sock: socket.socket
     factory: Factory
     before: Before | None
-    # Of a unix socket that we created: only ours is removed.
+    # These identify a unix socket that we created: only ours is removed.
     inode: tuple[int, int] | None = None
     # Accepts; both are None before the start.
     server: asyncio.AbstractServer | None = None
@@ -178,7 +178,7 @@ class Listeners:
                 await before()
                 break
             except Exception:
-                # Such as after an update that has replaced the modules on disk.
+                # It happens after an update that has replaced the modules on disk.
                 self._log.exception("address cannot be served", address=str(bound.entry))
                 await asyncio.sleep(AGAIN_S)
         await self._begin(bound, tasks)
@@ -261,7 +261,7 @@ class Listeners:
         """
         loop = asyncio.get_running_loop()
         pending = Pending()
-        told_at, told = -DROPPED_LOG_S, 0
+        logged_at, logged = -DROPPED_LOG_S, 0
         async with asyncio.TaskGroup() as tasks:
             while True:
                 try:
@@ -272,13 +272,13 @@ class Listeners:
                         await asyncio.sleep(PAUSE_S)
                     continue
                 tasks.create_task(self._greet(bound, sock, pending))
-                if pending.dropped != told and loop.time() - told_at >= DROPPED_LOG_S:
+                if pending.dropped != logged and loop.time() - logged_at >= DROPPED_LOG_S:
                     self._log.warning(
                         "pending connections dropped for new clients",
                         address=str(bound.entry),
-                        count=pending.dropped - told,
+                        count=pending.dropped - logged,
                     )
-                    told_at, told = loop.time(), pending.dropped
+                    logged_at, logged = loop.time(), pending.dropped
 
     async def _greet(self, bound: _Bound, sock: socket.socket, pending: Pending) -> None:
         """Read the PROXY header and do the TLS handshake.

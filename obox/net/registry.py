@@ -61,8 +61,8 @@ class Member(Protocol):
 
     @property
     def idle_since(self) -> float | None:
-        """The loop's time since which the connection is idle; None while it is busy. An
-        idle connection may be closed to admit a new client."""
+        """Return the loop's time since which the connection is idle; None while it is
+        busy. An idle connection may be closed to admit a new client."""
 
 
 class NoRoom(Limit):

@@ -177,12 +177,12 @@ class Splice:
 
     @property
     def backend(self) -> str:
-        """The server's name."""
+        """Return the server's name."""
         return self._leg.backend
 
     @property
     def buffered_bytes(self) -> int:
-        """The bytes that wait for a side to read."""
+        """Return the bytes that wait for a side to read."""
         return sum(side.transport.get_write_buffer_size() for side in (self.client, self.owner) if not side.gone)
 
     @property

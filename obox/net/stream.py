@@ -117,7 +117,7 @@ class Stream(asyncio.Protocol, ABC):
         """
 
     def writable(self) -> None:
-        """Called when the client has read enough that output goes out again."""
+        """This is called when the client has read enough that output goes out again."""
 
     # -- asyncio.Protocol ------------------------------------------------------------------------------------------
 
@@ -140,23 +140,23 @@ class Stream(asyncio.Protocol, ABC):
 
     @property
     def full(self) -> bool:
-        """Whether enough output is gathered that it should be flushed."""
+        """Return whether enough output is gathered that it should be flushed."""
         return self._out_bytes >= self.flow.chunk_bytes
 
     @property
     def congested(self) -> bool:
-        """Whether `flush` would wait, because the client reads more slowly than we
-        write."""
+        """Return whether `flush` would wait, because the client reads more slowly than
+        we write."""
         return self._write_paused
 
     @property
     def gathered_bytes(self) -> int:
-        """Bytes of output that the transport does not have yet."""
+        """Return how many bytes of output the transport does not have yet."""
         return self._out_bytes
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes of output that have not left the process."""
+        """Return how many bytes of output have not left the process."""
         return self._out_bytes + (self._transport.get_write_buffer_size() if self._transport is not None else 0)
 
     def send(self) -> None:
@@ -186,7 +186,8 @@ class Stream(asyncio.Protocol, ABC):
 
     @property
     def due(self) -> bool:
-        """Whether this task has had its time, so that it should let other tasks run."""
+        """Return whether this task has had its time, so that it should let other tasks
+        run."""
         return self._clock() - self._last_yield > YIELD_S
 
     async def yield_if_due(self) -> None:
@@ -231,7 +232,7 @@ class Stream(asyncio.Protocol, ABC):
 
     @property
     def reading(self) -> bool:
-        """Whether reading is not paused."""
+        """Return whether reading is not paused."""
         return not self._reading_paused
 
     def pause_reading(self) -> None:

@@ -53,7 +53,7 @@ class _Set:
 
 
 def _load(pairs: Sequence[tuple[Path, Path]]) -> _Set:
-    # 15 ms of the start of a backend without certificates.
+    # The import takes 15 ms, and a backend without certificates does without it.
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -96,7 +96,7 @@ def _names(leaf: x509.Certificate) -> list[str]:
 
     RFC 9525 §2.
     """
-    from cryptography import x509  # see _load
+    from cryptography import x509  # `_load` says why
 
     try:
         return leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
@@ -133,14 +133,14 @@ class Certificates:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of the certificate that a client gets if it names no host.
+        """Return SHA-256 of the certificate that a client gets if it names no host.
 
         The trusted link is bound to it. RFC 5929 §4 (tls-server-end-point).
         """
         return self._set.digest
 
     def figures(self) -> dict[str, float]:
-        """Numbers for metrics."""
+        """Return numbers for metrics."""
         return {"certificate_expiry_seconds": self._set.expires - time.time()}
 
     def use(self, loaded: _Set) -> None:

@@ -15,7 +15,7 @@ debug, slow requests at warning. A bad setting is ConfigError. See the modules.
 
 from typing import TYPE_CHECKING
 
-from obox.objectstore._driver import REQUEST_KEYS_MAX, Driver, Kind, ObjectInfo, ObjectStore, Page
+from obox.objectstore._driver import REQUEST_KEYS_MAX, Cursor, Driver, Kind, ObjectInfo, ObjectStore, Page
 from obox.objectstore._errors import (
     AlreadyExists,
     CorruptObject,
@@ -64,6 +64,7 @@ __all__ = [
     "AlreadyExists",
     "Codec",
     "CorruptObject",
+    "Cursor",
     "Decoded",
     "Driver",
     "FileDriver",

@@ -28,23 +28,23 @@ class MemoryDriver:
     page_keys = REQUEST_KEYS_MAX
 
     def __init__(self, *, wall: Callable[[], float] = time.time) -> None:
-        self._objects: dict[str, tuple[bytes, float]] = {}
-        self._keys: list[str] = []
+        self.objects: dict[str, tuple[bytes, float]] = {}
+        self.keys: list[str] = []
         self._wall = wall
 
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
-        if key in self._objects:
+        if key in self.objects:
             raise AlreadyExists(f"put {key}: there is an object already")
-        self._objects[key] = (bytes(data), self._wall())
-        insort(self._keys, key)
+        self.objects[key] = (bytes(data), self._wall())
+        insort(self.keys, key)
 
     async def replace(self, key: str, data: bytes, *, kind: Kind) -> None:
-        if key not in self._objects:
-            insort(self._keys, key)
-        self._objects[key] = (bytes(data), self._wall())
+        if key not in self.objects:
+            insort(self.keys, key)
+        self.objects[key] = (bytes(data), self._wall())
 
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
-        found = self._objects.get(key)
+        found = self.objects.get(key)
         if found is None:
             raise Missing(f"get {key}: no such object")
         return found[0][start:end]
@@ -53,37 +53,37 @@ class MemoryDriver:
         self, prefix: str, *, kind: Kind, after: str, limit: int, cursor: Cursor = None, exact: bool = False
     ) -> Page:
         items: list[ObjectInfo] = []
-        at = bisect_right(self._keys, max(after, cursor or ""))
-        at = max(at, bisect_left(self._keys, prefix))
-        while at < len(self._keys) and self._keys[at].startswith(prefix):
-            key = self._keys[at]
+        at = bisect_right(self.keys, max(after, cursor or ""))
+        at = max(at, bisect_left(self.keys, prefix))
+        while at < len(self.keys) and self.keys[at].startswith(prefix):
+            key = self.keys[at]
             if len(items) == limit:
                 return Page(items, items[-1].key)
-            data, modified = self._objects[key]
+            data, modified = self.objects[key]
             items.append(ObjectInfo(key, len(data), modified))
             at += 1
         return Page(items, None)
 
     async def list_names(self, prefix: str, *, kind: Kind) -> list[str]:
         names = []
-        at = bisect_left(self._keys, prefix)
-        while at < len(self._keys) and self._keys[at].startswith(prefix):
-            name, slash, _ = self._keys[at][len(prefix) :].partition("/")
+        at = bisect_left(self.keys, prefix)
+        while at < len(self.keys) and self.keys[at].startswith(prefix):
+            name, slash, _ = self.keys[at][len(prefix) :].partition("/")
             if slash:
                 names.append(name)
                 # the first key behind all of `name/`
-                at = bisect_left(self._keys, f"{prefix}{name}0")
+                at = bisect_left(self.keys, f"{prefix}{name}0")
             else:
                 at += 1
         return names
 
     async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
-        gone = {key for key in keys if self._objects.pop(key, None) is not None}
+        gone = {key for key in keys if self.objects.pop(key, None) is not None}
         if len(gone) > 10:
-            self._keys = [key for key in self._keys if key not in gone]
+            self.keys = [key for key in self.keys if key not in gone]
         else:
             for key in gone:
-                del self._keys[bisect_left(self._keys, key)]
+                del self.keys[bisect_left(self.keys, key)]
 
     async def copy(self, source: str, target: str, *, kind: Kind) -> None:
         await self.put(target, await self.get(source, kind=kind), kind=kind)

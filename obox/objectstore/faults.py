@@ -118,7 +118,7 @@ class FaultyDriver:
         self._sleep = sleep
         self._later = later if later is not None else self._later_in_a_task
         self._tasks: set[asyncio.Task[None]] = set()
-        self._scripts: list[Script] = []
+        self.scripts: list[Script] = []
 
     @property
     def copies_create_only(self) -> bool:
@@ -144,7 +144,7 @@ class FaultyDriver:
         The key is the prefix of a LIST, and the first key of a DELETE. seconds: of a
         delay, or until a late request is done; by default as in the plan.
         """
-        self._scripts.append(Script(op, re.compile(key), fault, times, seconds))
+        self.scripts.append(Script(op, re.compile(key), fault, times, seconds))
 
     async def drain(self) -> None:
         """Wait until all late requests that run as tasks are done."""
@@ -232,11 +232,11 @@ class FaultyDriver:
                 raise Unreachable(what)
 
     def _choose(self, op: Op, key: str) -> tuple[Fault | None, float | None]:
-        for script in self._scripts:
+        for script in self.scripts:
             if script.op == op and script.key.search(key):
                 script.left -= 1
                 if script.left <= 0:
-                    self._scripts.remove(script)
+                    self.scripts.remove(script)
                 return script.fault, script.seconds
         rates = self.plan.rates.get(op, self.plan.every)
         chances: list[tuple[Fault, float]] = [

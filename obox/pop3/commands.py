@@ -128,7 +128,7 @@ async def last(session: Session, _: bytes) -> Reply | None:
 
 
 async def leave(session: Session, _: bytes) -> Reply | None:
-    """QUIT before the login."""
+    """Handle QUIT before the login."""
     session.out.ended = LEFT
     return Reply("Logging out")
 

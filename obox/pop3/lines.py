@@ -50,7 +50,7 @@ class Input:
 
     @property
     def waiting(self) -> bool:
-        """Whether the client is in the middle of a line."""
+        """Return whether the client is in the middle of a line."""
         return bool(self._buffer)
 
     def clear(self) -> bytes:
@@ -77,7 +77,7 @@ class Output:
 
     @property
     def complete(self) -> bool:
-        """Whether the pieces that follow add nothing."""
+        """Return whether the pieces that follow add nothing."""
         return self._left == 0 and not self._in_header
 
     def piece(self, data: bytes) -> bytes:

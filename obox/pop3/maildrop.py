@@ -193,7 +193,7 @@ def _xuidl(header: bytes) -> bytes:
 
 
 def _differ(settings: Pop3Settings) -> bool:
-    """Whether unique ids of several mails differ by themselves."""
+    """Return whether unique ids of several mails differ by themselves."""
     return not settings.reuse_xuidl and any(found[3] == "u" for found in VARIABLE.findall(settings.uidl_format))
 
 

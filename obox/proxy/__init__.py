@@ -3,9 +3,10 @@
 forward.py  Forwarder: who serves a user, the trusted link, referrals
 waiting.py  Wait: how long a client waits for a backend that does not answer
 moves.py    Moves: ends splices and attempts when their user has another backend
-dial.py     connections to a backend, up to TLS and the link's proof
-imap.py     the login at a backend over IMAP
-pop3.py     the login at a backend over POP3
+dial.py     connections to a backend, with TLS
+link.py     the sender's end of the trusted link, in any protocol
+imap.py     how the login at a backend is written in IMAP
+pop3.py     the same in POP3
 lmtp.py     LmtpForwarder: mails for users of other backends
 router.py   ViewRouter: the router of a proxy, from its view of the directory
 calls.py    calls of the admin API between members

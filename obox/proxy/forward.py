@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
 import structlog
@@ -43,7 +43,7 @@ from obox.net.splice import Leg
 from obox.types import StorageId
 
 from .dial import dial, place_of
-from .imap import Answer
+from .link import Answer, LoginDialect, forward_of, login
 from .moves import Moves
 from .waiting import Wait, Waiting
 
@@ -52,6 +52,22 @@ log = structlog.get_logger("obox.proxy")
 NO_BACKEND: Final = "The backend of this user does not answer, try again later"
 
 Done = TypeVar("Done")
+
+
+def _imap() -> LoginDialect:
+    from .imap import Imap
+
+    return Imap()
+
+
+def _pop3() -> LoginDialect:
+    from .pop3 import Pop3  # most clusters have no [pop3]
+
+    return Pop3()
+
+
+DIALECTS: Final[Mapping[str, Callable[[], LoginDialect]]] = {"imap": _imap, "pop3": _pop3}
+"""How clients are logged in at their backends, by the name of the listener."""
 
 
 class Counters(Protocol):
@@ -132,7 +148,7 @@ class Forwarder:
             return None
         return self._tokens.read(self.secrets, token, user=user, now=time.time())
 
-    async def vouched(self, forward: Forward) -> Account:
+    async def proven(self, forward: Forward) -> Account:
         """See `obox.login.needs.Forwarding`."""
         if forward.backend != self.member:
             raise LinkRefused("a token for another member")
@@ -166,17 +182,13 @@ class Forwarder:
 
     async def connect(self, account: Account, *, listener: str, remote: str, tls: bool) -> Leg | None:
         """See `obox.login.needs.Forwarding`."""
-
-        if listener == "pop3":
-            from .pop3 import login  # most clusters have no [pop3]
-        else:
-            from .imap import login
+        dialect = DIALECTS[listener]()
 
         async def at(there: There) -> Leg:
             forward = self.forward_of(there, account, listener=listener, remote=remote, tls=tls)
             dialogue = await dial(place_of(there, listener))
             try:
-                answer = await login(dialogue, lambda binding: self.sender(forward, binding))
+                answer = await login(dialogue, dialect, lambda binding: self.sender(forward, binding))
                 return self._leg(dialogue, answer, there, account, remote)
             except BaseException:
                 dialogue.abort()
@@ -261,18 +273,7 @@ class Forwarder:
 
     def forward_of(self, there: There, account: Account | None, *, listener: str, remote: str, tls: bool) -> Forward:
         """Return what a backend learns about a client. account: None in LMTP."""
-        assigned = there.assigned
-        return Forward(
-            user=account.name if account is not None else "",
-            storage_id=account.storage_id if account is not None else "",
-            remote=remote,
-            listener=listener,
-            tls=tls,
-            member=self.member,
-            backend=assigned.backend,
-            number=assigned.number,
-            token=assigned.token,
-        )
+        return forward_of(there, account, member=self.member, listener=listener, remote=remote, tls=tls)
 
     # -- splices ---------------------------------------------------------------------------------------------------
 

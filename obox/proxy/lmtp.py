@@ -24,7 +24,7 @@ from typing import Final, NamedTuple, Protocol, cast
 import structlog
 
 from obox.accounts import Account
-from obox.auth import LINK, LinkOwner, LinkRefused, Referred
+from obox.auth import LinkOwner, LinkRefused, Referred
 from obox.cluster import Assigned, Here, There
 from obox.errors import Elsewhere, NoPerm, NotFound, Unavailable
 from obox.lmtp import Deliverer, Envelope, Recipient, Reply
@@ -32,8 +32,9 @@ from obox.lmtp.events import RecipientAsked
 from obox.lmtp.forwarding import Relayed
 from obox.net.dialogue import Dialogue
 
-from .dial import CONNECT_S, binding, context, dial, place_of
+from .dial import dial, place_of
 from .forward import Forwarder
+from .link import Dialect, prove
 from .moves import Watch
 from .waiting import Wait
 
@@ -225,37 +226,46 @@ class LmtpForwarder:
         dialogue.close()
 
     async def _link(self, dialogue: Dialogue, group: _Group) -> None:
-        """Read the greeting, send LHLO, start TLS if it is needed, and exchange the
-        proofs."""
-        lhlo = b"LHLO %b\r\n" % group.mail.envelope.lhlo.encode()
-        _expect(await _reply(dialogue), 220)
-        await dialogue.send(lhlo)
-        _expect(await _reply(dialogue), 250)
-        if not dialogue.tls and not dialogue.local:
-            await dialogue.send(b"STARTTLS\r\n")
-            _expect(await _reply(dialogue), 220)
-            await dialogue.start_tls(context(), CONNECT_S)
-            await dialogue.send(lhlo)
-            _expect(await _reply(dialogue), 250)
-        remote = group.mail.envelope.remote
+        """Greet, start TLS if it is needed, and exchange the proofs."""
+        mail = group.mail
+        remote = mail.envelope.remote
         forward = self._forwarder.forward_of(
             group.there,
             None,
             listener="lmtp",
             remote="" if remote == "unix" else remote,
-            tls=group.mail.tls,
+            tls=mail.tls,
         )
-        sender = self._forwarder.sender(forward, binding(dialogue))
-        await dialogue.send(b"AUTH %b %b\r\n" % (LINK.encode(), sender.first()))
-        challenge = _expect(await _reply(dialogue), 334)
-        try:
-            answer = sender.answer(challenge.text.encode())
-        except LinkRefused:
-            await dialogue.send(b"*\r\n")
-            raise
-        await dialogue.send(answer + b"\r\n")
-        if (await _reply(dialogue)).code != 235:
+        dialect = _Lmtp(mail.envelope.lhlo)
+        reply = await prove(dialogue, dialect, lambda binding: self._forwarder.sender(forward, binding))
+        if reply.code != 235:
             raise LinkRefused("the backend does not accept our proof")
+
+
+class _Lmtp(Dialect[Reply]):
+    STARTTLS = b"STARTTLS"
+    AUTH = b"AUTH"
+
+    def __init__(self, lhlo: str) -> None:
+        self._lhlo = b"LHLO %b\r\n" % lhlo.encode()
+
+    async def greeted(self, dialogue: Dialogue) -> None:
+        _expect(await _reply(dialogue), 220)
+        await self.secured(dialogue)
+
+    async def secured(self, dialogue: Dialogue) -> None:
+        await dialogue.send(self._lhlo)
+        _expect(await _reply(dialogue), 250)
+
+    async def answer(self, dialogue: Dialogue) -> Reply:
+        return await _reply(dialogue)
+
+    def check_tls(self, answer: Reply) -> None:
+        _expect(answer, 220)
+
+    def challenge(self, answer: Reply) -> bytes | None:
+        """Return the challenge. Raises: ConnectionRefusedError, there is none."""
+        return _expect(answer, 334).text.encode()
 
 
 def _grouped(mail: Relayed, waiting: Mapping[int, _Remote]) -> list[_Group]:

@@ -17,8 +17,9 @@ from obox.auth.link import NONCE_BYTES
 from obox.cluster import There
 from obox.errors import OboxError
 
-from . import imap
 from .dial import dial, place_of
+from .imap import Imap
+from .link import forward_of, login
 
 LISTENER = "imap"
 
@@ -40,30 +41,19 @@ class Asker:
         self._secret = secret
 
     def sender(self, forward: Forward, binding: bytes) -> LinkSender:
-        """Our side of the link."""
+        """Return our side of the link."""
         return LinkSender(self._secret, forward, nonce=os.urandom(NONCE_BYTES), binding=binding)
 
 
 async def probe(there: There, account: Account, *, member: str, secret: bytes) -> Probed:
     """Log in at a backend. there: the backend, with the assignment of the user; member:
     the name of this member."""
-    assigned = there.assigned
-    forward = Forward(
-        user=account.name,
-        storage_id=account.storage_id,
-        remote="127.0.0.1",
-        listener=LISTENER,
-        tls=True,
-        member=member,
-        backend=assigned.backend,
-        number=assigned.number,
-        token=assigned.token,
-    )
+    forward = forward_of(there, account, member=member, listener=LISTENER, remote="127.0.0.1", tls=True)
     try:
         dialogue = await dial(place_of(there, LISTENER))
         try:
             asker = Asker(member, secret)
-            await imap.login(dialogue, lambda binding: asker.sender(forward, binding))
+            await login(dialogue, Imap(), lambda binding: asker.sender(forward, binding))
         finally:
             dialogue.abort()
     except Referred as found:

@@ -55,13 +55,14 @@ class Sources:
 
 
 def _is_at(name: str, member: Member, host: str, port: int | None) -> bool:
-    """Whether a backend is at an address. Hosts often have the names of backends."""
+    """Return whether a backend is at an address. Hosts often have the names of
+    backends."""
     ports = (member.ports.get("http"), member.ports.get("https"))
     return host.lower() in (name.lower(), member.address.lower()) and (port is None or port in ports)
 
 
 def _linked(there: There) -> bool:
-    """Whether the link may be used: under TLS, or on this machine."""
+    """Return whether the link may be used: under TLS, or on this machine."""
     try:
         place = place_of(there, "http")
     except ConnectionRefusedError:

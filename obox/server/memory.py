@@ -1,11 +1,15 @@
 """Free memory is given back to the system.
 
-The allocator of the C library keeps what threads have freed, up to 64 MiB for each of
-its arenas. Large mails that were parsed, compressed or searched would leave hundreds of
-megabytes behind. `malloc_trim` gives such memory back. It takes some milliseconds in a
-thread of its own, and a tenth of a millisecond if there is nothing to give back.
+The allocator of the C library keeps what threads have freed. Large mails that were
+parsed, compressed or searched would leave hundreds of megabytes behind. `malloc_trim`
+gives such memory back. It takes some milliseconds in a thread of its own, and a tenth
+of a millisecond if there is nothing to give back.
 
-A C library without `malloc_trim` is left alone.
+By default threads have arenas of their own. `malloc_trim` gives the end of the first
+arena back, and not the end of the others, which may be 64 MiB each. So all threads use
+one arena here. docs/decisions/0019-memory-that-comes-back.md has the figures.
+
+A C library without these functions is left alone.
 """
 
 from __future__ import annotations
@@ -21,6 +25,18 @@ PERIOD_S: Final = 30.0
 WORK_S: Final = 0.5
 """A process that has used less CPU time than this since the last return frees nothing
 worth the pages that are touched."""
+
+
+_M_ARENA_MAX: Final = -8
+"""mallopt(3)."""
+
+
+def one_arena() -> None:
+    """Let all threads use one arena. Call it before there are threads."""
+    try:
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+    except (OSError, AttributeError):
+        pass
 
 
 def allocator_trim() -> Callable[[], object] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 
@@ -98,15 +98,15 @@ class Metrics:
     and so on. sessions, commands: by the name of the protocol.
     """
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, logins: Iterable[str] = ()) -> None:
+        """logins: the protocols in which clients log in."""
         self.version = version
         self.sessions = {
-            name: Gauge(f"obox_{name}_sessions", f"Open {name.upper()} connections.")
-            for name in ("imap", "pop3", "lmtp")
+            name: Gauge(f"obox_{name}_sessions", f"Open {name.upper()} connections.") for name in (*logins, "lmtp")
         }
         self.commands = {
             name: Counter(f"obox_{name}_commands", f"{name.upper()} commands answered.", "command", "result")
-            for name in ("imap", "pop3")
+            for name in logins
         }
         self.imap_idling = Gauge("obox_imap_idling", "IMAP sessions in IDLE.")
         self.lmtp_deliveries = Counter("obox_lmtp_deliveries", "Recipients answered after DATA.", "result")

@@ -147,7 +147,7 @@ async def test_a_store_that_keeps_what_it_refuses_is_refused() -> None:
         creates_at_once = False
 
         async def put(self, key: str, data: bytes, *, kind: Any) -> None:
-            if key in self._objects:
+            if key in self.objects:
                 await self.replace(key, data, kind=kind)
                 raise AlreadyExists(key)
             await super().put(key, data, kind=kind)

@@ -391,7 +391,7 @@ async def test_a_lost_answer_whose_header_cannot_be_read_is_unknown() -> None:
         world.faults.fail_next("get", fault=fault, times=99)
         with pytest.raises(OutcomeUnknown):
             await world.time.run(put_once(world.store, "k", data, oid, "mail"))
-        world.faults._scripts.clear()
+        world.faults.scripts.clear()
         assert await world.time.run(find_outcome(world.store, "k", oid, "mail")) == "ours"
 
 
@@ -401,7 +401,7 @@ async def test_all_answers_lost_is_unknown_and_turns_out_to_be_ours() -> None:
     world.faults.fail_next("put", fault="lost", times=99)
     with pytest.raises(OutcomeUnknown):
         await world.time.run(put_once(world.store, "k", data, oid, "mail"))
-    world.faults._scripts.clear()
+    world.faults.scripts.clear()
     assert await world.time.run(find_outcome(world.store, "k", oid, "mail")) == "ours"
     assert await world.bucket.get("k", kind="mail") == data
 
@@ -414,7 +414,7 @@ async def test_a_late_put_is_burnt_and_never_lands(fault: Any) -> None:
     world.faults.fail_next("put", "k", "error", times=99)
     with pytest.raises(OutcomeUnknown):
         await world.time.run(put_once(world.store, "k", data, oid, "mail"))
-    world.faults._scripts.clear()
+    world.faults.scripts.clear()
     assert await world.time.run(find_outcome(world.store, "k", oid, "mail")) == "burnt"
     await world.time.advance(120)
     assert await world.bucket.get("k", kind="mail") == b""
@@ -431,7 +431,7 @@ async def test_a_late_put_that_lands_before_its_outcome_is_asked_is_ours() -> No
     with pytest.raises(OutcomeUnknown):
         await world.time.run(put_once(world.store, "k", data, oid, "mail"))
     await world.time.advance(5)
-    world.faults._scripts.clear()
+    world.faults.scripts.clear()
     assert await world.time.run(find_outcome(world.store, "k", oid, "mail")) == "ours"
 
 

@@ -67,7 +67,7 @@ async def test_unix_socket_is_local(log: Any, tmp_path: Path) -> None:
 
 
 def test_names_are_api() -> None:
-    metrics = Metrics("0.1")
+    metrics = Metrics("0.1", ["imap"])
     numbers: Mapping[tuple[str, str], Requests] = {("put", "mail"): Requests(), ("get", "other"): Requests()}
     metrics.objectstore(lambda: numbers, [0.1, 1])
     cache = {"hits_total": 5.0, "space_bytes": 7.0}

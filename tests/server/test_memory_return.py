@@ -1,6 +1,8 @@
 """Memory that the process has freed goes back to the system."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -42,6 +44,47 @@ async def test_what_a_thread_has_freed_goes_back() -> None:
     task.cancel()
     assert held > 20 * MIB, "the allocator has kept nothing"
     assert resident_bytes() - before < 10 * MIB
+
+
+THREADS = """
+import threading
+from pathlib import Path
+from obox import main
+from obox.server.memory import allocator_trim
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+def work():
+    together.wait()
+    pieces = [b"x" * 100_000 for _ in range(200)]
+    together.wait()
+    pieces.clear()
+
+async def run():
+    # The allocator now takes a piece of this size for a usual one.
+    mail = b"x" * (24 << 20)
+    del mail
+    before = resident()
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    allocator_trim()()
+    print(resident() - before)
+    return 0
+
+together = threading.Barrier(8)
+main._run(run)
+"""
+"""Eight threads allocate 20 MB each at the same time, and free all of it."""
+
+
+@pytest.mark.skipif(allocator_trim() is None, reason="needs a C library with malloc_trim")
+def test_what_many_threads_have_freed_goes_back() -> None:
+    got = subprocess.run([sys.executable, "-c", THREADS], check=True, capture_output=True, text=True)
+    assert int(got.stdout) < 10 * MIB
 
 
 async def test_a_process_that_does_nothing_gives_nothing_back() -> None:

@@ -160,7 +160,7 @@ class Player:
     def read(self, home: str, home_uid: int, sid: StorageId = SID) -> bytes | None:
         """Return what the bucket has for a record."""
         key = mail_key(sid, Guid(home), Uid(home_uid))
-        stored = self.world.memory._objects.get(key)
+        stored = self.world.memory.objects.get(key)
         if stored is None or not stored[0]:
             return None
         return token_of(CODEC.decode(stored[0], owner_of(key), lenient=True).payload)
@@ -438,7 +438,7 @@ class Player:
             needed, state = await self._needed(node, user)
             prints.append(state)
             left = [key for key in world.keys(user_prefix(SID)) if key not in needed]
-            missing = [key for key in needed if key not in world.memory._objects]
+            missing = [key for key in needed if key not in world.memory.objects]
             await node.stop()
         require(not missing, "needed and not in the bucket:", missing)
         left = [key for key in left if not self._residue(key)]
@@ -459,7 +459,7 @@ class Player:
         except ValueError:
             return False
         self.residue += 1
-        data = self.world.memory._objects[key][0]
+        data = self.world.memory.objects[key][0]
         shown = self.model.contents.get((found.guid, int(found.uid)))
         if not data or shown is None:
             return True

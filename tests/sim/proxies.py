@@ -17,7 +17,7 @@ from obox.auth import Authenticator, PasswdFile
 from obox.cluster import BackendMember, MemoryDirectory, Router, There, View
 from obox.errors import Unavailable
 from obox.proxy import Forwarder, Nowhere, ViewRouter
-from obox.proxy.imap import LOGIN_S
+from obox.proxy.link import LOGIN_S
 from obox.proxy.moves import Watch
 from obox.proxy.waiting import PATIENCE_S
 from obox.store import MailStore

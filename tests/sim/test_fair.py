@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from obox.errors import OboxError
-from obox.objectstore import Kind
-from obox.objectstore._errors import Unreachable
+from obox.objectstore import Kind, Unreachable
 from obox.store import MailStore, NewMail
 from obox.store.box.slots import WAIT_S, YIELD_S
 
@@ -138,7 +137,7 @@ def contend(
         )
         keys = world.keys("/m/")
         result.keys = len(keys)
-        result.burnt = sum(not world.memory._objects[key][0] for key in keys)
+        result.burnt = sum(not world.memory.objects[key][0] for key in keys)
 
     def watch(node: Node, begin: float) -> None:
         sent: Any = node.sent

@@ -66,7 +66,7 @@ def test_the_first_acknowledgement_comes_within_two_seconds(seed: int, kind: str
         assert min(after) - over <= 2
         stored: dict[bytes, int] = {}
         for key in world.keys("/m/"):
-            data = world.memory._objects[key][0]
+            data = world.memory.objects[key][0]
             for mail in attempts:
                 if mail in data:
                     stored[mail] = stored.get(mail, 0) + 1

@@ -374,7 +374,7 @@ def test_hung_put_burns_its_uid() -> None:
         assert await player.append(node, INBOX, inbox) == [6]
         assert stage.world.clock() - began < 11
         assert await first == [7]
-        assert not stage.world.memory._objects[key_of(inbox, 5)][0]
+        assert not stage.world.memory.objects[key_of(inbox, 5)][0]
         await player.finish([node])
 
     scene(work)
@@ -488,7 +488,7 @@ def test_a_slow_bucket_is_reported_in_time() -> None:
         began = stage.world.clock()
         assert not await player.append(node, INBOX, inbox)
         assert stage.world.clock() - began <= 25
-        stage.world.faults._scripts.clear()
+        stage.world.faults.scripts.clear()
         await asyncio.sleep(300)
         assert await player.append(node, INBOX, inbox)
         await player.finish([node])

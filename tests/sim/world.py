@@ -25,16 +25,17 @@ from obox.errors import OboxError
 from obox.objectstore import (
     HEADER_BYTES,
     Codec,
+    Cursor,
     Driver,
     Kind,
     MemoryDriver,
     ObjectInfo,
     ObjectKind,
+    Page,
     Settings,
+    Unreachable,
     open_store,
 )
-from obox.objectstore._driver import Cursor, Page
-from obox.objectstore._errors import Unreachable
 from obox.objectstore.faults import FaultyDriver, Plan
 from obox.store import Env, MailStore, StoreSettings
 from obox.types import Oid, Owner, StorageId
@@ -156,7 +157,7 @@ class World:
         return True
 
     def keys(self, part: str = "") -> list[str]:
-        return [key for key in self.memory._keys if part in key]
+        return [key for key in self.memory.keys if part in key]
 
     async def no_faults(self) -> None:
         self.plan.outage = False

@@ -17,8 +17,7 @@ from mails import simple
 from obox.errors import Corrupt
 from obox.mailbox import Delta, Rows
 from obox.mailbox.invariants import check
-from obox.objectstore import Codec, CorruptObject, ObjectKind
-from obox.objectstore._memory import MemoryDriver
+from obox.objectstore import Codec, CorruptObject, MemoryDriver, ObjectKind
 from obox.objectstore.keys import bundles_prefix, journal_prefix, mail_key, owner_of, parse_bundle_key
 from obox.store import Mailbox, NewMail, User
 from obox.store.log.journal import JournalObject

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from machines import Bucket, Life, Machine, uids
+from machines import Bucket, Life, Machine, flags_of, uids
 from structlog.testing import capture_logs
 
 from obox.errors import Corrupt
@@ -141,6 +141,34 @@ async def test_a_poisoned_user_is_all_that_the_next_start_reads(
             }
 
 
+async def test_foreign_journal_objects_stop_no_start(machine: Machine, bucket: Bucket, tmp_path: Path) -> None:
+    """They are at the end of a boot, are all that a boot has, or were copied to another
+    place. What decodes is replayed."""
+    await died(machine)
+    store = bucket.open()
+    keys = await journal_of(bucket)
+    _, backend, boot, seq = keys[-1].split("/")
+    copied = await store.get(keys[-1], kind="journal")
+    put = {
+        journal_key(backend, boot, int(seq, 16) + 1): b"",
+        journal_key(backend, boot, int(seq, 16) + 2): copied,
+        journal_key(backend, boot, 2**64 - 1): b"some text",
+        journal_key(backend, "ffffffffffff0000", 2**64 - 1): copied,
+        journal_key("evil", boot, int(seq, 16)): copied,
+    }
+    for key, data in put.items():
+        await store.put(key, data, kind="journal")
+    machine.lose_disk()
+    for name in ("first", "second"):
+        async with machine.renamed(name, tmp_path / name).run() as life:
+            for user in USERS:
+                box = await (await life.user(user)).select("INBOX")
+                assert flags_of(box) == {1: ["\\Seen"]}
+    for key, data in put.items():
+        assert await store.get(key, kind="journal") == data, "left alone"
+    await store.close()
+
+
 async def test_one_backend_writes_one_object_behind_the_fence(machine: Machine, bucket: Bucket, tmp_path: Path) -> None:
     await died(machine)
     before = len(await journal_of(bucket))
@@ -172,8 +200,8 @@ async def test_what_was_said_before_a_deletion_stays_void_once_the_deletion_is_a
 async def test_a_damaged_last_object_stops_no_takeover(
     machine: Machine, bucket: Bucket, tmp_path: Path, damaged: int
 ) -> None:
-    """The takeover loses what only the damaged objects have. It takes over other
-    changes, and nobody reads the boot again."""
+    """A damaged object loses what only it has. The boot ends, other changes are taken
+    over, and nobody reads the boot again."""
     await died(machine)
     open_bucket = bucket.open()
     for key in (await journal_of(bucket))[-damaged:]:

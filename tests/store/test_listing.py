@@ -11,13 +11,16 @@ from machines import Bucket, Machine, fill, uids, whole
 from mails import simple
 from structlog.testing import capture_logs
 
+from obox.errors import Corrupt, Limit
 from obox.objectstore import MemoryDriver, Refused
-from obox.objectstore.keys import bundles_prefix, journal_key, mail_prefix, user_prefix
+from obox.objectstore.keys import ROOT, bundle_key, bundles_prefix, journal_key, mail_key, mail_prefix, user_prefix
 from obox.store import NewMail
+from obox.store.box.bundles import VERSIONS_MAX
 from obox.store.log.journal import JournalObject
-from obox.store.operate import upgrade
+from obox.store.mails.listed import UIDS_AHEAD_MAX
+from obox.store.operate import repair, upgrade
 from obox.store.operate import users as operate
-from obox.types import Guid, Oid, StorageId
+from obox.types import Guid, Oid, StorageId, Uid
 from tests.stores import Listing, MinioLike, SeaweedLike, Stubborn
 
 SID = StorageId("anna")
@@ -164,6 +167,77 @@ async def test_foreign_objects_are_reported_and_left_alone(bucket: Bucket, tmp_p
             assert (left.users, left.journal, left.damaged, left.finished) == ({}, 0, 1, True)
     reported = {line["key"] for line in logs if "ignored" in line["event"]}
     assert {mail_prefix(SID, guid) + "readme", bundles_prefix(SID, guid) + "x.base", "_journal/first/"} <= reported
+    assert set(keys) <= set(await bucket.keys())
+
+
+async def test_an_index_of_a_version_that_no_box_reaches_is_foreign(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.url = "memory://"
+    machine = Machine(bucket, tmp_path / "first")
+    async with machine.run() as life:
+        user = await life.user()
+        await fill(user, "INBOX", [simple(number) for number in range(4)])
+        guid = (await user.select("INBOX")).guid
+        before = await whole(user)
+    keys = [bundle_key(SID, box, 2**64 - 1, "w", form) for box in (guid, ROOT) for form in ("base", "diff")]
+    store = bucket.open()
+    for key in keys:
+        await store.put(key, b"some text", kind="index")
+    machine.lose_disk()
+    async with machine.run() as life:
+        user = await life.user()
+        assert await whole(user) == before
+        await user.append("INBOX", [NewMail(simple(9))])
+        await user.flush(everything=True)
+    assert set(keys) <= set(await bucket.keys())
+    # This is the last version that counts, so none is left for the next index.
+    await store.put(bundle_key(SID, guid, VERSIONS_MAX - 1, "w", "base"), b"some text", kind="index")
+    await store.close()
+    machine.lose_disk()
+    async with machine.run() as life:
+        with pytest.raises(Corrupt, match="remove it from the bucket"):
+            [one async for one in repair.rebuild(life.store, SID, SID, lambda name: name == "INBOX")]
+
+
+@pytest.mark.parametrize("data", [b"", b"some text"])
+async def test_an_object_far_above_all_uids_is_foreign(bucket: Bucket, tmp_path: Path, data: bytes) -> None:
+    """Its key has the form of a mail's key. It takes no UIDs from the mailbox, and no
+    memory or requests for the UIDs below it."""
+    bucket.url = "memory://"
+    machine = Machine(bucket, tmp_path / "first")
+    async with machine.run() as life:
+        user = await life.user()
+        await fill(user, "INBOX", [simple(number) for number in range(4)])
+        guid = (await user.select("INBOX")).guid
+        before = await whole(user)
+    keys = [mail_key(SID, guid, Uid(4 + UIDS_AHEAD_MAX + more)) for more in (100, 109)]
+    store = bucket.open()
+    for key in keys:
+        await store.put(key, data, kind="mail")
+    await store.close()
+    machine.lose_disk()
+    with capture_logs() as logs:
+        async with machine.run() as life:
+            user = await life.user()
+            assert await whole(user) == before
+            await user.append("INBOX", [NewMail(simple(9))])
+            box = await user.box(guid)
+            assert (box.state.uidnext, len(box.state)) == (6, 5)
+            assert (await repair.resync(user, guid, keep_lost=True)).uidnext == 6
+            with pytest.raises(Limit):
+                await repair.resync(user, guid, keep_lost=True, skip_uids=repair.UIDS_SKIPPED_MAX + 1)
+            before = await whole(user)
+            for one in life.users:
+                await one.release()
+            life.users.clear()
+            rebuilt = [one async for one in repair.rebuild(life.store, SID, SID, lambda name: name == "INBOX")]
+            assert [one.name for one in rebuilt] == ["INBOX"]
+            user = await life.user()
+            assert {name: len(mails) for name, mails in (await whole(user)).items()} == {
+                name: len(mails) for name, mails in before.items()
+            }
+            assert (await user.status("INBOX")).uidnext == 6
+    assert repair.UIDS_SKIPPED_MAX < UIDS_AHEAD_MAX
+    assert keys[0] in {line.get("key") for line in logs if "ignored" in line["event"]}
     assert set(keys) <= set(await bucket.keys())
 
 

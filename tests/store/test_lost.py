@@ -16,8 +16,7 @@ from mails import simple
 from obox.errors import Corrupt, Expunged, NotFound, Unavailable
 from obox.mailbox.invariants import check
 from obox.mailbox.search import And, Body, Flag, Header, Not
-from obox.objectstore import Codec, ObjectKind, load_keys
-from obox.objectstore._memory import MemoryDriver
+from obox.objectstore import Codec, MemoryDriver, ObjectKind, load_keys
 from obox.objectstore.faults import FaultyDriver
 from obox.objectstore.keys import mail_key, owner_of
 from obox.store import NewMail, User

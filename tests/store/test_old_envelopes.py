@@ -24,8 +24,7 @@ from mails import simple
 from turns import turns
 
 from obox.errors import ConfigError, Corrupt, InUse, Unavailable
-from obox.objectstore import Codec, ObjectKind, Unreachable
-from obox.objectstore._memory import MemoryDriver
+from obox.objectstore import Codec, MemoryDriver, ObjectKind, Unreachable
 from obox.objectstore.keys import mail_key, owner_of, user_prefix
 from obox.store import MailStore, NewMail
 from obox.store.log.journal import JournalObject, Line
@@ -53,13 +52,13 @@ class Old:
                     self.expected: dict[str, Any] = json.load(file)
                 else:
                     self._add(member.name.removeprefix("bucket/"), file.read(), member.mtime)
-        self.memory._keys.sort()
+        self.memory.keys.sort()
         bucket = Bucket("memory://", self.codec, driver=self.memory)
         self.machine = Machine(bucket, tmp_path / "disk", delete_delay_s=1e10)
 
     def _add(self, key: str, data: bytes, modified: float) -> None:
-        self.memory._objects[key] = (data, modified)
-        self.memory._keys.append(key)
+        self.memory.objects[key] = (data, modified)
+        self.memory.keys.append(key)
 
     def codec(self) -> Codec:
         return Codec(KEYS, "k1") if self.kind == "sealed" else Codec({}, None)
@@ -69,7 +68,7 @@ class Old:
         return {data[4] for key, data in self.objects(prefix).items() if not key.startswith("_") and data}
 
     def objects(self, prefix: str = "") -> dict[str, bytes]:
-        return {key: data for key, (data, _) in self.memory._objects.items() if key.startswith(prefix)}
+        return {key: data for key, (data, _) in self.memory.objects.items() if key.startswith(prefix)}
 
     async def check(self, life: Life, more: dict[str, bytes] | None = None) -> None:
         """Assert that everything is as it was. more: the mails that came to Anna's
@@ -496,8 +495,8 @@ async def test_large_and_very_many_objects_are_renewed_off_the_loop(
             objects[mail_key(SID, Guid(guid), Uid(uid))] = b"obox\2" + bytes(60)
         driver = life.bucket.driver._inner
         for name, data in objects.items():
-            driver._objects[name] = (data, 1e9)
-        driver._keys[:] = sorted(driver._objects)
+            driver.objects[name] = (data, 1e9)
+        driver.keys[:] = sorted(driver.objects)
         with turns() as found:
             left = await asyncio.create_task(finish(life.store))
         found.check()
@@ -508,5 +507,5 @@ async def test_large_and_very_many_objects_are_renewed_off_the_loop(
         found.check()
         assert done.upgraded == 1
         for name in objects:
-            driver._objects.pop(name)
-        driver._keys[:] = sorted(driver._objects)
+            driver.objects.pop(name)
+        driver.keys[:] = sorted(driver.objects)

@@ -39,6 +39,10 @@ DIFF_FREE_BYTES: Final = 16 * 1024
 more bytes."""
 
 
+VERSIONS_MAX: Final = 1 << 62
+"""A base or diff of this version or above is foreign: no box is written as often."""
+
+
 class BundleMeta(msgspec.Struct, omit_defaults=True):
     """covers: names (the last key element) of the bundles that this bundle makes
     superfluous. clean: only of a root; everything of the user was flushed with it, so
@@ -65,7 +69,10 @@ def by_box(infos: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
     boxes: dict[str, list[ObjectInfo]] = {}
     for info in infos:
         try:
-            boxes.setdefault(parse_bundle_key(info.key).box, []).append(info)
+            key = parse_bundle_key(info.key)
+            if key.form != "cache" and key.version >= VERSIONS_MAX:
+                raise ValueError(key.version)
+            boxes.setdefault(key.box, []).append(info)
         except ValueError:
             log.warning("foreign object among the indexes ignored", key=info.key)
     return boxes
@@ -160,11 +167,13 @@ class Bundles:
 
     async def put(self, form: Form, payload: bytes, *, modseq: int, uidnext: int = 0, clean: bool = False) -> None:
         """Write a bundle and note what it makes superfluous. Raises Unavailable; then
-        nothing is covered."""
+        nothing is covered. Raises Corrupt: no version is left."""
         stamp = self.stamp
         keep = () if form == "base" else stamp.heads[:1]
         covers = [name for name in stamp.heads if name not in keep]
         version = stamp.version + 1
+        if version >= VERSIONS_MAX:
+            raise Corrupt(f"a foreign object below {self._prefix} has the last version; remove it from the bucket")
         # Also after a PUT that fails, because it may have landed or may land later.
         self.stamp = replace(stamp, version=version)
         key = bundle_key(self._sid, self._box, version, self._env.writer, form)

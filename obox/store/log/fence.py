@@ -45,6 +45,8 @@ log = structlog.get_logger()
 OBJECTS_AT_ONCE: Final = 64
 """Journal objects that a replay reads in parallel."""
 
+SEQ_MAX: Final = 1 << 48
+"""No boot writes so many objects. A key with a larger number is foreign."""
 _BOOT: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 """A boot's name as `MailStore` makes it. Other names are copies that somebody made."""
 
@@ -145,7 +147,7 @@ def boots_of(infos: Iterable[ObjectInfo]) -> list[Boot]:
     for info in infos:
         try:
             key = parse_journal_key(info.key)
-            if _BOOT.fullmatch(key.boot) is None:
+            if _BOOT.fullmatch(key.boot) is None or key.seq > SEQ_MAX:
                 raise ValueError(key.boot)
         except ValueError:
             log.warning("foreign object in the journal ignored", key=info.key)

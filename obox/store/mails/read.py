@@ -184,7 +184,7 @@ async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[b
         oid = keys[key]
         try:
             if isinstance(one, StoreError) and key not in fetched:
-                mail = out[oid] = await _anew(mailbox, key, oid, expunged=key in expunged)
+                mail = out[oid] = await _read_again(mailbox, key, oid, expunged=key in expunged)
             else:
                 mail = out[oid] = _checked(mailbox, key, oid, one)
         except Expunged:
@@ -213,10 +213,10 @@ async def whole(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> byte
         await mailbox.env.fscache.drop(key)
         if fetched:
             raise
-    return await _anew(mailbox, key, oid, expunged=expunged)
+    return await _read_again(mailbox, key, oid, expunged=expunged)
 
 
-async def _anew(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> bytes:
+async def _read_again(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> bytes:
     """Read a mail again whose cached object does not decode. The file is damaged, or of
     an older version than the bucket accepts. Raises NotFound, Expunged, Corrupt,
     Unavailable."""

@@ -209,8 +209,10 @@ async def put_slot(mailbox: Index, slot: Slot, data: bytes, oid: Oid) -> Fate:
     try:
         return "landed" if await put_once(mailbox.env.bucket, key, data, oid, kind="mail") else "taken"
     except StoreError as exc:
-        if (told := mailbox.env.undecided).due():
-            log.warning("delivery undecided", user=mailbox.user.name, key=key, error=str(exc), skipped=told.skipped())
+        if (limiter := mailbox.env.undecided).due():
+            log.warning(
+                "delivery undecided", user=mailbox.user.name, key=key, error=str(exc), skipped=limiter.skipped()
+            )
     return await _decided(mailbox, key, oid)
 
 

@@ -28,7 +28,7 @@ from ..backend import upload
 from ..box.bundles import Bundles
 from ..box.index import give_modseq
 from ..env import ANSWER_S
-from ..mails.listed import listed_uids
+from ..mails.listed import listed_uids, near
 from ..mails.lost import expunge as expunge_lost
 from ..mails.write import write_claim
 from ..user.discover import read_listed
@@ -45,6 +45,10 @@ log = structlog.get_logger()
 UNKNOWN: Final = "flags since delivery, expunges and moves since, keywords"
 SLICE: Final = 2000
 """Mails that are checked before other tasks run, which takes a few milliseconds."""
+
+
+UIDS_SKIPPED_MAX: Final = 1 << 24
+"""UIDs that `resync` skips. `UIDS_AHEAD_MAX` must be more than that."""
 
 
 class Resynced(NamedTuple):
@@ -86,6 +90,8 @@ async def resync(user: User, guid: Guid, *, keep_lost: bool, skip_uids: int = 0)
 async def _skip(box: Mailbox, count: int) -> None:
     """Claim UIDs without records, as COPY claims them, so that every writer of this
     mailbox skips them."""
+    if count > UIDS_SKIPPED_MAX:
+        raise Limit(f"{count} UIDs to skip; allowed: {UIDS_SKIPPED_MAX} at a time")
     if box.state.uidnext + count > UID_MAX:
         raise Limit(f"the next UID is {box.state.uidnext}: {count} more are not left of {UID_MAX}")
     while True:
@@ -151,7 +157,7 @@ async def rebuild(store: MailStore, sid: StorageId, name: str, wanted: Callable[
         orphans = [guid for guid, mails in found.items() if mails and guid not in user.root.entries]
         for guid in orphans:
             await user.change_root(_entry(user, guid))
-        anew = []
+        rewritten = []
         for shown, entry in list(user.root.names().items()):
             guid = Guid(entry.guid)
             result = ""
@@ -165,13 +171,13 @@ async def rebuild(store: MailStore, sid: StorageId, name: str, wanted: Callable[
                 except Corrupt:
                     result = "did not decode, rebuilt"
             if result:
-                anew.append(await _mailbox(user, entry))
+                rewritten.append(await _mailbox(user, entry))
                 unknown = f"its name, {UNKNOWN}" if guid in orphans else UNKNOWN
-                yield Rebuilt(shown, len(anew[-1].state), result, unknown)
-        await _hold_again(user, {box.guid for box in anew})
-        for box in anew:
+                yield Rebuilt(shown, len(rewritten[-1].state), result, unknown)
+        await _hold_again(user, {box.guid for box in rewritten})
+        for box in rewritten:
             await box.flush()
-        if anew:
+        if rewritten:
             await user.rootbox.flush()
 
 
@@ -202,9 +208,9 @@ async def _root(store: MailStore, sid: StorageId) -> Rebuilt | None:
             continue
     lost = not root.entries
     if lost:
-        anew = first_list(env)
-        anew.identity = root.identity  # the user is still the same
-        root.join(anew)
+        rewritten = first_list(env)
+        rewritten.identity = root.identity  # the user is still the same
+        root.join(rewritten)
     bundles.cover(infos)
     await bundles.put("base", root.extract().encode(), modseq=root.highestmodseq)
     env.metacache.drop(sid, ROOT)
@@ -227,8 +233,10 @@ async def _mailbox(user: User, entry: MailboxEntry) -> Mailbox:
     box = user.unloaded(entry)
     infos = [info for info in await box.bundles.listing() if info.size]
     found = await listed_uids(box.env, box.sid, guid)
-    deltas, uidnext, _ = await read_listed(box, 1, found, {}, {})
     least = await _floor(box, infos)
+    # If there is no bundle, the first UID may be any: a migration has chosen it.
+    found = near(found, sid, guid, least.uidnext or min(found, default=0))
+    deltas, uidnext, _ = await read_listed(box, 1, found, {}, {})
     turn = env.turn(sid)
     for delta in deltas:
         if turn.over():
@@ -257,15 +265,17 @@ async def _floor(box: Mailbox, infos: list[ObjectInfo]) -> Delta:
     return least
 
 
-async def _hold_again(user: User, anew: set[Guid]) -> None:
+async def _hold_again(user: User, rewritten: set[Guid]) -> None:
     """Add holders to rebuilt mailboxes for records elsewhere that share their objects,
     and to other mailboxes for copies in rebuilt mailboxes."""
     for entry in list(user.root.names().values()):
         box = await user.box(Guid(entry.guid))
         mask = box.state.foreign()
         rows: Rows = box.state.rows(mask)
-        if box.guid not in anew:
-            keep = np.array([home >= 0 and rows.homes[home] in anew for home in rows.home.tolist()], dtype=np.bool_)
+        if box.guid not in rewritten:
+            keep = np.array(
+                [home >= 0 and rows.homes[home] in rewritten for home in rows.home.tolist()], dtype=np.bool_
+            )
             rows = rows.take(keep)
         if len(rows):
             edit = user.edit()

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-SETTLE_S: Final = 20.0
+DROP_S: Final = 20.0
 """The deletion of a user waits so long for deliveries in flight. It is longer than the
 deadline of a PUT."""
 
@@ -153,7 +153,7 @@ async def _unload(store: MailStore, sid: StorageId) -> None:
         return
     if user.sessions:
         raise InUse(f"{user.sessions} sessions or deliveries have the user's mail open; kick them first")
-    await store.drop(user, within_s=SETTLE_S)
+    await store.drop(user, within_s=DROP_S)
 
 
 async def _remaining_objects(

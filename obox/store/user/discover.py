@@ -30,7 +30,7 @@ from ..box.slots import Slot
 from ..env import GETS_AT_ONCE
 from ..log.stage import Edit
 from ..log.takeover import one_history
-from ..mails.listed import listed_uids
+from ..mails.listed import listed_uids, near
 from ..mails.meta import MailMeta, check_claim, check_meta
 from ..mails.write import burn
 from ..stamp import Trust, name_of
@@ -154,14 +154,13 @@ async def discover(mailbox: Index, ours: list[Slot], pauses: Sequence[float] = (
     bodies: dict[int, bytes | None] = {}
     least: int | None = None
     while True:
-        found = await listed_uids(env, sid, guid, after=start - 1)
+        found = near(await listed_uids(env, sid, guid, after=start - 1), sid, guid, start - 1)
         seen = max([*found, *skip], default=start - 1)
         until = least = seen if least is None else least
         while until + 1 in found or until + 1 in skip:
             until += skip.get(until + 1, 1)
         found = {uid: size for uid, size in found.items() if uid <= until}
         deltas, end, holes = await read_listed(mailbox, start, found, skip, bodies)
-        holes = holes[:HOLES_MAX]
         if len(holes) < left and waited < HOLES_S:
             waits = iter(pauses)  # their writer still writes
         left = len(holes)
@@ -190,7 +189,7 @@ async def read_listed(
     mailbox: Index, start: int, found: dict[int, int], skip: dict[int, int], bodies: dict[int, bytes | None]
 ) -> tuple[list[Delta], int, list[int]]:
     """Read the headers of listed objects. Returns deltas in UID order, UIDNEXT, and the
-    UIDs that are undecided.
+    first HOLES_MAX of the UIDs that are undecided.
 
     bodies: the objects that have been read before, to which it adds those that it
     reads.
@@ -204,19 +203,19 @@ async def read_listed(
     deltas: list[Delta] = []
     holes: list[int] = []
     uid = start
-    last = max([*found, *skip], default=start - 1)
     void_until = 0
     turn = env.turn(mailbox.user.storage_id)
-    while uid <= last:
+    for known in sorted({*found, *skip}):
         if turn.over():
             await turn.end()
+        free = range(max(uid, void_until), known)
+        holes.extend(free[: HOLES_MAX - len(holes)])
+        uid = known
         if uid in skip and uid >= void_until:
             void_until = max(void_until, uid + skip[uid])
         elif uid < void_until:
             if uid in found:
                 deltas.append(Delta(claims={uid: 1}, uidnext=uid + 1))
-        elif uid not in found:
-            holes.append(uid)
         elif not found[uid] or bodies.get(uid) is None:
             deltas.append(Delta(claims={uid: 1}, uidnext=uid + 1))
         else:

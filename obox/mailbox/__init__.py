@@ -7,19 +7,35 @@ order, any number of times (docs/format.md, "Delta").
 """
 
 from ._changes import FlagOp, expunge_delta, flag_delta, renewal, takeover_delta
-from ._delta import CLAIM_PURGED, KEYWORD_BYTES_MAX, Changed, Delta, Encoded, Gone, Rows, joined, largest
+from ._delta import (
+    CLAIM_PURGED,
+    KEYWORD_BYTES_MAX,
+    KEYWORDS_MAX,
+    KEYWORDS_STAMPED_MAX,
+    Changed,
+    Delta,
+    Encoded,
+    Gone,
+    Rows,
+    joined,
+    largest,
+)
 from ._holders import Holders
 from ._needles import Finder, Needle, collated, collated_octets, normalise
 from ._records import Table, by_home, home_of
 from ._root import MailboxEntry, Root, RootDelta, Totals
-from ._state import DELETED, SEEN, State
-from ._uidset import UidArray, distinct, pack_ranges, uid_array, united, unpack_ranges
+from ._state import DELETED, MODSEQ_MAX, SEEN, State
+from ._uidset import UIDS_MAX, UidArray, distinct, pack_ranges, uid_array, united, unpack_ranges
 
 __all__ = [
     "CLAIM_PURGED",
     "DELETED",
+    "KEYWORDS_MAX",
+    "KEYWORDS_STAMPED_MAX",
     "KEYWORD_BYTES_MAX",
+    "MODSEQ_MAX",
     "SEEN",
+    "UIDS_MAX",
     "Changed",
     "Delta",
     "Encoded",

@@ -11,6 +11,10 @@ import pytest
 from obox.errors import Limit
 from obox.mailbox import (
     CLAIM_PURGED,
+    KEYWORDS_MAX,
+    KEYWORDS_STAMPED_MAX,
+    MODSEQ_MAX,
+    UIDS_MAX,
     Delta,
     FlagOp,
     Gone,
@@ -26,9 +30,6 @@ from obox.mailbox import (
     uid_array,
     unpack_ranges,
 )
-from obox.mailbox._delta import KEYWORDS_MAX, KEYWORDS_STAMPED_MAX
-from obox.mailbox._state import MODSEQ_MAX
-from obox.mailbox._uidset import UIDS_MAX
 from obox.mailbox.invariants import check, fingerprint
 from obox.mailbox.view import View
 from obox.types import Guid

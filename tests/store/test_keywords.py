@@ -11,8 +11,7 @@ from machines import Machine
 from msgspec.structs import replace
 
 from obox.errors import Limit, OboxError
-from obox.mailbox import UidArray
-from obox.mailbox._delta import KEYWORDS_MAX
+from obox.mailbox import KEYWORDS_MAX, UidArray
 from obox.mailbox.invariants import check
 from obox.store import Mailbox, NewMail, User
 from obox.store.user.flush import KEYWORD_FORGET_S

@@ -8,6 +8,7 @@ import random
 from dataclasses import replace
 
 import pytest
+from patience import PATIENT_S
 from servers import S3Bucket
 
 from obox.objectstore import (
@@ -21,6 +22,7 @@ from obox.objectstore import (
     open_store,
     put_once,
 )
+from obox.objectstore import _retry as retry
 from obox.types import Owner
 
 from .conftest import s3_settings
@@ -98,7 +100,8 @@ async def test_what_is_reported_is_true(fault: str, s3_bucket: S3Bucket) -> None
 
 
 @pytest.mark.needs("weed")
-async def test_a_refusal_is_reported_at_once(s3_bucket: S3Bucket) -> None:
+async def test_a_refusal_is_reported_at_once(s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "SILENCE_S", PATIENT_S)  # a slow server gets no second request
     proxy = FaultProxy(s3_bucket.server.endpoint_url, random.Random(1))
     await proxy.open()
     store = open_store(replace(s3_settings(s3_bucket), endpoint_url=proxy.endpoint_url))

@@ -43,9 +43,11 @@ def check(lines: list[bytes], sent: bytes) -> Counter[str]:
     """Check that each line is a response. Return how many there are of each kind.
     Raises: Ungrammatical."""
     found: Counter[str] = Counter()
+    utf8 = False
     for line in lines:
+        utf8 |= line.startswith(b"* ENABLED ") and b"UTF8=ACCEPT" in line
         try:
-            found[parse(line).name] += 1
+            found[parse(line, utf8=utf8).name] += 1
         except Ungrammatical as error:
             raise Ungrammatical(f"{error}\nafter {sent[:2000]!r}") from None
     return found

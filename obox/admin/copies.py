@@ -24,7 +24,7 @@ log = structlog.get_logger("obox.admin")
 
 MEDIA_TYPE: Final = "application/vnd.obox.pull"
 USERS_MAX: Final = 64
-"""So many users are named in one answer, which has at most 64 KiB."""
+"""At most 64 users are named in one answer, which has at most 64 KiB."""
 SILENCE_S: Final = 120.0
 """A pull ends if its destination reads nothing for this time. The user cannot be
 deleted while a pull runs."""

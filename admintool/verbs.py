@@ -26,7 +26,7 @@ from obox.errors import Invalid
 
 _SELECTION = {field.name for field in msgspec.structs.fields(Selection)}
 LOOKED_MAX = 20
-"""So many rows are shown before a question. Further rows are only counted."""
+"""At most 20 rows are shown before a question. Further rows are only counted."""
 
 _MADE: dict[str, click.Command] = {}
 """Commands by API name. Each verb has a command."""

@@ -84,7 +84,7 @@ class Size:
     seed: int = 1
     dead_after: str = "10s"
     at_once: int = 1
-    """So many loops disturb the cluster, each a single member at a time."""
+    """The number of loops that disturb the cluster, each a single member at a time."""
     actions: tuple[str, ...] = ()
     """These actions happen in turn. If there are none, they are chosen at random."""
 

@@ -31,7 +31,7 @@ TOKEN_S: Final = 30.0
 """The front end must log in at the owner within this time after the answer. Clocks may
 differ by some seconds."""
 TOKENS_MAX: Final = 100_000
-"""So many used tokens are remembered: 3,000 logins a second for TOKEN_S."""
+"""At most 100,000 used tokens are remembered: 3,000 logins a second for TOKEN_S."""
 NONCE_BYTES: Final = 16
 _EXPIRY: Final = slice(PROOF_BYTES, PROOF_BYTES + 8)
 _HEAD: Final = PROOF_BYTES + 8 + NONCE_BYTES

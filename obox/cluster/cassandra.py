@@ -56,7 +56,7 @@ reasons."""
 
 PORT: Final = 9042
 PENDING_MAX: Final = 4096
-"""So many operations may wait for an answer. A connection of the driver takes
+"""At most 4,096 operations may wait for an answer. A connection of the driver takes
 32,768."""
 
 CONNECT_S: Final = 3.0

@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 from .records import Beat
 
 READS_MIN: Final = 5
-"""So many polls must show the same beat, and so many of them must show that the
-observer's own beat has changed."""
+"""At least five polls must show the same beat, and at least five of them must show that
+the observer's own beat has changed."""
 
 GREETING_S: Final = 1.0
 """A backend that lives greets within this time."""

@@ -50,10 +50,10 @@ BATCH_ROWS: Final = 64
 """A write transaction has so many rows at most. A small machine has so many groups."""
 
 WAITING_MAX: Final = 4096
-"""So many writes may wait for the thread. More are refused."""
+"""At most 4,096 writes may wait for the thread. More are refused."""
 
 READERS_MAX: Final = 512
-"""So many processes may read the file at the same time."""
+"""At most 512 processes may read the file at the same time."""
 
 _LOCK_POLL_S: Final = 0.002
 _LOG_EVERY_S: Final = 60.0

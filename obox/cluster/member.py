@@ -13,7 +13,7 @@ not answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Final
 
@@ -24,11 +24,12 @@ from obox.errors import ConfigError, OboxError, Unavailable
 from obox.types import StorageId
 
 from .assign import digest, home_of, newer, rank
+from .boots import Boots
 from .dead import DeadWatch, Observation
 from .directory import Kind
 from .plan import Picture, Plan, Release, plan
 from .raising import Raising
-from .records import Assigned, Beat, BootRow, Merge, Orders, State, group_key, user_key, user_of
+from .records import Assigned, Beat, Merge, Orders, State, group_key, user_key, user_of
 from .route import Here, There
 from .units import Units
 from .view import View
@@ -54,7 +55,7 @@ Members that start at the same time know of each other by then, and claim differ
 groups."""
 
 TIES_MAX: Final = 1000
-"""So many ties are remembered, so that each is marked once."""
+"""At most 1,000 ties are remembered, so that each is marked once."""
 
 QUICK_S: Final = 0.2
 """The interval of passes while groups may arrive, since their users wait."""
@@ -112,10 +113,8 @@ class BackendMember:
         self._beaten: dict[str, tuple[Beat, int]] = {}
         """The last beat of each backend, and how often the beat has changed."""
         self._losing: set[asyncio.Task[None]] = set()
-        self._boot = ""
-        """The present boot, once the directory has a row of it."""
-        self._boot_began = 0.0
         self.counts = Counts()
+        self._boots = Boots(view, self.me, world, self.counts, began=self._began)
 
     # -- what the store asks (store.owned.Cluster) -----------------------------------------------------------------
 
@@ -352,30 +351,11 @@ class BackendMember:
         load = dict(self._world.load())
         beat = Beat(self._counter, boot, site, self._began, load, self._ending, len(held), self._last_beat[1])
         await self.view.put(Kind.BEATS, self.me, beat)
-        if boot != self._boot:
-            await self._begin_boot(boot)
-
-    async def _begin_boot(self, boot: str) -> None:
-        """Write a row of a boot for operators. If this process had a boot before, that
-        boot was fenced, and its row gets its end."""
-        now, before = self._world.now(), self._boot
-        began = now if before else self._began
-        await self._put_boot(boot, BootRow(began))
-        if before:
-            await self._put_boot(before, BootRow(self._boot_began, ended=now))
-            self.counts.fenced += 1
-        self._boot, self._boot_began = boot, began
+        await self._boots.begin(boot)
 
     async def end(self, *, clean: bool) -> None:
         """Write that the boot has ended in order. clean: bundles have everything."""
-        if self._boot:
-            try:
-                await self._put_boot(self._boot, BootRow(self._boot_began, ended=self._world.now(), clean=clean))
-            except Unavailable as exc:
-                log.info("end of this boot is not in the directory", error=str(exc))
-
-    async def _put_boot(self, boot: str, row: BootRow) -> None:
-        await self.view.put_boot(f"{self.me}/{boot}", row)
+        await self._boots.end(clean=clean)
 
     async def step(self) -> None:
         """Read the directory, make a plan, act. Raises Unavailable, ConfigError."""
@@ -389,7 +369,7 @@ class BackendMember:
         await self._raising.look()
         if self._world.clock() >= self._sweep_at:
             self._sweep_at = self._world.clock() + SWEEP_S
-            await self._close_boots(await self._store.sweep(self._clears))
+            await self._boots.close(await self._store.sweep(self._clears))
 
     async def _stand_by(self) -> None:
         """End an evacuation when this backend holds no unit any more."""
@@ -404,16 +384,6 @@ class BackendMember:
         """Return whether this backend deletes what a backend has left in the journal.
         For each backend the rank chooses a single backend that is online."""
         return next(iter(rank(f"journal:{backend}", self._picture().weights())), None) == self.me
-
-    async def _close_boots(self, unclean: Collection[tuple[str, str]]) -> None:
-        """Write `clean` into the rows of boots that are over and whose changes bundles
-        have. unclean: the other boots, as (backend, boot)."""
-        beats = self.view.beats
-        for key, boot in await self.view.boots():
-            backend, _, name = key.rpartition("/")
-            present = name == self._boot or (backend in beats and beats[backend].boot == name)
-            if not boot.clean and not present and (backend, name) not in unclean:
-                await self.view.put_boot(key, replace(boot, clean=True))
 
     def figures(self) -> dict[str, float]:
         """Return figures for metrics. The age is infinite before the first answer."""

@@ -47,7 +47,7 @@ class _Write(NamedTuple):
 
 
 HISTORY_MAX: Final = 128
-"""So many rows of a key are kept. They last for a minute at least."""
+"""At most 128 rows of a key are kept. They last for a minute at least."""
 
 
 class MemoryReplica:

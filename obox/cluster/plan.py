@@ -16,11 +16,10 @@ from .assign import home_of, newer, rank
 from .records import Assigned, Member, Move, Orders, State, user_of
 
 MOVED_AT_ONCE = 8
-"""So many groups are released together. A user waits for the flushes of so many groups
-at most."""
+"""At most eight groups are released together. A user waits for the flushes of all."""
 
 USERS_MOVED_AT_ONCE = 64
-"""So many single users are released together. A group has more users."""
+"""At most 64 single users are released together. A group has more users."""
 
 
 @dataclass(frozen=True)

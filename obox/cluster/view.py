@@ -58,7 +58,7 @@ BEHIND_POLLS: Final = 5
 member that the row belongs to writes it back at once."""
 
 WRITE_BACK_ROWS: Final = 64
-"""So many rows at most are written back in a pass. Some seconds suffice for an empty
+"""At most 64 rows are written back in a pass. Some seconds suffice for an empty
 directory."""
 
 POLLED: Final = (Kind.GROUPS, Kind.PINS, Kind.MOVES, Kind.ORDERS, Kind.MEMBERS, Kind.MERGES, Kind.BEATS)

@@ -28,8 +28,8 @@ READ_BACK_S: Final = 0.05
 make at the same time differ by less than that."""
 
 WRITES_AT_ONCE: Final = 256
-"""So many rows are written at the same time. A directory refuses some thousands, and a
-dead backend may have had more pinned users."""
+"""At most 256 rows are written at the same time. A directory refuses some thousands,
+and a dead backend may have had more pinned users."""
 
 
 class Writer:

@@ -20,7 +20,7 @@ from obox.mailbox import State, Table, UidArray
 from obox.mailbox.view import View
 
 ANSWER_BYTES: Final = 1 << 20
-"""So many bytes of lines are made at a time. A slow client may leave as many in the
+"""At most a megabyte of lines is made at a time. A slow client may leave as much in the
 transport."""
 LINE_BYTES: Final = 128
 """The numbers and dates of a line take so many bytes. Flags, strings and names of

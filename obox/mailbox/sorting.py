@@ -20,7 +20,7 @@ CHARS_MAX: Final = 64 * 1024 * 1024
 """All different texts together may have so many characters. The texts of 100,000 mails
 have a hundredth of it."""
 RUN: Final = 4_096
-"""So many texts are sorted or numbered in one step: 2 ms."""
+"""At most 4,096 texts are sorted or numbered in one step: 2 ms."""
 _SAMPLES: Final = 16
 """Texts of the sample for each part: with so many no part becomes much larger than
 others."""

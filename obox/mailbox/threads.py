@@ -24,11 +24,11 @@ from ..errors import Limit
 from .sorting import CHARS_MAX, Numbers
 
 STEP: Final = 2_000
-"""So many nodes are handled in one step: 2 ms."""
+"""At most 2,000 nodes are handled in one step: 2 ms."""
 REFERENCES_MAX: Final = 10_000_000
 """All mails together may have so many references: 500,000 mails with twenty each."""
 WALK_MAX: Final = 20_000_000
-"""So many links are followed to find loops, which takes some seconds."""
+"""At most 20 million links are followed to find loops, which takes some seconds."""
 LIST_MAX: Final = 1_000
 """Python sorts so many siblings. numpy sorts more."""
 

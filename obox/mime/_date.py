@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from ._fields import header_values, strip_comments
 
 DATE_BYTES_MAX: Final = 2_000
-"""So many bytes of a Date field are read. A line of a header has 998 at most."""
+"""At most 2,000 bytes of a Date field are read. A line of a header has 998 at most."""
 
 _EPOCH = date(1970, 1, 1).toordinal()
 _MONTHS = {

@@ -11,7 +11,7 @@ import re
 from typing import Final, NamedTuple
 
 VALUE_BYTES_MAX: Final = 2_000
-"""So many bytes of a value are kept. A line of a header has 998 at most."""
+"""At most 2,000 bytes of a value are kept. A line of a header has 998 at most."""
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _NSTRING = rb"(?:NIL|" + _STRING + rb")"

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from ._text import decode_header
 
 SUBJECT_BYTES_MAX: Final = 2_000
-"""So many bytes of a subject are read. A line of a header has 998 at most."""
+"""At most 2,000 bytes of a subject are read. A line of a header has 998 at most."""
 
 _WHITE = re.compile(r"[ \t\r\n]+")
 _BLOB = r"\[[^\[\]]*+\] *+"

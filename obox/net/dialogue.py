@@ -20,7 +20,7 @@ from obox.net.registry import is_loopback
 LINE_BYTES_MAX: Final = 16_384
 """The longest line of an answer. A list of capabilities has some 500 bytes."""
 AHEAD_BYTES: Final = 65_536
-"""So many bytes may have come that nobody has asked for yet."""
+"""At most 64 KiB may have come that nobody has asked for yet."""
 KEEPALIVE_IDLE_S: Final = 60
 """After this silence the kernel asks whether the peer is still there."""
 KEEPALIVE_EVERY_S: Final = 10

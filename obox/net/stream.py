@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 YIELD_S: Final = 0.005
-"""How long a task may work before it lets other tasks run. It is a fifth of the 50 ms
+"""How long a task may work before it lets other tasks run. It is a tenth of the 50 ms
 that a turn of the loop may take."""
 CLOSE_TIMEOUT_S: Final = 10.0
 """Time limit for sending the last bytes; then the connection is cut."""

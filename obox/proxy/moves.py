@@ -30,7 +30,7 @@ MOVED_S: Final = 2.0
 """A backend that has released users may close their sessions itself within this
 time."""
 PART: Final = 200
-"""So many watches are compared in one turn of the loop."""
+"""At most 200 watches are compared in one turn of the loop."""
 
 Known = Callable[[StorageId], Here | There | None]
 """A function that says from memory who serves a user; None: it is not known."""

@@ -25,7 +25,7 @@ PATIENCE_S: Final = 15.0
 """The time from the first attempt to the last. It is the default of `dead_after`, and
 the time of a takeover."""
 WAITING_MAX: Final = 1000
-"""So many clients may wait for longer than the first attempts take."""
+"""At most 1,000 clients may wait for longer than the first attempts take."""
 FIRST_S: Final = (0.2, 0.5, 1.0)
 """The pauses before the next attempts, since the backend may be starting."""
 AGAIN_S: Final = 1.0

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from patience import PATIENT_S
 
 from obox import errors
-from obox.lmtp import Envelope, LmtpServer, Recipient, Settings
+from obox.lmtp import Deliverer, Envelope, LmtpServer, Recipient, Settings
 
 MAIL = b"Received: from a by b with ESMTP id Q1; x\r\nMessage-ID: <1@x>\r\nSubject: s\r\n\r\nbody\r\n"
 
@@ -89,9 +93,11 @@ class Client:
 
 
 class World:
-    def __init__(self, settings: Settings, path: Path) -> None:
+    """A server, and its clients. Its deliverer is `store` unless there is another."""
+
+    def __init__(self, settings: Settings, path: Path, deliverer: Deliverer | None = None) -> None:
         self.store = Store()
-        self.server = LmtpServer(self.store, settings, wall_clock=lambda: 0.0)
+        self.server = LmtpServer(deliverer or self.store, settings, wall_clock=lambda: 0.0)
         self.path = str(path / "lmtp")
         self.port = 0
         self.clients: list[Client] = []
@@ -103,3 +109,23 @@ class World:
         assert (await client.reply()).startswith("220 mx LMTP")
         assert (await client.say("LHLO client")).startswith("250 ")
         return client
+
+
+@asynccontextmanager
+async def serving(path: Path, deliverer: Deliverer | None = None, **changes: Any) -> AsyncIterator[World]:
+    settings = replace(Settings(hostname="mx", spool_dir=path / "spool"), **changes)
+    world = World(settings, path, deliverer)
+    loop = asyncio.get_running_loop()
+    tcp = await loop.create_server(world.server.connection_factory, "127.0.0.1", 0)
+    unix = await loop.create_unix_server(world.server.connection_factory, world.path)
+    world.port = tcp.sockets[0].getsockname()[1]
+    try:
+        yield world
+    finally:
+        tcp.close()
+        unix.close()
+        world.store.gate.set()
+        await world.server.stop(grace_s=1)
+        assert not world.server.connections
+        for client in world.clients:
+            client.writer.close()

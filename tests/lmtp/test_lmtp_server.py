@@ -9,41 +9,18 @@ import socket
 import ssl
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from certificates import certificate
-from lmtp_harness import MAIL, Client, World
+from lmtp_harness import MAIL, Client, serving
 from patience import PATIENT_S
 from structlog.testing import capture_logs
 from turns import turns
 
-from obox.lmtp import Settings
 from obox.lmtp import connection as lmtp_connection
 from obox.lmtp.settings import READ_AHEAD_BYTES
-
-
-@asynccontextmanager
-async def serving(path: Path, **changes: object) -> AsyncIterator[World]:
-    settings = replace(Settings(hostname="mx", spool_dir=path / "spool"), **changes)
-    world = World(settings, path)
-    loop = asyncio.get_running_loop()
-    tcp = await loop.create_server(world.server.connection_factory, "127.0.0.1", 0)
-    unix = await loop.create_unix_server(world.server.connection_factory, world.path)
-    world.port = tcp.sockets[0].getsockname()[1]
-    try:
-        yield world
-    finally:
-        tcp.close()
-        unix.close()
-        world.store.gate.set()
-        await world.server.stop(grace_s=1)
-        assert not world.server.connections
-        for client in world.clients:
-            client.writer.close()
 
 
 async def test_mixed_recipients(tmp_path: Path) -> None:

@@ -101,12 +101,15 @@ COPY = Copy(stamp=b"", base=b"", deltas=[], change=Change.NONE)
 FRAGMENTS = Copy(stamp=b"", base=None, deltas=[b""], change=Change.IMPORTANT)
 
 # The table of docs/format.md, "Opening a mailbox". The columns are: copy, its stamp,
-# whether this backend made the mailbox, and the verdict.
+# whether this backend made the mailbox, and the verdict. The user is of this backend.
 CASES = [
     (None, None, True, Trust.NEW),
     (None, None, False, Trust.REBUILD),
     (FRAGMENTS, None, True, Trust.NEW),
     (FRAGMENTS, None, False, Trust.REBUILD),
+    # The stamp does not decode.
+    (COPY, None, True, Trust.NEW),
+    (COPY, None, False, Trust.REBUILD),
     (COPY, Stamp(generation=7, checked=100.0), False, Trust.TRUSTED),
     (COPY, Stamp(generation=7, checked=100.0), True, Trust.TRUSTED),
     (COPY, Stamp(generation=7, checked=99.9), False, Trust.COMPARE),
@@ -119,6 +122,13 @@ CASES = [
 @pytest.mark.parametrize(("copy", "stamp", "made_here", "verdict"), CASES)
 def test_what_a_local_copy_is_worth(copy: Copy | None, stamp: Stamp | None, made_here: bool, verdict: Trust) -> None:
     assert trust(copy, stamp, Assignment(7, compared_since=100.0), made_here=made_here) is verdict
+
+
+@pytest.mark.parametrize("made_here", [True, False])
+@pytest.mark.parametrize("generation", [7, 1, None])
+def test_no_local_copy_is_trusted_for_a_user_of_another_backend(generation: int | None, made_here: bool) -> None:
+    stamp = Stamp(generation=generation, checked=100.0)
+    assert trust(COPY, stamp, Assignment(None), made_here=made_here) is Trust.COMPARE
 
 
 def test_a_stamp_of_an_earlier_version_that_no_backend_confirmed() -> None:

@@ -34,8 +34,8 @@ CHUNK: Final = 500
 CHUNK_BYTES: Final = 4 << 20
 """These fields have so many octets at most."""
 INLINE_ROWS: Final = 20_000
-"""So many mails are sorted by number, or put into threads, on the loop: 5 ms. More are
-sorted in a thread."""
+"""At most 20,000 mails are sorted by number, or put into threads, on the loop: 5 ms.
+More are sorted in a thread."""
 
 T = TypeVar("T")
 _NOTHING: Final = Envelope()

@@ -88,7 +88,7 @@ class Jobs:
 
     @property
     def idle(self) -> bool:
-        """Return whether no job runs."""
+        """Return whether no job runs. Only tests ask this."""
         return not self._running
 
     def start(self, job: Job, work: Callable[[], Awaitable[object]]) -> None:

@@ -184,7 +184,7 @@ class Upkeep:
 
     def adoption_done(self) -> bool:
         """Return whether every dead boot says that this backend's users have been
-        adopted."""
+        adopted. Only tests ask this."""
         return not self._adopting and all(map(self._is_recorded, self._store.takeover.boots))
 
     async def _adopt(self) -> None:

@@ -75,10 +75,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 BATCH: Final = 16
-"""So many objects are rewritten in parallel under a single lock."""
+"""At most 16 objects are rewritten in parallel under a single lock."""
 
 BATCH_BYTES: Final = 16 << 20
-"""A batch has so many bytes at most, unless a single object has more."""
+"""A batch has at most 16 MiB, unless a single object has more."""
 
 HEADER_FIRST: Final = 256 << 10
 """The header of an object of this size or more is read first, because it may show that
@@ -88,7 +88,7 @@ INLINE_BYTES: Final = 32 << 10
 """An object of this size is renewed on the loop, which takes half a millisecond."""
 
 LOOKED_AT: Final = 1000
-"""`finish` reads so many headers between two reports."""
+"""`finish` reads 1,000 headers between two reports."""
 
 T = TypeVar("T")
 

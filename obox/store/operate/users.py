@@ -49,12 +49,12 @@ PASSES_MAX: Final = 5
 """After so many LISTs the deletion fails, because the user is still written to."""
 
 DELETE_KEYS: Final = 10_000
-"""So many keys are listed and deleted at a time: ten bulk requests, a megabyte of
-names."""
+"""At most 10,000 keys are listed and deleted at a time: ten bulk requests, a megabyte
+of names."""
 
 FOREIGN_MAX: Final = 1000
-"""So many foreign objects, a page of a LIST, are examined to find whether a user has
-mail. If there are more, the answer is yes."""
+"""At most 1,000 foreign objects, a page of a LIST, are examined to find whether a user
+has mail. If there are more, the answer is yes."""
 
 REFRESH_S: Final = 30.0
 

@@ -9,7 +9,7 @@
 
 PYTHON ?= $(shell for p in python3.11 python3.14 python3.13 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
-# So many processes run the suite. All tests of a file run in one of them. WORKERS=0: all tests run in a single process.
+# The number of processes that run the suite. All tests of a file run in one of them. WORKERS=0: all tests run in a single process.
 WORKERS ?= 3
 BIN := .venv/bin
 CORE := .venv/.installed
@@ -77,8 +77,7 @@ packages:
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/mypy --no-namespace-packages $(filter-out tests/test_%.py,$(wildcard tests/*.py))
+	$(BIN)/python -m tests.typed
 	$(BIN)/python -m pytest tests/test_docs.py
 
 check: lint

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from obox.store import RECENT_BYTES_MAX
+from obox.types import Oid
 
 from .append import append
 from .imap import Imap
@@ -156,7 +157,7 @@ def raw_puts(bench: Bench) -> None:
         )
     )
     codec = Codec({}, None, "zstd:3")
-    oid = bytes(16)
+    oid = Oid(bytes(16))
     data = codec.encode(ObjectKind.MAIL, Owner(b"user/m/mailbox/00000001"), oid, b"", bench.mails[0])
 
     async def run() -> tuple[float, float]:

@@ -51,10 +51,10 @@ class Setting:
 
 
 class Lag(NamedTuple):
-    """Delays of an event loop's timers. count: all timers; short: those that were less
-    than LAG_S late."""
+    """Delays of an event loop's timers. timers: all of them; short: those that were
+    less than LAG_S late."""
 
-    count: int
+    timers: int
     short: int
 
 
@@ -185,7 +185,7 @@ class Machine:
             return
         found = [int(float(count)) for count in _LAG.findall(text)]
         if len(found) == 2:
-            self.lags[self.process.pid] = Lag(count=found[1], short=found[0])
+            self.lags[self.process.pid] = Lag(timers=found[1], short=found[0])
 
     def lose_disk(self) -> None:
         shutil.rmtree(self.state, ignore_errors=True)

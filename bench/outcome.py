@@ -51,7 +51,7 @@ class Outcome:
     def in_time(self) -> float:
         """Return the share of timers that were less than LAG_S late. There is a share
         of the members and a share of this process: the smaller counts."""
-        count, short = sum(lag.count for lag in self.lags), sum(lag.short for lag in self.lags)
+        count, short = sum(lag.timers for lag in self.lags), sum(lag.short for lag in self.lags)
         part = sum(late < LAG_S for late in self.ours) / max(1, len(self.ours))
         return min(part, short / max(1, count))
 

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +38,9 @@ def proxy(report: Report, home: Path, users: Sequence[str], mails: Sequence[byte
             _until_served(place.imap, place.lmtp, users, mails[0])
         figures: dict[tuple[str, str, str], float] = {}
 
+        def delivery(some: Sequence[bytes], way: str) -> float:
+            return deliver(places[way].lmtp, users, some, 1)
+
         def measure(name: str, work: Callable[[str], float]) -> None:
             for way in places:
                 begin = _cpu_s((backend, front))
@@ -49,7 +53,7 @@ def proxy(report: Report, home: Path, users: Sequence[str], mails: Sequence[byte
         for turn in range(rounds):
             some = [mails[(turn * 997 + at) % len(mails)] for at in range(count)]
             measure("login, SELECT and LOGOUT", lambda way: _sessions(places[way].imap, users, count))
-            measure("delivery of a mail", lambda way, some=some: deliver(places[way].lmtp, users, some, 1))
+            measure("delivery of a mail", partial(delivery, some))
         for (name, way, unit), value in sorted(figures.items(), key=_place):
             report.rows.append(Row(f"{name}, {way}", unit, value))
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -59,8 +59,11 @@ class Board:
             yield ClusterParts(directory, "memory", "a", 15.0, self.reads, serves, self.probe, self.kick)
 
         self.admin = Admin(
-            users=users, authenticator=lambda: Authenticator(users), parse_search=lambda _: None, find_cluster=find
-        )  # type: ignore[arg-type]
+            users=users,
+            authenticator=lambda: Authenticator(users),
+            parse_search=cast(Any, lambda _: None),
+            find_cluster=find,
+        )
 
     def _serves(self) -> dict[str, Assigned]:
         assert self.serves is not None

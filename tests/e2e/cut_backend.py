@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from obox import membership
-from obox.cluster import Directory, Kind, Row
+from obox.cluster import Directory, Kind, Row, open_directory
 from obox.errors import Unavailable
 from obox.main import cli
 
@@ -47,7 +47,7 @@ class Cut:
 
 def main() -> None:
     file = Path(sys.argv.pop(1))
-    opened = membership.open_directory
+    opened = open_directory
 
     async def open_cut(*arguments: Any, **named: Any) -> Directory:
         return Cut(await opened(*arguments, **named), file)

@@ -243,7 +243,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Backend]]:
     the test is killed."""
     made: list[Backend] = []
 
-    def backend(**more: object) -> Backend:
+    def backend(**more: Any) -> Backend:
         more.setdefault("storage", {"url": f"file://{tmp_path}/bucket"})
         one = Backend(tmp_path / f"machine{len(made)}", **more)
         made.append(one)

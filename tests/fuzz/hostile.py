@@ -149,7 +149,10 @@ def day(rng: Rng) -> bytes:
 
 def key(rng: Rng, depth: int = 0) -> bytes:
     """Return a search key of any kind."""
-    text = lambda: quoted((rng.choice(TEXTS) * long(rng, 3)).encode())  # noqa: E731 - a short name for many rows
+
+    def text() -> bytes:
+        return quoted((rng.choice(TEXTS) * long(rng, 3)).encode())
+
     kinds: list[Callable[[], bytes]] = [
         *(lambda word=word: word + b" " + text() for word in b"TEXT BODY SUBJECT FROM TO CC BCC".split()),
         lambda: b"HEADER " + quoted(rng.choice((*NAMES, b"x" * 9_000, b"a b", b"\r\n"))) + b" " + text(),

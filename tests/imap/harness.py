@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fscache import Fscache
 from metacache import Metacache
@@ -238,7 +238,7 @@ STORES = {"memory": serving, "real": serving_real}
 
 
 @asynccontextmanager
-async def _listening(store: S, settings: ImapSettings | None, more: Mapping[str, object]) -> AsyncIterator[Running[S]]:
+async def _listening(store: S, settings: ImapSettings | None, more: Mapping[str, Any]) -> AsyncIterator[Running[S]]:
     imap = ImapServer(store, Passwords(), settings or ImapSettings(), **more)
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(imap.connection_factory, "127.0.0.1", 0)

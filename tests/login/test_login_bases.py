@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from imap.harness import Passwords
 from net.drivers import Transport
 from patience import PATIENT_S
 from structlog.testing import capture_logs
@@ -19,6 +18,7 @@ from obox.errors import OboxError
 from obox.login.context import NoCounters
 from obox.net import Flow, Why
 from obox.store.memory import MemoryStore
+from tests.imap.harness import Passwords
 
 ELSEWHERE = "192.0.2.7"
 """Passwords need TLS from there."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from certificates import certificate
-from imap.harness import Client, mail_store
 
 from obox.auth import Authenticator, PasswdFile, Penalties
 from obox.cluster import Assigned, Here, There
@@ -29,6 +28,7 @@ from obox.net import Hub
 from obox.proxy import Forwarder, LmtpForwarder, Nowhere
 from obox.store import MailStore
 from obox.types import StorageId
+from tests.imap.harness import Client, mail_store
 
 SECRET = b"the secret of this test's cluster"
 USERS = ("anna", "ben", "carl")

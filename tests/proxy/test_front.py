@@ -19,7 +19,6 @@ from typing import Any
 
 import httpx
 import pytest
-from imap.harness import Client
 from members import ADDRESS, SECRET, Cluster, Member, Rows, cluster, until
 from patience import PATIENT_S
 from pop3_members import Pop3
@@ -50,6 +49,7 @@ from obox.proxy import ViewRouter
 from obox.proxy import waiting as waiting_module
 from obox.store.user.user import User
 from obox.types import StorageId
+from tests.imap.harness import Client
 from tests.pop3.pop3_harness import Client as Pop3Client
 
 BEN = StorageId("ben")

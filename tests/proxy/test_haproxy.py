@@ -9,12 +9,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from imap.harness import Client
 from members import ADDRESS, PLACES, cluster, until
 from patience import PATIENT_S
 from ports import free_port
 from structlog.testing import capture_logs
 from test_front import config_file, directory_of_a_test, port_of, running, written
+
+from tests.imap.harness import Client
 
 CONFIG = """
 global

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from imap.harness import Client
 from members import ADDRESS, PLACES, SECRET, Cluster, Member, cluster, until
 from patience import PATIENT_S
 from structlog.testing import capture_logs
@@ -21,6 +20,7 @@ from obox.auth.token import PREFIX, TOKEN_S, UsedTokens, make_token
 from obox.config import Listen
 from obox.proxy.nginx import NginxAuth
 from obox.server.http import HttpServer, application
+from tests.imap.harness import Client
 
 FORWARD = Forward("ben", "ben", "192.0.2.7", backend="b2", number=1)
 NOW = 1_000_000.0

@@ -12,6 +12,7 @@ import asyncio
 import copy
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
@@ -45,21 +46,22 @@ class Tables:
             case PutState(key=key, value=value):
                 self.state[key] = value
             case Drop(user=user, box=box):
-                for table in (self.copies, self.fields):
-                    for key in [key for key in table if user in (None, key[0]) and box in (None, key[1])]:
-                        del table[key]
+                for place in [*self.copies, *self.fields]:
+                    if user in (None, place[0]) and box in (None, place[1]):
+                        self.copies.pop(place, None)
+                        self.fields.pop(place, None)
             case PutFields(user=user, box=box, items=items):
                 self.fields.setdefault((user, box), {}).update(items)
             case DropFields(user=user, box=box, uids=uids):
                 for uid in uids:
                     self.fields.get((user, box), {}).pop(uid, None)
             case _:
-                key = (op.user or "", op.box or "")
-                folded = fold_copy(self.copies.get(key), [op])
+                place = (op.user or "", op.box or "")
+                folded = fold_copy(self.copies.get(place), [op])
                 if folded is None:
-                    self.copies.pop(key, None)
+                    self.copies.pop(place, None)
                 else:
-                    self.copies[key] = folded
+                    self.copies[place] = folded
 
 
 @dataclass
@@ -232,7 +234,7 @@ class SimFscache:
         out: list[bytes | None] = []
         for key in keys:
             try:
-                out.append(await self.get(key, lambda key=key: fetch(key)))
+                out.append(await self.get(key, partial(fetch, key)))
             except absent:
                 out.append(None)
         return out

@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -147,8 +148,7 @@ class Player:
             home, home_uid = box.state.home_of(box.state.position(uid))
             self.home_of[guid, uid] = home, home_uid
             if token is None:
-                token = self.read(home, home_uid)
-                require(token is not None, "a mail without its object", guid, uid)
+                token = self._there(home, home_uid, "a mail without its object", guid, uid)
             new = uid not in self.model.boxes[guid].mails
             mail = self.model.mail(guid, uid, token)
             if new and self.split:
@@ -206,6 +206,7 @@ class Player:
             return await user.copy(box, array, to, move=move)
 
         changes = [(mail.live, False) for mail in mails.values()] if move else []
+        both: set[Hashable] = {False, True}
         before = {uid: {flag: set(mail.flag(flag).allowed) for flag in FLAGS} for uid, mail in mails.items()}
         what = f"{'move' if move else 'copy'} {name} {uids} to {to}"
         done = await self.ask(node, what, copy, changes)
@@ -225,7 +226,7 @@ class Player:
                 if self.split:
                     copied.flag(flag).allowed = {False, True}
                     continue
-                copied.flag(flag).allowed = {False, True} & (before[uid][flag] | mails[uid].flag(flag).allowed)
+                copied.flag(flag).allowed = both & (before[uid][flag] | mails[uid].flag(flag).allowed)
 
     async def resync(self, node: Node, name: str, guid: str, skip_uids: int) -> None:
         """Run force-resync, as an administrator does. No mail is lost here, so none is
@@ -322,10 +323,15 @@ class Player:
         tokens = {}
         for at, uid in enumerate(box.state.uids.tolist()):
             self.home_of[guid, uid] = box.state.home_of(at)
-            token = self.read(*box.state.home_of(at))
-            require(token is not None, "a mail whose object is gone:", guid, uid, box.state.home_of(at))
-            tokens[uid] = token
+            tokens[uid] = self._there(*box.state.home_of(at), "a mail whose object is gone:", guid, uid)
         return tokens
+
+    def _there(self, home: str, home_uid: int, *fault: object) -> bytes:
+        """Return what the bucket has for a record, which must have an object."""
+        token = self.read(home, home_uid)
+        require(token is not None, *fault, (home, home_uid))
+        assert token is not None
+        return token
 
     def lost(self, node: Node) -> None:
         """The local state of a killed node is gone. What it had not written to the
@@ -373,11 +379,11 @@ class Player:
             return
         some = sorted(rng.sample(uids, min(len(uids), rng.choice([1, 1, 2, 5]))))
         if kind == "store":
-            flags = rng.sample(FLAGS, rng.choice([1, 1, 2]))
+            named = rng.sample(FLAGS, rng.choice([1, 1, 2]))
             op = rng.choice(["add", "remove"])
             if gentle:
-                flags, op = [f"z{node.name}"], "add"
-            await self.store(node, name, guid, some, op, flags)
+                named, op = [f"z{node.name}"], "add"
+            await self.store(node, name, guid, some, op, named)
         elif kind == "expunge":
             await self.expunge(node, name, guid, some)
         else:
@@ -428,9 +434,9 @@ class Player:
                 user = await node.user(USER)
                 for guid in list(user.root.entries):
                     if not user.root.entries[guid].cleared:
-                        box = await node.run(lambda store, user=user, guid=guid: user.box(guid))
+                        box = await node.run(partial(_box, user, guid))
                         box.changed(Change.IMPORTANT)
-                        await node.run(lambda store, box=box: box.flush(everything=True))
+                        await node.run(partial(_flush, box))
                 await asyncio.sleep(DELETE_DELAY_S + 2 * 60)
                 await user.release()
             user = await node.user(USER)
@@ -482,7 +488,7 @@ class Player:
         for guid, entry in user.root.entries.items():
             if entry.cleared:
                 continue
-            box = await node.run(lambda store, guid=guid: user.box(guid))
+            box = await node.run(partial(_box, user, guid))
             names = (*box.stamp.heads, *box.stamp.segments, *(n for n, _ in box.stamp.superseded))
             needed |= {f"{prefix}{guid}/{name}" for name in names}
             for at, _ in enumerate(box.state.uids):
@@ -494,3 +500,11 @@ class Player:
 
 
 __all__ = ["CLAIM_PURGED", "NOBODY", "SID", "USER", "Broken", "Player", "parse_mail_key"]
+
+
+async def _box(user: Any, guid: str, store: MailStore) -> Any:
+    return await user.box(guid)
+
+
+async def _flush(box: Any, store: MailStore) -> None:
+    await box.flush(everything=True)

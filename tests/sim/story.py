@@ -176,7 +176,7 @@ class Story:
             return
         match kind:
             case "stop":
-                await self.owner.stop(upload=bool(int(self.owner.store.journal.boot, 16) % 2))
+                await self.owner.stop(upload=bool(int(self.owner.store.journal.boot, 16) % 2))  # type: ignore[union-attr]
                 self.old.append(self.owner.disk.snapshot())
                 await self._restart(self.owner.name, self.owner.disk)
             case "kill" | "lose" | "rename" | "restore":
@@ -200,7 +200,7 @@ class Story:
                 elif kind == "kill":
                     self.player.model.kept(killed.journaled_until, world.clock() + 3)
             case "freeze":
-                busy = asyncio.ensure_future(self._commands())
+                commands = asyncio.ensure_future(self._commands())
                 await asyncio.sleep(rng.choice([0.005, 0.02, 0.1]))
                 zombie = self.owner
                 zombie.freeze()
@@ -215,7 +215,7 @@ class Story:
                 for _ in range(rng.randint(0, 4)):
                     await self.player.act(self.owner, rng, gentle=True)
                 zombie.thaw()
-                await busy
+                await commands
             case "second":
                 self.player.split = True
                 self.split_at = world.clock()
@@ -223,11 +223,11 @@ class Story:
             case "outage":
                 world.plan.outage = True
                 world.note("outage")
-                busy = asyncio.ensure_future(self._commands())
+                commands = asyncio.ensure_future(self._commands())
                 await asyncio.sleep(rng.choice([1, 8, 45]))
                 world.plan.outage = False
                 world.note("outage over")
-                await busy
+                await commands
 
     async def _restart(self, name: str, disk: Disk) -> None:
         self.owner = await self.world.node(name, disk, **self.settings).start()

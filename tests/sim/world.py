@@ -15,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 from zlib import crc32
 
 import msgspec
 
-from metacache import MetacacheError
+from fscache import Fscache
+from metacache import Metacache, MetacacheError
 from obox.errors import OboxError
 from obox.objectstore import (
     HEADER_BYTES,
@@ -276,8 +277,8 @@ class Node:
         self.env = Env(
             bucket=bucket,
             codec=world.codec,
-            metacache=self.metacache,
-            fscache=SimFscache(disk),
+            metacache=cast(Metacache, self.metacache),
+            fscache=cast(Fscache, SimFscache(disk)),
             settings=self.settings,
             now=lambda: world.now() + self.skew_s,
             clock=world.clock,
@@ -334,7 +335,7 @@ class Node:
             if failure is not None and not isinstance(failure, OboxError | MetacacheError | AssertionError):
                 raise AssertionError(f"task of the store failed: {failure!r}") from failure
 
-        store._ended = ended
+        store._ended = ended  # type: ignore[method-assign]
 
     async def _finished(self, task: asyncio.Task[T]) -> T:
         while not task.done():

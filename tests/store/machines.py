@@ -26,8 +26,9 @@ from obox.mailbox import UidArray
 from obox.mailbox.invariants import check
 from obox.objectstore import Codec, Driver, OpenStore, Settings, open_store
 from obox.objectstore.stats import Stats
-from obox.store import Env, Mailbox, MailStore, StoreSettings, User
+from obox.store import Env, Mailbox, MailStore, StoreSettings
 from obox.store.owned import Cluster
+from obox.store.user.user import User
 from obox.types import StorageId
 
 SID = StorageId("anna")
@@ -87,7 +88,7 @@ class Bucket:
         store = open_store(Settings(self.url), driver=self.driver, wall=self.time.now)
         if self.url == "memory://" and self.driver is None:
             # Each opening counts its own requests. All openings share the objects.
-            self.driver = store.driver._inner
+            self.driver = store.driver._inner  # type: ignore[attr-defined]
         return store
 
     async def keys(self, prefix: str = "") -> list[str]:
@@ -129,7 +130,7 @@ class Life:
         users = list(self.store.users.values())
         # The upkeep looks for work once a second.
         late = self.time.clock() - 1.0
-        boxes = [box for user in users for box in (user.rootbox, *user.boxes.values())]
+        boxes: list[Any] = [box for user in users for box in (user.rootbox, *user.boxes.values())]
         return any(box.due_at is not None and box.due_at < late for box in boxes)
 
     @contextmanager

@@ -7,8 +7,10 @@ that are due:
 
     flush      a mailbox, or a user's list of mailboxes, whose upload is due
     carry      a mailbox whose few new mails have been in one journal object for long
-    sweep      a user with objects that may be deleted, once an hour
-    unload     a user whose mailboxes, or who, has been idle
+    sweep      a user, once an hour, and each mailbox with objects that may be deleted
+    clear      what is left of a mailbox that was deleted `delete_delay` ago
+    totals     a mailbox of which the list of mailboxes has no exact totals
+    unload     a mailbox, or a user, that has been idle
     journal    journal objects that bundles have covered for `delete_delay`
 
 Two more run after a start: `adopt`, every box that a dead boot's journal speaks of, and
@@ -31,12 +33,12 @@ from metacache import Change
 from ...errors import Corrupt, NotFound
 from ...objectstore.keys import ROOT, journal_key
 from ...types import Guid, StorageId
+from ..jobs import Job, Jobs
 from ..log.fence import Ended, record
 from ..log.journal import Journal
 from ..log.takeover import Takeover
 from ..stamp import Stamp
 from ..user.user import User
-from .jobs import Job, Jobs
 from .nightly import Nightly
 from .upload import Users, flush_all
 
@@ -112,10 +114,20 @@ class Upkeep:
         for sid, user in list(store.users.items()):
             if user.swept_at < now - SWEEP_S:
                 jobs.check(Job("sweep", sid), partial(self._sweep, user))
+            self.tend(user)
             jobs.check(Job("unload", sid), partial(self._unload, sid, user, now - env.settings.idle_s))
         if self.nightly.due(env.now()):
             store.spawn(flush_all(store))
         jobs.start(Job("journal"), self._clear_journal)
+
+    def tend(self, user: User) -> None:
+        """Start a job for each deletion of objects that is left of a user in memory."""
+        for job, work in list(user.chores.items()):
+            self.jobs.start(job, partial(self._tend, user, work))
+
+    async def _tend(self, user: User, work: Callable[[], Awaitable[object]]) -> None:
+        if self._store.users.get(user.storage_id) is user:
+            await work()
 
     def _sweep(self, user: User) -> None:
         user.sync_totals()

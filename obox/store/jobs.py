@@ -25,8 +25,8 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 
 import structlog
 
-from ...errors import NotFound, OboxError, Unavailable
-from ..once import EveryMinute
+from ..errors import NotFound, OboxError, Unavailable
+from .once import EveryMinute
 
 log = structlog.get_logger()
 
@@ -41,7 +41,7 @@ DELAY_S_MAX: Final = 600.0
 """Longest delay of a job that fails for another reason. It is so long that a damaged
 mailbox costs nothing."""
 
-Kind = Literal["flush", "carry", "unload", "sweep", "adopt", "unflushed", "journal"]
+Kind = Literal["flush", "carry", "totals", "unload", "sweep", "clear", "adopt", "unflushed", "journal"]
 
 
 class Job(NamedTuple):
@@ -86,6 +86,10 @@ class Jobs:
         failure = self.failing.get(job)
         return job not in self._running and (failure is None or self._clock() >= failure.next_at)
 
+    def waits(self, job: Job) -> bool:
+        """Return whether the job has failed and does not run."""
+        return job in self.failing and job not in self._running
+
     @property
     def idle(self) -> bool:
         """Return whether no job runs."""
@@ -106,16 +110,18 @@ class Jobs:
         await self._run(job, work)
         return job not in self.failing
 
-    def check(self, job: Job, work: Callable[[], object]) -> None:
-        """Run a job that awaits nothing."""
+    def check(self, job: Job, work: Callable[[], object]) -> bool:
+        """Run a job that awaits nothing, unless it runs or waits. Returns whether it
+        was run."""
         if not self.ready(job):
-            return
+            return False
         try:
             work()
         except Exception as exc:
             self._failed(job, exc)
         else:
             self.failing.pop(job, None)
+        return True
 
     def forget(self, user: str) -> None:
         """Drop waiting jobs of a user that has been deleted."""

@@ -6,6 +6,8 @@ waits before the next attempt, longer each time. Other jobs do not wait for it:
     idle --start--> running --done--> idle
                        |
                        +--failed--> waiting --its time has come, start--> running
+                                       |
+                                       +--nobody starts it any more--> idle
 
 Failures because the bucket does not answer are logged once a minute for all jobs. Every
 other failure is logged with the job's name. `failing` has the waiting jobs, for metrics
@@ -40,6 +42,10 @@ answers."""
 DELAY_S_MAX: Final = 600.0
 """Longest delay of a job that fails for another reason. It is so long that a damaged
 mailbox costs nothing."""
+
+STALE_S: Final = 60.0
+"""How long after its time a waiting job is kept, if nobody starts it. A job that is
+still needed is started within seconds."""
 
 Kind = Literal["flush", "carry", "totals", "unload", "sweep", "clear", "adopt", "unflushed", "journal"]
 
@@ -77,6 +83,8 @@ class Jobs:
         self._spawn = spawn
         self._gate = asyncio.Semaphore(at_once)
         self._running: set[Job] = set()
+        self._forgotten: set[Job] = set()
+        """Jobs that run, and whose failure does not matter any more."""
         self._outage = EveryMinute(clock)
         self.failing: dict[Job, Failure] = {}
         self.failures: Counter[Kind] = Counter()
@@ -124,9 +132,23 @@ class Jobs:
         return True
 
     def forget(self, user: str) -> None:
-        """Drop waiting jobs of a user that has been deleted."""
+        """Drop waiting jobs of a user that has been deleted or belongs to another
+        backend, and ignore the failures of jobs that run."""
         for job in [job for job in self.failing if job.user == user]:
             del self.failing[job]
+        self._forgotten |= {job for job in self._running if job.user == user}
+
+    def drop_stale(self) -> None:
+        """Drop waiting jobs that nobody starts any more. Another flush has uploaded the
+        mailbox meanwhile, or the mailbox or its user is gone."""
+        limit = self._clock() - STALE_S
+        for job in [job for job, failure in self.failing.items() if failure.next_at < limit]:
+            if job not in self._running:
+                del self.failing[job]
+
+    def users(self) -> set[str]:
+        """Return the users of jobs that run or wait."""
+        return {job.user for job in (*self.failing, *self._running) if job.user}
 
     def figures(self) -> Mapping[str, float]:
         """Return numbers for metrics, by kind."""
@@ -155,8 +177,12 @@ class Jobs:
             self.failing.pop(job, None)
         finally:
             self._running.discard(job)
+            self._forgotten.discard(job)
 
     def _failed(self, job: Job, exc: Exception) -> None:
+        if job in self._forgotten:
+            log.debug("upkeep job dropped, its user is gone", job=job.kind, user=job.user, mailbox=job.mailbox)
+            return
         failure = self.failing.get(job)
         attempts = 1 if failure is None else failure.attempts + 1
         longest = UNAVAILABLE_DELAY_S_MAX if isinstance(exc, Unavailable) else DELAY_S_MAX

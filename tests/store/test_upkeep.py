@@ -19,7 +19,7 @@ from obox.errors import Corrupt, NotFound, Unavailable
 from obox.mailbox import Totals
 from obox.store import NewMail
 from obox.store.backend.upload import flush_all
-from obox.store.jobs import DELAY_S_MAX, FIRST_DELAY_S, UNAVAILABLE_DELAY_S_MAX, Job, Jobs
+from obox.store.jobs import DELAY_S_MAX, FIRST_DELAY_S, STALE_S, UNAVAILABLE_DELAY_S_MAX, Job, Jobs
 from obox.store.log.fence import Boot, Ended
 from obox.store.user.boxes import UNLOAD_AT_ONCE
 from obox.store.user.mailbox import Mailbox
@@ -125,6 +125,54 @@ async def test_what_is_gone_is_done() -> None:
     await jobs.attempt(FLUSH, failing(Corrupt("x")))
     jobs.forget("anna")
     assert not jobs.failing
+
+
+async def test_a_waiting_job_that_nobody_starts_any_more_is_dropped() -> None:
+    clock = Clock()
+    jobs = Jobs(clock=clock, spawn=spawn, at_once=1)
+    other = Job("sweep", "ben", "inbox")
+    for job in (FLUSH, other):
+        await jobs.attempt(job, failing(Unavailable("the bucket does not answer")))
+    clock.now = FIRST_DELAY_S + STALE_S
+    jobs.drop_stale()
+    assert jobs.failing.keys() == {FLUSH, other}, "they may be started late"
+    release = asyncio.Event()
+
+    async def work() -> None:
+        await release.wait()
+        raise Unavailable("the bucket does not answer")
+
+    jobs.start(other, work)
+    clock.now += 1.0
+    jobs.drop_stale()
+    assert jobs.failing.keys() == {other}, "it runs"
+    assert jobs.ready(FLUSH)
+    release.set()
+    await until(lambda: jobs.idle)
+    assert jobs.failing[other].attempts == 2
+
+
+async def test_a_job_that_runs_while_its_user_goes_does_not_fail_later() -> None:
+    jobs = Jobs(clock=Clock(), spawn=spawn, at_once=1)
+    release = asyncio.Event()
+
+    async def work() -> None:
+        await release.wait()
+        raise Unavailable("the bucket does not answer")
+
+    jobs.start(FLUSH, work)
+    await asyncio.sleep(0)
+    assert jobs.users() == {"anna"}
+    jobs.forget("anna")
+    release.set()
+    with capture_logs() as logs:
+        await until(lambda: jobs.idle)
+    assert not jobs.failing
+    assert not jobs.failures
+    assert [entry["log_level"] for entry in logs] == ["debug"]
+    # The user has come back.
+    assert not await jobs.attempt(FLUSH, failing(Corrupt("x")))
+    assert jobs.failing.keys() == {FLUSH}
 
 
 # -- the store -----------------------------------------------------------------------------------------------------
@@ -409,6 +457,37 @@ async def test_a_user_stays_in_memory_while_objects_are_deleted(
         assert life.store.users
         release.set()
         await until(lambda: not life.store.users, lambda: life.time.move(5.0))
+
+
+@pytest.mark.parametrize("how", ["uploaded", "deleted"])
+async def test_a_flush_that_is_not_needed_any_more_fails_no_longer(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """After an outage, something else uploads the mailbox, or the mailbox is
+    deleted."""
+    plain, refused = Mailbox.flush, True
+
+    async def flush(self: Mailbox, *, everything: bool = False) -> bool:
+        if refused and not everything:
+            raise Unavailable("the bucket does not answer")
+        return await plain(self, everything=everything)
+
+    monkeypatch.setattr(Mailbox, "flush", flush)
+    async with machine.run() as life:
+        user = await life.user()
+        await user.create("Box")
+        await user.append("Box", [NewMail(simple(number)) for number in range(20)])
+        job = Job("flush", "anna", user.entry("Box").guid)
+        jobs = life.store.upkeep.jobs
+        life.time.move(301.0)
+        await until(lambda: job in jobs.failing)
+        await life.quiet()
+        if how == "deleted":
+            await user.delete("Box")
+        await user.flush(everything=True)
+        refused = False
+        await until(lambda: not jobs.failing, lambda: life.time.move(5.0))
+        assert jobs.figures()["upkeep_flush_failing"] == 0
 
 
 async def test_many_mailboxes_leave_memory_in_linear_work(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,7 @@ class Upkeep:
         if self.nightly.due(env.now()):
             store.spawn(flush_all(store))
         jobs.start(Job("journal"), self._clear_journal)
+        jobs.drop_stale()  # what is still needed runs now
 
     def tend(self, user: User) -> None:
         """Start a job for each deletion of objects that is left of a user in memory."""

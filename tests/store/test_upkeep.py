@@ -523,6 +523,40 @@ async def test_many_mailboxes_leave_memory_in_linear_work(machine: Machine, monk
         assert max(calls) <= UNLOAD_AT_ONCE
 
 
+async def test_adoption_is_recorded_while_others_are_still_adopted(
+    machine: Machine, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash in a long adoption loses little of it, and a user who comes meanwhile does
+    not wait for its end."""
+    async with machine.run(kill=True) as life:
+        for name in ("slow", "anna", "ben"):
+            await with_mail(life, name)
+        await life.store.journal.sync()
+    release = asyncio.Event()
+    plain = User.flush
+
+    async def flush(self: User, *, everything: bool = False) -> None:
+        if self.storage_id == "slow":
+            await release.wait()
+        await plain(self, everything=everything)
+
+    monkeypatch.setattr(User, "flush", flush)
+    second = machine.renamed("second", tmp_path / "second")
+    async with second.run(kill=True) as life:
+        takeover = life.store.takeover
+        await until(lambda: takeover.left == {"slow"}, lambda: life.time.move(1.0))
+        await until(lambda: takeover.boots[0].adopted == {"anna", "ben"}, lambda: life.time.move(1.0))
+        takeover.left.add("carl")
+        await until(lambda: takeover.left == {"slow"}, lambda: life.time.move(1.0))
+        assert not life.store.upkeep.adoption_done()
+    async with second.run() as life:
+        takeover = life.store.takeover
+        (first,) = [ended for ended in takeover.boots if ended.boot.backend == "first"]
+        assert first.adopted == {"anna", "ben"}, "the bucket has the record"
+        release.set()
+        await until(lambda: not takeover.boots, lambda: life.time.move(1.0))
+
+
 @pytest.mark.parametrize("poison", ["line", "root line", "root bundle"])
 async def test_adoption_goes_on_past_a_user_that_cannot_be_read(
     machine: Machine, bucket: Bucket, tmp_path: Path, poison: str

@@ -129,7 +129,12 @@ async def test_who_holds_a_deleted_user_writes_nothing(machine: Machine) -> None
                 pass
         with pytest.raises(NotFound):
             await user.box(user.entry("Drafts").guid)
+        user.root.totals[inbox.guid] = inbox.totals()._replace(garbage=1)
         user.sweep()
+        assert user.chores
+        for deletion in list(user.chores.values()):
+            with pytest.raises(NotFound):
+                await deletion()
         await life.quiet()
         await nothing_is_left(machine, life)
 

@@ -19,7 +19,7 @@ from obox.errors import Corrupt, Elsewhere, InUse
 from obox.mailbox import flag_delta
 from obox.store import User
 from obox.store.backend import handover, upload
-from obox.store.backend.jobs import Failure, Job
+from obox.store.jobs import Failure, Job
 from obox.store.log.fence import Replayed
 from obox.store.log.takeover import Survey
 from obox.store.user.boxes import Boxes

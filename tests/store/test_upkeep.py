@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import Bucket, Life, Machine
+from machines import Bucket, Life, Machine, uids
 from mails import simple
 from structlog.testing import capture_logs
 
+from metacache import Change
 from obox.errors import Corrupt, NotFound, Unavailable
 from obox.mailbox import Totals
 from obox.store import NewMail
-from obox.store.backend.jobs import DELAY_S_MAX, FIRST_DELAY_S, UNAVAILABLE_DELAY_S_MAX, Job, Jobs
 from obox.store.backend.upload import flush_all
+from obox.store.jobs import DELAY_S_MAX, FIRST_DELAY_S, STALE_S, UNAVAILABLE_DELAY_S_MAX, Job, Jobs
 from obox.store.log.fence import Boot, Ended
 from obox.store.user.boxes import UNLOAD_AT_ONCE
 from obox.store.user.mailbox import Mailbox
 from obox.store.user.user import User
+from obox.types import Guid, StorageId
 
 FLUSH = Job("flush", "anna", "inbox")
 
@@ -123,6 +125,54 @@ async def test_what_is_gone_is_done() -> None:
     await jobs.attempt(FLUSH, failing(Corrupt("x")))
     jobs.forget("anna")
     assert not jobs.failing
+
+
+async def test_a_waiting_job_that_nobody_starts_any_more_is_dropped() -> None:
+    clock = Clock()
+    jobs = Jobs(clock=clock, spawn=spawn, at_once=1)
+    other = Job("sweep", "ben", "inbox")
+    for job in (FLUSH, other):
+        await jobs.attempt(job, failing(Unavailable("the bucket does not answer")))
+    clock.now = FIRST_DELAY_S + STALE_S
+    jobs.drop_stale()
+    assert jobs.failing.keys() == {FLUSH, other}, "they may be started late"
+    release = asyncio.Event()
+
+    async def work() -> None:
+        await release.wait()
+        raise Unavailable("the bucket does not answer")
+
+    jobs.start(other, work)
+    clock.now += 1.0
+    jobs.drop_stale()
+    assert jobs.failing.keys() == {other}, "it runs"
+    assert jobs.ready(FLUSH)
+    release.set()
+    await until(lambda: jobs.idle)
+    assert jobs.failing[other].attempts == 2
+
+
+async def test_a_job_that_runs_while_its_user_goes_does_not_fail_later() -> None:
+    jobs = Jobs(clock=Clock(), spawn=spawn, at_once=1)
+    release = asyncio.Event()
+
+    async def work() -> None:
+        await release.wait()
+        raise Unavailable("the bucket does not answer")
+
+    jobs.start(FLUSH, work)
+    await asyncio.sleep(0)
+    assert jobs.users() == {"anna"}
+    jobs.forget("anna")
+    release.set()
+    with capture_logs() as logs:
+        await until(lambda: jobs.idle)
+    assert not jobs.failing
+    assert not jobs.failures
+    assert [entry["log_level"] for entry in logs] == ["debug"]
+    # The user has come back.
+    assert not await jobs.attempt(FLUSH, failing(Corrupt("x")))
+    assert jobs.failing.keys() == {FLUSH}
 
 
 # -- the store -----------------------------------------------------------------------------------------------------
@@ -237,15 +287,207 @@ async def test_one_user_that_cannot_be_unloaded_or_swept_delays_nobody(
             raise KeyError("poisoned")
         return plain(self, *of)
 
+    swept: set[str] = set()
+    sweep = User.sweep
+
+    def noted(self: User) -> None:
+        swept.add(self.storage_id)
+        sweep(self)
+
     async with machine.run(kill=True) as life:
         for name in ("bad", "anna"):
             await (await with_mail(life, name)).release()
         await life.let_pass(301.0)
         monkeypatch.setattr(User, "sync_totals", sync_totals)
+        monkeypatch.setattr(User, "sweep", noted)
         life.time.move(4000.0)
         await until(lambda: "anna" not in life.store.users, lambda: life.time.move(5.0))
+        assert swept == {"anna"}
         assert {job.kind for job in life.store.upkeep.jobs.failing if job.user == "bad"} >= {"sweep"}
         monkeypatch.undo()
+
+
+async def test_a_mailbox_that_cannot_be_counted_delays_no_other(
+    machine: Machine, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other mailboxes of its user are flushed, swept and unloaded, and the list of
+    mailboxes is uploaded. It does not say that its totals are exact."""
+    swept: set[tuple[str, str]] = set()
+    poisoned: set[str] = set()
+    plain, sweep = Mailbox.totals, Mailbox.sweep
+
+    def totals(self: Mailbox) -> Totals:
+        if self.guid in poisoned:
+            raise KeyError("poisoned")
+        return plain(self)
+
+    async def noted(self: Mailbox) -> None:
+        swept.add((self.user.storage_id, self.guid))
+        await sweep(self)
+
+    async with machine.run(kill=True) as life:
+        wanted: set[tuple[str, str]] = set()
+        for name in ("bad", "anna"):
+            user = await with_mail(life, name)
+            for box in ("Sent", "Drafts"):
+                await user.append(box, [NewMail(simple(number)) for number in range(20)])
+            sent = await user.select("Sent")
+            await sent.expunge(uids(1))
+            await sent.release()
+            wanted.add((name, sent.guid))
+        bad = life.store.users[StorageId("bad")]
+        poisoned.add(bad.entry("INBOX").guid)
+        before = bad.root.totals.get(Guid(min(poisoned)))
+        monkeypatch.setattr(Mailbox, "totals", totals)
+        monkeypatch.setattr(Mailbox, "sweep", noted)
+        with capture_logs() as logs:
+            await life.let_pass(400.0)
+            await until(lambda: not any(box.is_due() for box in bad.boxes.values()))
+            assert len(await uploaded(bucket, "bad")) == 3
+            await bad.flush(everything=True)
+            assert bad.rootbox.change is Change.NONE, "the list is uploaded"
+            assert not bad.rootbox.stamp.clean
+            assert bad.root.totals[Guid(bad.entry("Drafts").guid)].messages == 20
+            assert bad.root.totals.get(Guid(min(poisoned))) == before
+            life.time.move(life.settings.delete_delay_s + 3700.0)
+            await until(lambda: swept >= wanted, lambda: life.time.move(1.0))
+            for user in life.users:
+                await user.release()
+            life.users.clear()
+            await until(
+                lambda: life.store.users.keys() == {"bad"} and bad.boxes.keys() == poisoned, lambda: life.time.move(5.0)
+            )
+        failed = [entry for entry in logs if entry["event"] == "upkeep failed, it tries again"]
+        assert {(entry["user"], entry["mailbox"]) for entry in failed} == {("bad", min(poisoned))}
+        assert {entry["job"] for entry in failed} == {"totals", "unload"}
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("error", [Corrupt("poisoned"), Unavailable("the bucket does not answer")])
+async def test_a_sweep_that_fails_is_named_and_tried_again(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    swept: list[str] = []
+    plain = Mailbox.sweep
+
+    async def sweep(self: Mailbox) -> None:
+        swept.append(self.guid)
+        if self.guid == poisoned and swept.count(poisoned) < 3:
+            raise error
+        await plain(self)
+
+    monkeypatch.setattr(Mailbox, "sweep", sweep)
+    async with machine.run() as life:
+        user = await with_mail(life, "anna")
+        await user.append("Sent", [NewMail(simple(1))])
+        for name in ("INBOX", "Sent"):
+            box = await user.select(name)
+            await box.expunge(uids(1))
+            await box.release()
+        poisoned = user.entry("INBOX").guid
+        await user.flush(everything=True)
+        jobs = life.store.upkeep.jobs
+        with capture_logs() as logs:
+            life.time.move(life.settings.delete_delay_s + 3700.0)
+            await until(lambda: bool(jobs.failures["sweep"]), lambda: life.time.move(1.0))
+            assert [job for job in jobs.failing if job.kind == "sweep"] == [Job("sweep", "anna", poisoned)]
+            await until(lambda: swept.count(poisoned) == 3 and not user.chores, lambda: life.time.move(1.0))
+        assert swept.count(user.entry("Sent").guid) == 1
+        assert jobs.figures()["upkeep_sweep_failing"] == 0
+        assert jobs.failures["sweep"] == 2
+        failed = [(entry["job"], entry["user"], entry["mailbox"]) for entry in logs if "attempts" in entry]
+        assert set(failed) == {("sweep", "anna", poisoned)}
+
+
+async def test_a_deleted_mailbox_that_cannot_be_cleared_is_named_and_tried_again(
+    machine: Machine, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, broken = Mailbox.homes, True
+
+    async def homes(self: Mailbox, *of: Any) -> Any:
+        if broken and self.guid == gone:
+            raise Corrupt("poisoned")
+        return await plain(self, *of)
+
+    async with machine.run() as life:
+        user = await life.user()
+        await user.create("Gone")
+        await user.append("Gone", [NewMail(simple(1))])
+        gone = user.entry("Gone").guid
+        await user.delete("Gone")
+    monkeypatch.setattr(Mailbox, "homes", homes)
+    bucket.time.move(machine.settings.delete_delay_s + 60.0)
+    async with machine.run() as life:
+        with capture_logs() as logs:
+            user = await life.user()
+            jobs = life.store.upkeep.jobs
+            await until(lambda: bool(jobs.failures["clear"]))
+        assert jobs.figures()["upkeep_clear_failing"] == 1
+        failed = [(entry["job"], entry["user"], entry["mailbox"]) for entry in logs if "attempts" in entry]
+        assert failed == [("clear", "anna", gone)]
+        broken = False
+        await until(lambda: not user.chores, lambda: life.time.move(1.0))
+        assert jobs.figures()["upkeep_clear_failing"] == 0
+
+
+async def test_a_user_stays_in_memory_while_objects_are_deleted(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the deletion would go on beside a second object of the same user."""
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def sweep(self: Mailbox) -> None:
+        begun.set()
+        await release.wait()
+
+    monkeypatch.setattr(Mailbox, "sweep", sweep)
+    async with machine.run(kill=True) as life:
+        user = await with_mail(life, "anna")
+        box = await user.select("INBOX")
+        await box.expunge(uids(1))
+        await box.release()
+        await user.flush(everything=True)
+        await user.release()
+        life.users.clear()
+        life.time.move(life.settings.delete_delay_s + 3700.0)
+        await until(begun.is_set, lambda: life.time.move(1.0))
+        for _ in range(3):
+            life.store.upkeep.tick()
+        assert user.busy()
+        assert life.store.users
+        release.set()
+        await until(lambda: not life.store.users, lambda: life.time.move(5.0))
+
+
+@pytest.mark.parametrize("how", ["uploaded", "deleted"])
+async def test_a_flush_that_is_not_needed_any_more_fails_no_longer(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """After an outage, something else uploads the mailbox, or the mailbox is
+    deleted."""
+    plain, refused = Mailbox.flush, True
+
+    async def flush(self: Mailbox, *, everything: bool = False) -> bool:
+        if refused and not everything:
+            raise Unavailable("the bucket does not answer")
+        return await plain(self, everything=everything)
+
+    monkeypatch.setattr(Mailbox, "flush", flush)
+    async with machine.run() as life:
+        user = await life.user()
+        await user.create("Box")
+        await user.append("Box", [NewMail(simple(number)) for number in range(20)])
+        job = Job("flush", "anna", user.entry("Box").guid)
+        jobs = life.store.upkeep.jobs
+        life.time.move(301.0)
+        await until(lambda: job in jobs.failing)
+        await life.quiet()
+        if how == "deleted":
+            await user.delete("Box")
+        await user.flush(everything=True)
+        refused = False
+        await until(lambda: not jobs.failing, lambda: life.time.move(5.0))
+        assert jobs.figures()["upkeep_flush_failing"] == 0
 
 
 async def test_many_mailboxes_leave_memory_in_linear_work(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,6 +521,40 @@ async def test_many_mailboxes_leave_memory_in_linear_work(machine: Machine, monk
         await until(lambda: not life.store.users, lambda: life.time.move(5.0))
         assert sum(calls) >= 150
         assert max(calls) <= UNLOAD_AT_ONCE
+
+
+async def test_adoption_is_recorded_while_others_are_still_adopted(
+    machine: Machine, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash in a long adoption loses little of it, and a user who comes meanwhile does
+    not wait for its end."""
+    async with machine.run(kill=True) as life:
+        for name in ("slow", "anna", "ben"):
+            await with_mail(life, name)
+        await life.store.journal.sync()
+    release = asyncio.Event()
+    plain = User.flush
+
+    async def flush(self: User, *, everything: bool = False) -> None:
+        if self.storage_id == "slow":
+            await release.wait()
+        await plain(self, everything=everything)
+
+    monkeypatch.setattr(User, "flush", flush)
+    second = machine.renamed("second", tmp_path / "second")
+    async with second.run(kill=True) as life:
+        takeover = life.store.takeover
+        await until(lambda: takeover.left == {"slow"}, lambda: life.time.move(1.0))
+        await until(lambda: takeover.boots[0].adopted == {"anna", "ben"}, lambda: life.time.move(1.0))
+        takeover.left.add("carl")
+        await until(lambda: takeover.left == {"slow"}, lambda: life.time.move(1.0))
+        assert not life.store.upkeep.adoption_done()
+    async with second.run() as life:
+        takeover = life.store.takeover
+        (first,) = [ended for ended in takeover.boots if ended.boot.backend == "first"]
+        assert first.adopted == {"anna", "ben"}, "the bucket has the record"
+        release.set()
+        await until(lambda: not takeover.boots, lambda: life.time.move(1.0))
 
 
 @pytest.mark.parametrize("poison", ["line", "root line", "root bundle"])

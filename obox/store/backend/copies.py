@@ -130,6 +130,8 @@ class Copies:
         if mailbox is not None:
             if mailbox.change is not Change.NONE:
                 return False
-            found.sync_totals()
+            found.sync_totals({mailbox.guid: mailbox})
+            if found.uncounted:
+                return False
             del found.boxes[Guid(box)]
         return True

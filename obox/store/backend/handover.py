@@ -378,7 +378,7 @@ def _forget(store: MailStore, units: Iterable[str]) -> None:
     """Drop what journal, takeover and upkeep hold of the units' users."""
     units, owned = set(units), store.env.owned
     users = {sid for sid, _ in store.journal.uncovered()} | set(store.takeover.pending) | store.takeover.left
-    users |= {job.user for job in store.upkeep.jobs.failing if job.user}
+    users |= store.jobs.users()
     for sid in users:
         if owned.unit_of(sid) in units:
             store.forget(StorageId(sid))

@@ -25,6 +25,7 @@ from ...errors import Elsewhere, InUse, NotFound, OboxError, Unavailable
 from ...objectstore.keys import ROOT
 from ...types import Guid, StorageId
 from ..env import OPEN_S, TRY_LATER, Env, StoreSettings, answer_within
+from ..jobs import Jobs
 from ..log import boots
 from ..log.awake import LOOK_S
 from ..log.journal import Journal
@@ -105,12 +106,19 @@ class MailStore:
     # -- life ------------------------------------------------------------------------------------------------------
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run a task of the store. `close` waits for it. Its failure is logged unless
-        it is awaited."""
+        """Run a task of the store. `close` waits for it. A bug in it is logged.
+
+        An `OboxError` is for the code that awaits the task. Upkeep that nobody awaits
+        is a job (`jobs`), whose failures are logged."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
+
+    @property
+    def jobs(self) -> Jobs:
+        """Return the jobs of upkeep."""
+        return self.upkeep.jobs
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -568,6 +576,7 @@ class MailStore:
             await join_journaled(user, more)
         self.takeover.pending.pop(sid, None)
         self.users[sid] = user
+        self.upkeep.tend(user)
         if self.env.is_stale(sid, user.rootbox.stamp):
             self.spawn(user.recheck(every=True))
         return user

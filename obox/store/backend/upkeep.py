@@ -7,8 +7,10 @@ that are due:
 
     flush      a mailbox, or a user's list of mailboxes, whose upload is due
     carry      a mailbox whose few new mails have been in one journal object for long
-    sweep      a user with objects that may be deleted, once an hour
-    unload     a user whose mailboxes, or who, has been idle
+    sweep      a user, once an hour, and each mailbox with objects that may be deleted
+    clear      what is left of a mailbox that was deleted `delete_delay` ago
+    totals     a mailbox of which the list of mailboxes has no exact totals
+    unload     a mailbox, or a user, that has been idle
     journal    journal objects that bundles have covered for `delete_delay`
 
 Two more run after a start: `adopt`, every box that a dead boot's journal speaks of, and
@@ -31,12 +33,12 @@ from metacache import Change
 from ...errors import Corrupt, NotFound
 from ...objectstore.keys import ROOT, journal_key
 from ...types import Guid, StorageId
+from ..jobs import Job, Jobs
 from ..log.fence import Ended, record
 from ..log.journal import Journal
 from ..log.takeover import Takeover
 from ..stamp import Stamp
 from ..user.user import User
-from .jobs import Job, Jobs
 from .nightly import Nightly
 from .upload import Users, flush_all
 
@@ -57,11 +59,17 @@ CARRY_INTERVALS: Final = 12
 they are carried forward."""
 
 AGAIN_S: Final = 5.0
-"""Interval between attempts to adopt what could not be adopted yet."""
+"""Interval between attempts to adopt what could not be adopted yet, and between records
+of what has been adopted."""
+
+RECORDED_SHARE: Final = 4
+"""While users are still being adopted, a boot is recorded again once a quarter of its
+adopted users are new. Each record has the names of all of them."""
 
 T = TypeVar("T")
 
 _Work = tuple[Job, Callable[[], Awaitable[object]]]
+_Attempt = Callable[[Job, Callable[[], Awaitable[object]]], Awaitable[object]]
 
 
 class Backend(Users, Protocol):
@@ -112,10 +120,21 @@ class Upkeep:
         for sid, user in list(store.users.items()):
             if user.swept_at < now - SWEEP_S:
                 jobs.check(Job("sweep", sid), partial(self._sweep, user))
+            self.tend(user)
             jobs.check(Job("unload", sid), partial(self._unload, sid, user, now - env.settings.idle_s))
         if self.nightly.due(env.now()):
             store.spawn(flush_all(store))
         jobs.start(Job("journal"), self._clear_journal)
+        jobs.drop_stale()  # what is still needed runs now
+
+    def tend(self, user: User) -> None:
+        """Start a job for each deletion of objects that is left of a user in memory."""
+        for job, work in list(user.chores.items()):
+            self.jobs.start(job, partial(self._tend, user, work))
+
+    async def _tend(self, user: User, work: Callable[[], Awaitable[object]]) -> None:
+        if self._store.users.get(user.storage_id) is user:
+            await work()
 
     def _sweep(self, user: User) -> None:
         user.sync_totals()
@@ -171,8 +190,9 @@ class Upkeep:
         """Load and flush every box that journals of boots that ended have changes of,
         and record which users are done.
 
-        Users are independent of each other. While a user cannot be adopted, its boots
-        still name it, and the next start reads only that user.
+        Users are independent of each other, also those that come meanwhile. While a
+        user cannot be adopted, its boots still name it, and the next start reads only
+        that user.
         """
         if self._adopting:
             return
@@ -188,24 +208,39 @@ class Upkeep:
         return not self._adopting and all(map(self._is_recorded, self._store.takeover.boots))
 
     async def _adopt(self) -> None:
-        store = self._store
-        takeover = store.takeover
-        while True:
-            left = sorted(takeover.left)  # a session may open more users meanwhile
-            takeover.again.clear()
-            works: list[_Work] = [(Job("adopt", sid), partial(self._take_over_user, sid)) for sid in left]
-            failed = {job.user for job, _ in await self._attempt_all(works)}
-            takeover.adopted(set(left) - failed)
-            for ended in list(takeover.boots):
-                if not ended.clean:
-                    job = Job("adopt", mailbox=f"{ended.boot.backend}/{ended.boot.name}")
-                    await self.jobs.attempt(job, partial(self._record, ended))
-            if not takeover.left and all(ended.clean or self._is_recorded(ended) for ended in takeover.boots):
-                break
-            await store.env.sleep(AGAIN_S)
+        takeover = self._store.takeover
+
+        def left() -> list[_Work]:
+            return [(Job("adopt", sid), partial(self._adopt_user, sid)) for sid in sorted(takeover.left)]
+
+        await self._until_done(left, self._record_all)
         takeover.boots = [ended for ended in takeover.boots if not ended.clean]
         if not takeover.boots:
-            store.journal.forget_deletions()
+            self._store.journal.forget_deletions()
+
+    async def _adopt_user(self, sid: str) -> None:
+        takeover = self._store.takeover
+        takeover.again.discard(sid)
+        try:
+            await self._take_over_user(sid)
+        except NotFound:
+            takeover.adopted({sid})
+            raise
+        takeover.adopted({sid})
+
+    async def _record_all(self, running: bool) -> bool:
+        """Record in each boot which users have been adopted. Returns whether all have
+        been, and all boots say so. running: whether jobs of users still run."""
+        takeover = self._store.takeover
+        for ended in list(takeover.boots):
+            if not ended.clean and (not running or self._is_worthwhile(ended)):
+                job = Job("adopt", mailbox=f"{ended.boot.backend}/{ended.boot.name}")
+                await self.jobs.attempt(job, partial(self._record, ended))
+        return not takeover.left and all(ended.clean or self._is_recorded(ended) for ended in takeover.boots)
+
+    def _is_worthwhile(self, ended: Ended) -> bool:
+        done = self._done_of(ended)
+        return len(done - ended.adopted) * RECORDED_SHARE > len(done)
 
     def _done_of(self, ended: Ended) -> set[str]:
         """Return the users of a dead boot that this backend has, and of whom bundles
@@ -254,18 +289,54 @@ class Upkeep:
     async def flush_unflushed(self) -> None:
         """Upload local copies with changes that an earlier process did not upload."""
         cache = self._store.env.metacache
-        left: list[_Work] = [
-            (Job("unflushed", space.user, box), partial(self._flush_copy, space.user, box))
-            for space in cache.users()
-            for box in self._dirty(space.user)
-        ]
-        while left := await self._attempt_all(left):
-            await self._store.env.sleep(AGAIN_S)
+        left: dict[Job, _Work] = {}
+        for space in cache.users():
+            for box in self._dirty(space.user):
+                job = Job("unflushed", space.user, box)
+                left[job] = job, partial(self._flush_copy, space.user, box)
 
-    async def _attempt_all(self, works: list[_Work]) -> list[_Work]:
-        """Try all of them. Returns those that have not succeeded."""
-        done = await asyncio.gather(*(self.jobs.attempt(*work) for work in works))
-        return [work for work, ok in zip(works, done, strict=True) if not ok]
+        async def over(_: bool) -> bool:
+            return not left
+
+        async def attempt(job: Job, work: Callable[[], Awaitable[object]]) -> None:
+            if await self.jobs.attempt(job, work):
+                left.pop(job, None)
+
+        await self._until_done(lambda: list(left.values()), over, attempt)
+
+    async def _until_done(
+        self,
+        left: Callable[[], list[_Work]],
+        done: Callable[[bool], Awaitable[bool]],
+        attempt: _Attempt | None = None,
+    ) -> None:
+        """Attempt the jobs that are left, until `done` returns True. A job that failed
+        is attempted again, and new jobs begin, while others still run.
+
+        done: called every few seconds, and when no job runs. It gets whether jobs run.
+        """
+        store, attempt = self._store, attempt or self.jobs.attempt
+        rounds: set[asyncio.Task[None]] = set()
+        while True:
+            if works := [work for work in left() if self.jobs.ready(work[0])]:
+                rounds.add(store.spawn(self._attempt_all(works, attempt)))
+            pause = store.spawn(self._pause())
+            try:
+                if rounds:
+                    await asyncio.wait({*rounds, pause}, return_when=asyncio.FIRST_COMPLETED)
+                rounds = {one for one in rounds if not one.done()}
+                if await done(bool(rounds)):
+                    return
+                if not rounds:
+                    await asyncio.wait({pause})
+            finally:
+                pause.cancel()
+
+    async def _pause(self) -> None:
+        await self._store.env.sleep(AGAIN_S)
+
+    async def _attempt_all(self, works: list[_Work], attempt: _Attempt) -> None:
+        await asyncio.gather(*(attempt(*work) for work in works))
 
     async def _flush_copy(self, sid: str, box: str) -> None:
         if self._store.env.metacache.peek(sid, box) is None:

@@ -30,6 +30,10 @@ class Owner(Protocol):
         """Copy the totals of mailboxes in memory to the list. Returns True if any
         differed."""
 
+    @property
+    def uncounted(self) -> Collection[str]:
+        """Return the mailboxes that the last `sync_totals` could not count."""
+
 
 def list_of(parts: Iterable[bytes]) -> Root:
     """Return the list that these parts of a local copy make. Raises ValueError."""
@@ -69,10 +73,11 @@ class RootBox(Box[Root, RootDelta]):
         """everything: whether all mailboxes have been flushed before. Then the list
         says in the bucket that its totals are exact."""
         stale = self._owner.sync_totals()
-        return self.change is not Change.NONE or (everything and (stale or not self.stamp.clean))
+        inexact = not self.stamp.clean and not self._owner.uncounted
+        return self.change is not Change.NONE or (everything and (stale or inexact))
 
     async def _write_bundle(self, *, everything: bool) -> None:
-        await self.upload("base", self.whole(), clean=everything)
+        await self.upload("base", self.whole(), clean=everything and not self._owner.uncounted)
 
     def save_stamp(self) -> None:
         """Write the whole local copy, because the log does not know of the totals."""

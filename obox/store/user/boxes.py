@@ -11,10 +11,9 @@ not unloaded. This module knows no protocols and no other users.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
-from itertools import islice
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 import structlog
 
@@ -29,6 +28,7 @@ from ..box.box import Found
 from ..box.bundles import Bundles, by_box
 from ..box.root import RootBox
 from ..env import Env
+from ..jobs import Job, Jobs
 from ..log.journal import Journal
 from ..log.stage import Absent, Edit, Log, Target
 from ..log.takeover import Takeover
@@ -59,6 +59,10 @@ class Backend(Protocol):
     log: Log
     unclean: bool
     takeover: Takeover
+
+    @property
+    def jobs(self) -> Jobs:
+        """Return the jobs of upkeep."""
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a task that the backend waits for when it closes."""
@@ -97,6 +101,10 @@ class Boxes:
         self._loading: dict[Guid, asyncio.Task[Mailbox]] = {}
         self._exact: set[Guid] = set()
         self._counted = False
+        self.uncounted: set[Guid] = set()
+        """Mailboxes that the last `sync_totals` could not count."""
+        self.chores: dict[Job, Callable[[], Awaitable[object]]] = {}
+        """Deletions of objects that are not done. Upkeep runs each until it is."""
 
     @property
     def root(self) -> Root:
@@ -232,10 +240,10 @@ class Boxes:
         self.sweep()
         for entry in self.root.entries.values():
             if entry.deleted and not entry.cleared and entry.deleted < env.now_ms() - env.delete_delay_s * 1000:
-                self.spawn(_mailboxes.clear_deleted(self, entry))
+                self._must("clear", entry.guid, partial(_mailboxes.clear_deleted, self, entry))
             elif entry.cleared and (left := (self._infos or {}).get(entry.guid)):
                 # A writer that did not know of the deletion has left them.
-                self.spawn(Bundles(env, self.storage_id, entry.guid).remove(left))
+                self._must("clear", entry.guid, partial(Bundles(env, self.storage_id, entry.guid).remove, left))
 
     async def _catch_up(self, worth: Trust, infos: dict[str, list[ObjectInfo]], *, make: bool) -> Found:
         """Read new bundles of the list of mailboxes, or create the user. infos: all
@@ -384,10 +392,21 @@ class Boxes:
 
     def sync_totals(self, boxes: Mapping[Guid, Mailbox] | None = None) -> bool:
         """Copy totals of mailboxes in memory to the root. Returns True if any
-        differed."""
+        differed.
+
+        A mailbox that cannot be counted is in `uncounted`, and the root keeps the
+        totals that it has of it.
+        """
         fresh = {}
+        self.uncounted = set()
         for guid, box in (self.boxes if boxes is None else boxes).items():
-            totals = box.totals()
+            try:
+                totals = box.totals()
+            except Exception:  # a bug with one mailbox must not delay the others
+                self.uncounted.add(guid)
+                # It fails again, and is logged by its name.
+                self._store.jobs.check(Job("totals", self.storage_id, guid), box.totals)
+                continue
             if self.root.totals.get(guid) != totals:
                 fresh[guid] = totals
         if fresh:
@@ -413,29 +432,49 @@ class Boxes:
             raise failures[0]
 
     def sweep(self) -> None:
-        """Start deleting objects whose delay is over."""
+        """Note as chores the mailboxes with objects whose delay is over."""
         before = (self.env.now() - self.env.delete_delay_s) * 1000
         self.swept_at = self.env.clock()
         for guid, totals in self.root.totals.items():
             if 0 < totals.garbage < before and guid in self.root.entries:
-                self.spawn(self._sweep(guid))
+                self._must("sweep", guid, partial(self._sweep, Guid(guid)))
 
     async def _sweep(self, guid: Guid) -> None:
+        await (await self.box(guid)).sweep()
+
+    def _must(self, kind: Literal["sweep", "clear"], guid: str, work: Callable[[], Awaitable[object]]) -> None:
+        job = Job(kind, self.storage_id, guid)
+        self.chores[job] = partial(self._do, job, work)
+
+    async def _do(self, job: Job, work: Callable[[], Awaitable[object]]) -> None:
+        self.working += 1
         try:
-            await (await self.box(guid)).sweep()
-        except Unavailable:
-            pass  # it is tried again at the next sweep
+            self.require_there()
+            await work()
+        except NotFound:
+            self.chores.pop(job, None)
+            raise
+        else:
+            self.chores.pop(job, None)
+        finally:
+            self.working -= 1
 
     def unload_idle(self, before: float) -> None:
-        """Unload some mailboxes that were not used since and are not due for an
-        upload."""
-        boxes = self.boxes.items()
-        idle = (it for it in boxes if not it[1].busy() and it[1].used_at < before and not it[1].is_behind())
-        leaving = dict(islice(idle, UNLOAD_AT_ONCE))
-        self.sync_totals(leaving)
-        for guid, box in leaving.items():
-            box.save_stamp()
-            del self.boxes[guid]
+        """Unload some mailboxes that were not used since and are not due for an upload.
+        Each is a job of its own: a mailbox that fails stays, and the others leave."""
+        left = UNLOAD_AT_ONCE
+        for guid, box in list(self.boxes.items()):
+            if not left:
+                break
+            if not box.busy() and box.used_at < before and not box.is_behind():
+                left -= self._store.jobs.check(Job("unload", self.storage_id, guid), partial(self._unload, guid, box))
+
+    def _unload(self, guid: Guid, box: Mailbox) -> None:
+        totals = box.totals()
+        if self.root.totals.get(guid) != totals:
+            self.root.join(RootDelta(totals={guid: totals}))
+        box.save_stamp()
+        del self.boxes[guid]
 
     def opening(self) -> bool:
         """Return whether a mailbox is being loaded, or must be loaded."""
@@ -445,7 +484,8 @@ class Boxes:
         """Return whether the user must stay in memory: also while the list is uploaded,
         since the upload saves the local copy when it is over."""
         changing = self.rootbox.change is not Change.NONE or self.rootbox.flushing.locked()
-        return bool(self.sessions or self.boxes or self._loading or changing or self.pending)
+        deleting = not all(map(self._store.jobs.waits, self.chores))
+        return bool(self.sessions or self.boxes or self._loading or changing or self.pending or deleting)
 
     def leave(self) -> None:
         """Save derived data before the user is unloaded."""

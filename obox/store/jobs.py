@@ -6,6 +6,8 @@ waits before the next attempt, longer each time. Other jobs do not wait for it:
     idle --start--> running --done--> idle
                        |
                        +--failed--> waiting --its time has come, start--> running
+                                       |
+                                       +--nobody starts it any more--> idle
 
 Failures because the bucket does not answer are logged once a minute for all jobs. Every
 other failure is logged with the job's name. `failing` has the waiting jobs, for metrics
@@ -25,8 +27,8 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 
 import structlog
 
-from ...errors import NotFound, OboxError, Unavailable
-from ..once import EveryMinute
+from ..errors import NotFound, OboxError, Unavailable
+from .once import EveryMinute
 
 log = structlog.get_logger()
 
@@ -41,7 +43,11 @@ DELAY_S_MAX: Final = 600.0
 """Longest delay of a job that fails for another reason. It is so long that a damaged
 mailbox costs nothing."""
 
-Kind = Literal["flush", "carry", "unload", "sweep", "adopt", "unflushed", "journal"]
+STALE_S: Final = 60.0
+"""How long after its time a waiting job is kept, if nobody starts it. A job that is
+still needed is started within seconds."""
+
+Kind = Literal["flush", "carry", "totals", "unload", "sweep", "clear", "adopt", "unflushed", "journal"]
 
 
 class Job(NamedTuple):
@@ -77,6 +83,8 @@ class Jobs:
         self._spawn = spawn
         self._gate = asyncio.Semaphore(at_once)
         self._running: set[Job] = set()
+        self._forgotten: set[Job] = set()
+        """Jobs that run, and whose failure does not matter any more."""
         self._outage = EveryMinute(clock)
         self.failing: dict[Job, Failure] = {}
         self.failures: Counter[Kind] = Counter()
@@ -85,6 +93,10 @@ class Jobs:
         """Return whether the job neither runs nor waits."""
         failure = self.failing.get(job)
         return job not in self._running and (failure is None or self._clock() >= failure.next_at)
+
+    def waits(self, job: Job) -> bool:
+        """Return whether the job has failed and does not run."""
+        return job in self.failing and job not in self._running
 
     @property
     def idle(self) -> bool:
@@ -106,21 +118,37 @@ class Jobs:
         await self._run(job, work)
         return job not in self.failing
 
-    def check(self, job: Job, work: Callable[[], object]) -> None:
-        """Run a job that awaits nothing."""
+    def check(self, job: Job, work: Callable[[], object]) -> bool:
+        """Run a job that awaits nothing, unless it runs or waits. Returns whether it
+        was run."""
         if not self.ready(job):
-            return
+            return False
         try:
             work()
         except Exception as exc:
             self._failed(job, exc)
         else:
             self.failing.pop(job, None)
+        return True
 
     def forget(self, user: str) -> None:
-        """Drop waiting jobs of a user that has been deleted."""
+        """Drop waiting jobs of a user that has been deleted or belongs to another
+        backend, and ignore the failures of jobs that run."""
         for job in [job for job in self.failing if job.user == user]:
             del self.failing[job]
+        self._forgotten |= {job for job in self._running if job.user == user}
+
+    def drop_stale(self) -> None:
+        """Drop waiting jobs that nobody starts any more. Another flush has uploaded the
+        mailbox meanwhile, or the mailbox or its user is gone."""
+        limit = self._clock() - STALE_S
+        for job in [job for job, failure in self.failing.items() if failure.next_at < limit]:
+            if job not in self._running:
+                del self.failing[job]
+
+    def users(self) -> set[str]:
+        """Return the users of jobs that run or wait."""
+        return {job.user for job in (*self.failing, *self._running) if job.user}
 
     def figures(self) -> Mapping[str, float]:
         """Return numbers for metrics, by kind."""
@@ -149,8 +177,12 @@ class Jobs:
             self.failing.pop(job, None)
         finally:
             self._running.discard(job)
+            self._forgotten.discard(job)
 
     def _failed(self, job: Job, exc: Exception) -> None:
+        if job in self._forgotten:
+            log.debug("upkeep job dropped, its user is gone", job=job.kind, user=job.user, mailbox=job.mailbox)
+            return
         failure = self.failing.get(job)
         attempts = 1 if failure is None else failure.attempts + 1
         longest = UNAVAILABLE_DELAY_S_MAX if isinstance(exc, Unavailable) else DELAY_S_MAX

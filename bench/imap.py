@@ -11,6 +11,8 @@ import ssl
 import time
 
 READ_BYTES = 1 << 20
+LINE_BYTES = 4096
+"""A tagged line is shorter. That of LOGIN has all capabilities."""
 
 _TRUSTING = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 _TRUSTING.check_hostname = False
@@ -69,7 +71,7 @@ class Imap:
             if not got:
                 raise ConnectionError("the server has closed the connection")
             octets += got
-            tail = (tail + buffer[max(0, got - 512) : got])[-512:]
+            tail = (tail + buffer[max(0, got - LINE_BYTES) : got])[-LINE_BYTES:]
             if tail.endswith(b"\r\n"):
                 last = bytes(tail[tail.rfind(b"\n", 0, -1) + 1 :])
                 if last.startswith(tag):

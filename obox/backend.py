@@ -11,8 +11,9 @@ transactions, flush, write the journal's end, and close the rooms.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Collection, Mapping
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -75,6 +76,8 @@ class Backend(Serving):
         self.router = router
         self._leaves = leaves
         self.forwarder: Forwarder | None = None
+        self._admin: Admin | None = None
+        self._making = threading.Lock()
         self._starting: asyncio.Task[None] | None = None
         self.ready = asyncio.Event()
         """Whether the bucket has answered and the store has started."""
@@ -117,13 +120,16 @@ class Backend(Serving):
         if opened.joining is not None:
             metrics.source("cluster", opened.joining.membership.member.figures)
 
-    @cached_property
+    @property
     def admin(self) -> Admin:
-        """Return what verbs use."""
-        from . import wiring  # no start needs the verbs
+        """Return what verbs use. A reload asks for it in a thread."""
+        with self._making:
+            if self._admin is None:
+                from . import wiring  # no start needs the verbs
 
-        server = wiring.Running(self.logins.values(), self.listeners, self.lifecycle)
-        return wiring.of_parts(self.parts, server)
+                server = wiring.Running(self.logins.values(), self.listeners, self.lifecycle)
+                self._admin = wiring.of_parts(self.parts, server)
+            return self._admin
 
     def _http(self) -> dict[str, HttpServer]:
         from .web import Web  # `LaterHttp` says why
@@ -243,15 +249,16 @@ class Backend(Serving):
 
     async def _arrivals(self, joining: Joining) -> None:
         """Fetch local copies from members that are evacuated."""
-        admin, view, me = self.admin, joining.membership.member.view, self.parts.config.cluster.backend
-        if admin is None or admin.sources is None:
-            return
+        view, me = joining.membership.member.view, self.parts.config.cluster.backend
         await joining.membership.ready()
         while not any(orders.evacuate for orders in view.orders.values()):  # noqa: ASYNC110 - a view has no event
             await asyncio.sleep(EVACUATIONS_S)
+        if self.forwarder is None:
+            return
         from .admin.arrivals import Arrivals  # most backends never see an evacuation
+        from .proxy.pulls import Sources
 
-        await Arrivals(admin, admin.sources, view, me).run()
+        await Arrivals(self.admin, Sources(self.forwarder, view), view, me).run()
 
     async def _kick(self, users: Collection[StorageId]) -> None:
         """End the sessions of users who move to another backend."""

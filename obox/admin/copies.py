@@ -4,9 +4,9 @@ whether they are dropped. `source` says how it is asked."""
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
+from itertools import accumulate
 from typing import Final
 
 import structlog
@@ -23,8 +23,8 @@ from .parts import Admin
 log = structlog.get_logger("obox.admin")
 
 MEDIA_TYPE: Final = "application/vnd.obox.pull"
-USERS_MAX: Final = 64
-"""At most 64 users are named in one answer, which has at most 64 KiB."""
+NAMED_BYTES: Final = 48 << 10
+"""The users of one answer take at most this. The destination reads 64 KiB."""
 SILENCE_S: Final = 120.0
 """A pull ends if its destination reads nothing for this time. The user cannot be
 deleted while a pull runs."""
@@ -98,7 +98,9 @@ async def left_behind(admin: Admin, after: str) -> Response:
             await turn.end()
         if space.user > after and not store.env.owned.owns(space.user):
             found.append(space.user)
-    return JSONResponse({"users": heapq.nsmallest(USERS_MAX, found)})
+    found.sort()
+    ends = accumulate(len(sid) + 3 for sid in found)
+    return JSONResponse({"users": [sid for sid, end in zip(found, ends, strict=True) if end <= NAMED_BYTES]})
 
 
 async def drop(admin: Admin, sid: str) -> Response:

@@ -135,19 +135,20 @@ async def left_behind(sources: Sources, there: There, after: str) -> Sequence[St
         return await source.left_behind(after)
 
 
-async def bring(sources: Sources, there: There, store: MailStore, sid: StorageId) -> int:
-    """Pull a user's local copies from a member, which drops them then. Returns how many
-    mailboxes came.
+async def bring(sources: Sources, there: There, store: MailStore, sid: StorageId) -> None:
+    """Pull a user's local copies from a member, which drops them then.
 
-    Raises OboxError.
+    Raises OboxError, also if the member has no complete copy, or keeps some.
     """
     async with _Member(sources, there) as source:
         incoming = _incoming(store, sid)
         async for _ in _copied(source, store, incoming, latest_only=False, clean=True):
             pass
-        if incoming.seen:
-            await source.drop(sid)
-    return incoming.mailboxes
+        if not incoming.seen:
+            raise NotFound("the source has no complete copy")
+        left = await source.drop(sid)
+    if left.why:
+        raise InUse(f"local copies stay at the source: {left.why}")
 
 
 def _incoming(store: MailStore, sid: StorageId) -> Incoming:

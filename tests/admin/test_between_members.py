@@ -157,11 +157,11 @@ async def test_a_user_whose_copies_cannot_be_pulled_delays_no_other(
     tried: list[str] = []
     bring = pull.bring
 
-    async def poisoned(*given: Any) -> int:
+    async def poisoned(*given: Any) -> None:
         tried.append(given[-1])
         if given[-1] == storage_id(ANNA):
             raise Corrupt("what the source sends does not decode")
-        return await bring(*given)
+        await bring(*given)
 
     monkeypatch.setattr(pull, "bring", poisoned)
     async with two(tmp_path) as (first, second):

@@ -428,7 +428,8 @@ def test_endpoints_that_are_allowed(endpoint: str, addressing: Any) -> None:
 
 
 async def test_wrong_credentials_are_refused(s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "SILENCE_S", PATIENT_S)  # a slow server gets no second request
+    # A slow server gets no second request.
+    monkeypatch.setattr(retry, "SILENCE_S", PATIENT_S)
     store = open_store(replace(s3_settings(s3_bucket), secret_access_key="wrong"))
     for call in (store.put("k", b"x", kind="mail"), store.get("k", kind="mail"), store.list("", kind="mail")):
         with pytest.raises(Refused, match="SignatureDoesNotMatch"):

@@ -101,7 +101,8 @@ async def test_what_is_reported_is_true(fault: str, s3_bucket: S3Bucket) -> None
 
 @pytest.mark.needs("weed")
 async def test_a_refusal_is_reported_at_once(s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "SILENCE_S", PATIENT_S)  # a slow server gets no second request
+    # A slow server gets no second request.
+    monkeypatch.setattr(retry, "SILENCE_S", PATIENT_S)
     proxy = FaultProxy(s3_bucket.server.endpoint_url, random.Random(1))
     await proxy.open()
     store = open_store(replace(s3_settings(s3_bucket), endpoint_url=proxy.endpoint_url))

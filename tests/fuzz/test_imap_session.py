@@ -165,7 +165,7 @@ async def test_random_commands(tmp_path: Path, fuzz_seconds: float) -> None:
             running.imap.context.authenticator.quota = quota  # type: ignore[attr-defined]
             gc.collect()
             gc.freeze()
-            # On a busy machine a scenario has few rounds, and the second loads code too.
+            # On a busy machine a scenario has few rounds: the second loads code too.
             held = Held(first=2)
             end = time.monotonic() + fuzz_seconds
             try:

@@ -526,8 +526,8 @@ async def test_many_mailboxes_leave_memory_in_linear_work(machine: Machine, monk
 async def test_adoption_is_recorded_while_others_are_still_adopted(
     machine: Machine, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A crash in a long adoption loses little of it, and a user who comes meanwhile does
-    not wait for its end."""
+    """A crash in a long adoption loses little of it, and a user who comes meanwhile
+    does not wait for its end."""
     async with machine.run(kill=True) as life:
         for name in ("slow", "anna", "ben"):
             await with_mail(life, name)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from ..errors import OboxError
+from ..errors import OboxError, Unavailable
 from ..types import StorageId
 from . import pull
 
@@ -36,7 +36,7 @@ less often, at last after this time."""
 @dataclass
 class _Evacuated:
     """What is known of a backend that is evacuated. failed: users whose copies could
-    not be pulled; they are not tried again."""
+    not be pulled although all answered; they are not tried again."""
 
     pause_s: float = EVERY_S
     due: float = 0.0
@@ -78,21 +78,24 @@ class Arrivals:
             return 0  # it has no [http] that may be asked
         count, after = 0, ""
         try:
-            while page := await pull.left_behind(self._sources, there, after):
+            while (page := await pull.left_behind(self._sources, there, after)) and page[-1] > after:
                 after = page[-1]
                 for sid in page:
                     if self._admin.store.env.owned.owns(sid) and sid not in known.failed:
                         count += await self._bring(there, sid, known)
         except OboxError as error:
-            log.debug("evacuated backend is not asked for local copies", member=name, error=str(error))
+            log.debug("local copies are fetched later", member=name, error=str(error))
         if count:
             log.info("local copies came from an evacuated backend", member=name, users=count)
         return count
 
     async def _bring(self, there: There, sid: StorageId, known: _Evacuated) -> bool:
-        """Returns whether the copies of a user came."""
+        """Returns whether the copies of a user came. Raises Unavailable: the user is
+        tried again."""
         try:
             await pull.bring(self._sources, there, self._admin.store, sid)
+        except Unavailable:
+            raise
         except OboxError as error:
             known.failed.add(sid)
             log.info("local copies of a user stay", user=sid, member=there.backend, error=str(error))

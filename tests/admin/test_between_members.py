@@ -23,7 +23,7 @@ from obox.admin.run import Outcome
 from obox.cluster import Directory, MemoryDirectory, MemoryReplica, group_of
 from obox.cluster.initial import GROUPS_LOCAL
 from obox.config import load
-from obox.errors import Corrupt
+from obox.errors import Corrupt, Unavailable
 
 ANNE = "anne@example.org"
 """Another name of the mail of ANNA."""
@@ -161,6 +161,8 @@ async def test_a_user_whose_copies_cannot_be_pulled_delays_no_other(
         tried.append(given[-1])
         if given[-1] == storage_id(ANNA):
             raise Corrupt("what the source sends does not decode")
+        if tried.count(storage_id(BEN)) == 1:
+            raise Unavailable("the bucket does not answer")
         await bring(*given)
 
     monkeypatch.setattr(pull, "bring", poisoned)
@@ -172,6 +174,7 @@ async def test_a_user_whose_copies_cannot_be_pulled_delays_no_other(
             while await copies(second) != {storage_id(BEN)} or await copies(first) != {storage_id(ANNA)}:  # noqa: ASYNC110 - nothing to wait for
                 await asyncio.sleep(0.02)
         assert tried.count(storage_id(ANNA)) == 1, "it is left to the operator"
+        assert tried.count(storage_id(BEN)) == 2, "an outage is over some time"
 
 
 async def delivered(service: Service, *recipients: str) -> bytes:

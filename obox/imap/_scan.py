@@ -20,7 +20,7 @@ from obox.imap.ast import InternalDate
 from obox.imap.sets import SequenceSet, parse_set
 from obox.imap.wire import MONTHS
 from obox.mailbox import KEYWORD_BYTES_MAX
-from obox.mailbox.names import GIVEN_BYTES_MAX, NAME_BYTES_MAX, canonical
+from obox.mailbox.names import GIVEN_BYTES_MAX, NAME_BYTES_MAX, SEPARATOR, canonical
 from obox.store.api import Source
 from obox.text import nfc_name
 
@@ -127,10 +127,11 @@ NUMBER64_MAX: Final = 2**63 - 1
 class Scan:
     """The cursor. It has a method for each terminal of the grammar, so it has many.
 
-    charset: what `text` decodes from. utf8: names are UTF-8 (RFC 6855).
+    charset: what `text` decodes from. utf8: names are UTF-8 (RFC 6855). given: the last
+    mailbox name as it was sent, if its canonical form is another.
     """
 
-    __slots__ = ("_keys", "_parts", "at", "charset", "index", "limits", "line", "utf8")
+    __slots__ = ("_keys", "_parts", "at", "charset", "given", "index", "limits", "line", "utf8")
 
     def __init__(self, parts: Sequence[Any], at: int, limits: Limits, *, utf8: bool = False) -> None:
         self._parts = parts
@@ -140,6 +141,7 @@ class Scan:
         self.limits = limits
         self.utf8 = utf8
         self.charset = "utf-8"
+        self.given = ""
         self._keys = 0
 
     # -- reasons -------------------------------------------------------------------------------------------------------
@@ -323,6 +325,7 @@ class Scan:
         name = data.decode() if self.utf8 else utf7.decode(data)
         if _CONTROL.search(name):
             raise Malformed("Control characters in a mailbox name", "NO", "CANNOT")
+        self.given = name
         return nfc_name(name, GIVEN_BYTES_MAX, "Mailbox name")
 
     def mailbox(self, what: str = "a mailbox name") -> str:
@@ -330,6 +333,8 @@ class Scan:
         name = canonical(self._decoded(self.astring(what)))
         if not name:
             raise Malformed("Empty mailbox name", "NO", "CANNOT")
+        if self.given.removesuffix(SEPARATOR) == name:
+            self.given = ""
         return name
 
     def reference(self) -> str:

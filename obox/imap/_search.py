@@ -1,4 +1,4 @@
-"""SEARCH, SORT, THREAD: the key grammar, result options. RFC 9051 §6.4.4, RFC 4731, RFC
+"""SEARCH: the key grammar, result options. RFC 9051 §6.4.4, RFC 4731, RFC
 5256, and the keys of RFC 5032, RFC 7162 and RFC 8514."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from obox.imap._scan import NUMBER_MAX, Malformed, Scan
-from obox.imap.ast import Partial, Search, SearchReturn, Sort, SortField, Thread
+from obox.imap.ast import Partial, Search, SearchReturn
 from obox.imap.searchkeys import (
     All,
     And,
@@ -180,7 +180,7 @@ def _alternatives(scan: Scan, depth: int) -> SearchKey:
     return Or(tuple(found))
 
 
-def _program(scan: Scan) -> SearchKey:
+def program(scan: Scan) -> SearchKey:
     """Parse search-key *(SP search-key), to the end of the command."""
     found = [key(scan)]
     while scan.more():
@@ -190,7 +190,7 @@ def _program(scan: Scan) -> SearchKey:
     return found[0] if len(found) == 1 else And(tuple(found))
 
 
-def _charset(scan: Scan) -> None:
+def take_charset(scan: Scan) -> None:
     name = scan.astring("a charset").decode("ascii", "replace").upper()
     name = _ALIASES.get(name, name)
     if name not in CHARSETS:
@@ -211,7 +211,7 @@ def partial_range(scan: Scan) -> Partial:
     return sign * int(match[2]), sign * int(match[3])
 
 
-def _returns(scan: Scan) -> tuple[frozenset[SearchReturn] | None, Partial | None]:
+def result_options(scan: Scan) -> tuple[frozenset[SearchReturn] | None, Partial | None]:
     """search-return-opts = SP "RETURN" SP "(" [search-return-opt *(SP
     search-return-opt)] ")". RFC 4466 §2.6."""
     if scan.peek_word() != "RETURN":
@@ -243,46 +243,11 @@ def _returns(scan: Scan) -> tuple[frozenset[SearchReturn] | None, Partial | None
 
 def search(scan: Scan, tag: bytes, uid: bool) -> Search:
     scan.sp("search keys")
-    returns, partial = _returns(scan)
-    if scan.peek_word() == "CHARSET":
-        if scan.utf8:  # RFC 6855 §3
-            raise Malformed("CHARSET is not allowed with UTF8=ACCEPT: strings are UTF-8")
+    returns, partial = result_options(scan)
+    charset = scan.peek_word() == "CHARSET"
+    if charset:
         scan.at += 7
         scan.sp("a charset")
-        _charset(scan)
+        take_charset(scan)
         scan.sp("search keys")
-    return Search(tag, uid, _program(scan), returns, partial)
-
-
-def sort(scan: Scan, tag: bytes, uid: bool) -> Sort:
-    """sort = ["UID" SP] "SORT" SP sort-criteria SP search-criteria. RFC 5256 §5; RFC
-    5267 §3 (RETURN)."""
-    scan.sp("sort criteria")
-    returns, partial = _returns(scan)
-
-    def criterion() -> tuple[SortField, bool]:
-        word = scan.word("a sort criterion")
-        reverse = word == "REVERSE"
-        if reverse:
-            scan.sp("the criterion of REVERSE")
-            word = scan.word("a sort criterion")
-        try:
-            return SortField(word), reverse
-        except ValueError:
-            allowed = " ".join(f.value for f in SortField)
-            raise Malformed(f'Unknown sort criterion "{word}": allowed are REVERSE {allowed}') from None
-
-    criteria = tuple(scan.items("sort criteria", criterion))
-    scan.sp("a charset")
-    _charset(scan)
-    scan.sp("search keys")
-    return Sort(tag, uid, criteria, _program(scan), returns, partial)
-
-
-def thread(scan: Scan, tag: bytes, uid: bool) -> Thread:
-    scan.sp("a threading algorithm")
-    algorithm = scan.word("a threading algorithm")
-    scan.sp("a charset")
-    _charset(scan)
-    scan.sp("search keys")
-    return Thread(tag, uid, algorithm, _program(scan))
+    return Search(tag, uid, program(scan), returns, partial, charset)

@@ -126,13 +126,18 @@ class QResync(msgspec.Struct, frozen=True):
 
 
 class Select(Command, frozen=True):
-    """SELECT, or EXAMINE where `read_only`."""
+    """SELECT, or EXAMINE where `read_only`.
+
+    given, here and below: the name as the client has sent it, if the canonical name is
+    another. RFC 9051 §6.3.9.7.
+    """
 
     NAME: ClassVar[str] = "SELECT"
     mailbox: str
     read_only: bool = False
     condstore: bool = False
     qresync: QResync | None = None
+    given: str = ""
 
 
 class Create(Command, frozen=True):
@@ -144,17 +149,20 @@ class Create(Command, frozen=True):
     NAME: ClassVar[str] = "CREATE"
     mailbox: str
     special_use: tuple[str, ...] = ()
+    given: str = ""
 
 
 class Delete(Command, frozen=True):
     NAME: ClassVar[str] = "DELETE"
     mailbox: str
+    given: str = ""
 
 
 class Rename(Command, frozen=True):
     NAME: ClassVar[str] = "RENAME"
     source: str
     target: str
+    given: str = ""
 
 
 class Subscribe(Command, frozen=True):
@@ -339,7 +347,7 @@ Partial: TypeAlias = tuple[int, int]
 
 class Search(Command, frozen=True):
     """returns: None for the old `* SEARCH` answer; `RETURN ()` is {ALL}. partial: where
-    `returns` has PARTIAL.
+    `returns` has PARTIAL. charset: whether the client has named one.
 
     uid: answer with UIDs.
     """
@@ -349,6 +357,7 @@ class Search(Command, frozen=True):
     key: SearchKey
     returns: frozenset[SearchReturn] | None = None
     partial: Partial | None = None
+    charset: bool = False
 
 
 class SortField(enum.Enum):

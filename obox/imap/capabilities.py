@@ -10,6 +10,7 @@ from typing import Final
 
 ALWAYS: Final = (
     "IMAP4rev1",  # RFC 3501
+    "IMAP4rev2",  # RFC 9051
     "SASL-IR",  # RFC 4959
     "ID",  # RFC 2971
     "ENABLE",  # RFC 5161

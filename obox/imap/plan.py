@@ -77,6 +77,11 @@ class Plan:
     def needs_structure(self) -> bool:
         return any(not item.whole for item in self.order if isinstance(item, Body))
 
+    @property
+    def describes(self) -> bool:
+        """Return whether the structure of mails is asked for."""
+        return self.has(FetchAttr.BODYSTRUCTURE) or self.has(FetchAttr.BODY)
+
     def has(self, item: FetchAttr) -> bool:
         return item in self.order
 

@@ -63,6 +63,7 @@ class Session(login.Session[ImapSettings]):
         "mailbox_name",
         "qresync",
         "read_only",
+        "rev2",
         "saved",
         "uidonly",
         "utf8",
@@ -81,9 +82,11 @@ class Session(login.Session[ImapSettings]):
         self.read_only = False
         self.condstore = False
         self.qresync = False
+        self.rev2 = False
+        """Whether the client speaks IMAP4rev2. RFC 9051 §6.3.1."""
         self.utf8 = False
         """Whether strings to the client may be UTF-8, and names of mailboxes are. RFC
-        6855."""
+        6855, RFC 9051."""
         self.uidonly = False
         """Whether no sequence numbers are sent or read. RFC 9586."""
         self.saved: UidArray = NO_UIDS

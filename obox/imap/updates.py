@@ -15,7 +15,7 @@ from typing import Final
 
 from obox.imap import wire
 from obox.imap.rows import Where, flag_column, flag_lines, flag_rows
-from obox.imap.session import Session
+from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
 from obox.mailbox import Table, UidArray
 from obox.mailbox.view import Updates
@@ -46,6 +46,15 @@ def write_names(session: Session, *, besides: Sequence[str] = ()) -> None:
     view.note_names(state, names)
 
 
+def write_name(session: Session, name: str, given: str = "", *, attributes: Sequence[str] = ()) -> None:
+    """Write LIST for the mailbox of a command, as IMAP4rev2 has it. given: the name as
+    the client knows it, if it is another. RFC 9051 §6.3.2, §6.3.9.7."""
+    words = [b"LIST", wire.flags(attributes), b'"/"', wire.mailbox(name, utf8=session.utf8)]
+    if given:
+        words.append(b'("OLDNAME" (%b))' % wire.mailbox(given, utf8=session.utf8))
+    session.write(wire.line(*words))
+
+
 def flags_of(session: Session, table: Table, where: Where) -> list[bytes]:
     """Return the flag lists of rows. Names that are new to the client are written at
     once.
@@ -57,7 +66,8 @@ def flags_of(session: Session, table: Table, where: Where) -> list[bytes]:
     state = mailbox.state
     if view.has_new_names(state):
         write_names(session, besides=view.names)
-    return flag_column(state.flags.names, table, where, view.recent_uids())
+    recent = NO_UIDS if session.rev2 else view.recent_uids()
+    return flag_column(state.flags.names, table, where, recent)
 
 
 async def write_expunged(session: Session, expunged: list[int], vanished: UidArray) -> None:
@@ -88,7 +98,7 @@ async def write_flags(session: Session, uids: UidArray, *, uid: bool, flags: boo
             mailbox.state,
             view,
             part,
-            uid=(uid or session.qresync) and not session.uidonly,
+            uid=(uid or session.qresync or session.rev2) and not session.uidonly,
             modseq=session.condstore,
             flags=made,
             uidonly=session.uidonly,
@@ -106,7 +116,7 @@ async def send_updates(session: Session, updates: Updates, *, uid: bool) -> None
         await write_expunged(session, updates.expunged, updates.vanished)
     if updates.exists is not None:
         session.write(b"* %d EXISTS\r\n" % updates.exists)
-    if updates.recent is not None:
+    if updates.recent is not None and not session.rev2:
         session.write(b"* %d RECENT\r\n" % updates.recent)
     if len(updates.changed):
         await write_flags(session, updates.changed, uid=uid)
@@ -125,7 +135,7 @@ async def report(session: Session, *, expunge: bool = True, uid: bool = False) -
         if session.idling:
             await session.leave(closed="Mailbox was deleted")
         return
-    claim = None if session.read_only else session.mailbox.take_recent
+    claim = None if session.read_only or session.rev2 else session.mailbox.take_recent
     updates = session.view.poll(session.mailbox.state, expunge=expunge, take_recent=claim)
     if updates is not None:
         await send_updates(session, updates, uid=uid)

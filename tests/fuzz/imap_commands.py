@@ -270,6 +270,7 @@ class Commands:
                 b"ENABLE QRESYNC",
                 b"ENABLE UIDONLY",
                 b"ENABLE UTF8=ACCEPT",
+                b"ENABLE IMAP4rev2",
                 b"ENABLE CONDSTORE X",
                 b'ID ("name" "x" "y" NIL)',
                 b"ID NIL",

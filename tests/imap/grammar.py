@@ -6,7 +6,8 @@ the response as values, or raises Ungrammatical with the place of the error. It 
 less than a client should: each response code, capability, item and attribute is listed
 here with the arguments that its RFC gives it. docs/caveats.md names a single exception,
 which is allowed: NUL inside the literal of a body, for a mail that was delivered with
-it. `utf8`: quoted strings and texts may be UTF-8 (RFC 6855, RFC 9051 §9).
+it. `utf8`: quoted strings and texts may be UTF-8 (RFC 6855, RFC 9051 §9). `rev2`: the
+client has enabled IMAP4rev2, so that nothing may come that RFC 9051 has removed.
 
 RFC 2971 (ID), 3516 (BINARY), 4315 (UIDPLUS), 4469 (CATENATE), 4731 (ESEARCH), 5161
 (ENABLE), 5256 (SORT), 5258 (LIST), 5530 (codes), 6154 (special use), 7162 (CONDSTORE,
@@ -22,7 +23,8 @@ from binascii import a2b_base64
 from typing import Any, NamedTuple
 
 from obox.errors import Invalid
-from tests.imap.terminals import NUMBER64_MAX, TAG, TEXT, TEXT_UTF8, WORD, Terminals, Ungrammatical
+from tests.imap.structures import Structures
+from tests.imap.terminals import NUMBER64_MAX, TAG, TEXT, TEXT_UTF8, WORD, Ungrammatical
 
 __all__ = ["Response", "Status", "Ungrammatical", "parse"]
 
@@ -79,7 +81,7 @@ class Status(NamedTuple):
     text: bytes
 
 
-class _Reader(Terminals):
+class _Reader(Structures):
     # -- status --------------------------------------------------------------------------------------------------------
 
     def resp_text(self) -> Status:
@@ -103,7 +105,7 @@ class _Reader(Terminals):
         self.need(b" ")
         if name == "PERMANENTFLAGS":
             return name, self.flags(b"\\*")
-        if name in ("UIDNEXT", "UIDVALIDITY", "UNSEEN"):
+        if name in ("UIDNEXT", "UIDVALIDITY") or (name == "UNSEEN" and not self.rev2):
             return name, self.nz()
         if name == "MAILBOXID":
             return name, self.object_id()
@@ -351,7 +353,7 @@ class _Reader(Terminals):
             return name, self.number() if word == b"BINARY.SIZE" else self.nstring8()
         self.need(b" ")
         if word == b"FLAGS":
-            return word, self.flags(b"\\Recent")
+            return word, self.flags() if self.rev2 else self.flags(b"\\Recent")
         if word == b"UID":
             return word, self.nz()
         if word == b"INTERNALDATE":
@@ -396,109 +398,6 @@ class _Reader(Terminals):
             self.number(0, NUMBER64_MAX)
             self.need(b">")
 
-    def envelope(self) -> list[Any]:
-        """Read date, subject, from, sender, reply-to, to, cc, bcc, in-reply-to,
-        message-id"""
-        self.need(b"(")
-        found: list[Any] = []
-        for i in range(10):
-            if i:
-                self.need(b" ")
-            found.append(self.addresses() if 2 <= i <= 7 else self.nstring())
-        self.need(b")")
-        return found
-
-    def addresses(self) -> list[Any] | None:
-        return None if self.nil() else self.items(self.address, empty=False, sep=b"")
-
-    def address(self) -> list[bytes | None]:
-        """ "(" addr-name SP addr-adl SP addr-mailbox SP addr-host ")"; a group begins
-        and ends without a host."""
-        self.need(b"(")
-        found = [self.nstring()]
-        for _ in range(3):
-            self.need(b" ")
-            found.append(self.nstring())
-        self.need(b")")
-        return found
-
-    def body(self, *, extended: bool, depth: int = 0) -> Any:
-        if depth > 200:
-            self.fail("less depth")
-        self.need(b"(")
-        if self.data.startswith(b"(", self.at):
-            parts = [self.body(extended=extended, depth=depth + 1)]
-            while self.data.startswith(b"(", self.at):
-                parts.append(self.body(extended=extended, depth=depth + 1))
-            self.need(b" ")
-            subtype = self.string()
-            if extended and self.take(b" "):
-                self.parameters()
-                self.body_extension()
-            self.need(b")")
-            return subtype, parts
-        kind = self.string()
-        self.need(b" ")
-        subtype = self.string()
-        self.need(b" ")
-        parameters = self.parameters()
-        for _ in range(2):  # id, description
-            self.need(b" ")
-            self.nstring()
-        self.need(b" ")
-        encoding = self.string()
-        self.need(b" ")
-        octets = self.number()
-        inner = None
-        media = kind.upper(), subtype.upper()
-        # Message/global is a basic part, because these sessions speak IMAP4rev1.
-        if media == (b"MESSAGE", b"RFC822"):
-            self.need(b" ")
-            envelope = self.envelope()
-            self.need(b" ")
-            inner = envelope, self.body(extended=extended, depth=depth + 1)
-            self.need(b" ")
-            self.number()
-        elif media[0] == b"TEXT":
-            self.need(b" ")
-            self.number()
-        if extended and self.take(b" "):
-            self.nstring()  # MD5
-            self.body_extension()
-        self.need(b")")
-        return kind, subtype, parameters, encoding, octets, inner
-
-    def parameters(self) -> list[tuple[bytes, bytes]] | None:
-        if self.nil():
-            return None
-
-        def one() -> tuple[bytes, bytes]:
-            name = self.string()
-            self.need(b" ")
-            return name, self.string()
-
-        return self.items(one, empty=False)
-
-    def body_extension(self) -> None:
-        """[SP body-fld-dsp [SP body-fld-lang [SP body-fld-loc]]]; body-extension is for
-        RFCs to come."""
-        if not self.take(b" "):
-            return
-        if not self.nil():
-            self.need(b"(")
-            self.string()
-            self.need(b" ")
-            self.parameters()
-            self.need(b")")
-        if not self.take(b" "):
-            return
-        if self.data.startswith(b"(", self.at):
-            self.items(self.string, empty=False)
-        else:
-            self.nstring()
-        if self.take(b" "):
-            self.nstring()
-
     # -- responses -----------------------------------------------------------------------------------------------------
 
     def untagged(self) -> Response:
@@ -508,7 +407,7 @@ class _Reader(Terminals):
             word = self.match(WORD, "a response")[0].decode()
             if word in ("EXPUNGE", "FETCH", "UIDFETCH") and number == 0:
                 self.fail("a number that is not zero")
-            if word in ("EXISTS", "RECENT", "EXPUNGE"):
+            if word in ("EXISTS", "EXPUNGE") or (word == "RECENT" and not self.rev2):
                 return Response(None, word, number)
             if word in ("FETCH", "UIDFETCH"):
                 self.need(b" ")
@@ -528,7 +427,7 @@ class _Reader(Terminals):
             while self.take(b" "):
                 names.append(self.atom())
             return Response(None, word, names)
-        if word in ("SEARCH", "SORT"):
+        if word == "SORT" or (word == "SEARCH" and not self.rev2):
             return Response(None, word, self.search_response())
         if word == "ESEARCH":
             return Response(None, word, self.esearch())
@@ -566,10 +465,11 @@ class _Reader(Terminals):
         return self.items(one)
 
 
-def parse(line: bytes, *, utf8: bool = False) -> Response:
+def parse(line: bytes, *, utf8: bool = False, rev2: bool = False) -> Response:
     """Return a response. line: the response with its literals, without its last CRLF.
     Raises: Ungrammatical."""
-    reader = _Reader(line, utf8)
+    reader = _Reader(line, utf8 or rev2)
+    reader.rev2 = rev2
     try:
         return _response(reader, line)
     # A name that does not decode, or a date that does not exist, is ungrammatical too.

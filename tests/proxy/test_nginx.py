@@ -197,7 +197,7 @@ mail {{
     server_name mail.example.org;
     auth_http 127.0.0.1:{http}/nginx-auth;
     auth_http_header X-Obox-Key "{key}";
-    imap_capabilities IMAP4rev1 SASL-IR ID ENABLE IDLE LITERAL+;
+    imap_capabilities IMAP4rev1 IMAP4rev2 SASL-IR ID ENABLE IDLE LITERAL+;
     server {{
         listen 127.0.0.1:{port};
         protocol imap;

@@ -194,6 +194,11 @@ class _Fetch:
         found: dict[int, Fields] = {}
         if plan.needs_fields:
             uids, found = await self._fields(uids)
+            if self.session.rev2 and plan.describes:
+                await loaded("obox.imap.rev2")
+                from obox.imap.rev2 import for_rev2
+
+                found = await for_rev2(self.mailbox, found)
         if plan.sets_seen and not self.session.read_only:
             seen = await self._mark_seen(uids)
         for run in self._runs(uids, found):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+import msgspec
 import numpy.typing as npt
 
 from obox.imap import ast, searchkeys, wire
@@ -17,7 +18,7 @@ from obox.imap.ast import SearchReturn
 from obox.imap.commands.auth import enable_condstore
 from obox.imap.objectid import oid_of
 from obox.imap.progress import in_progress
-from obox.imap.replies import Reply
+from obox.imap.replies import Reply, bad
 from obox.imap.searchkeys import SearchKey
 from obox.imap.session import NO_UIDS, Session, UidRequired
 from obox.imap.sets import SequenceSet, format_set
@@ -33,6 +34,10 @@ _ALL_ONLY: Final = frozenset({SearchReturn.ALL})
 
 
 async def search(session: Session, command: ast.Search) -> Reply:
+    if command.charset and session.utf8 and not session.rev2:  # RFC 6855 §3
+        return bad("CHARSET is not allowed with UTF8=ACCEPT: strings are UTF-8")
+    if command.returns is None and session.rev2:  # RFC 9051 §6.4.4
+        command = msgspec.structs.replace(command, returns=_ALL_ONLY)
     with_modseq = asks_modseq(command.key)
     if with_modseq:
         enable_condstore(session)

@@ -17,7 +17,7 @@ from obox.imap.progress import in_progress
 from obox.imap.replies import Reply, bad
 from obox.imap.session import Session, UidRequired
 from obox.imap.sets import SequenceSet
-from obox.imap.updates import write_flags, write_names
+from obox.imap.updates import write_flags, write_name, write_names
 from obox.mailbox import SEEN, State
 from obox.mailbox.view import View
 from obox.store.api import Mailbox
@@ -39,8 +39,12 @@ async def select(session: Session, command: ast.Select) -> Reply:
     state = mailbox.state
     view = View(state)
     session.enter(command.mailbox, mailbox, view, read_only=command.read_only)
-    view.add_recent(state.recent if command.read_only else mailbox.take_recent(), state.uidnext)
+    # A client of IMAP4rev2 does not see \\Recent, so others still do.
+    shown = command.read_only or session.rev2
+    view.add_recent(state.recent if shown else mailbox.take_recent(), state.uidnext)
     _describe(session, mailbox, view)
+    if session.rev2:
+        write_name(session, command.mailbox, command.given)
     if command.condstore:
         session.condstore = True  # HIGHESTMODSEQ has already been sent
     if command.qresync is not None and command.qresync.uidvalidity == mailbox.uidvalidity:
@@ -53,8 +57,11 @@ async def select(session: Session, command: ast.Select) -> Reply:
 def _describe(session: Session, mailbox: Mailbox, view: View) -> None:
     state = mailbox.state
     write_names(session)
-    session.write(b"* %d EXISTS\r\n* %d RECENT\r\n" % (len(view), view.recent_count()))
-    if state.unseen and not session.uidonly:
+    session.write(b"* %d EXISTS\r\n" % len(view))
+    recent = view.recent_count()
+    if not session.rev2:
+        session.write(b"* %d RECENT\r\n" % recent)
+    if state.unseen and not (session.uidonly or session.rev2):
         unseen = np.flatnonzero((state.bits & np.uint64(SEEN)) == 0)
         if len(unseen):
             session.write(wire.status(None, "OK", "First unseen", f"UNSEEN {int(unseen[0]) + 1}"))

@@ -483,6 +483,7 @@ COMMANDS: Final[dict[str, Callable[[Scan, bytes], Command]]] = {
     "UNSUBSCRIBE": _one_mailbox(ast.Unsubscribe),
     "LIST": _list,
     "LSUB": _lsub,
+    "XLIST": _rare("xlist"),
     "NAMESPACE": _bare(ast.Namespace),
     "STATUS": _status,
     "GETQUOTA": _rare("getquota"),
@@ -494,6 +495,8 @@ COMMANDS: Final[dict[str, Callable[[Scan, bytes], Command]]] = {
     "CLOSE": _bare(ast.Close),
     "UNSELECT": _bare(ast.Unselect),
     "EXPUNGE": _bare(ast.Expunge),
+    "ESEARCH": _rare("esearch"),
+    "UIDBATCHES": _rare("uidbatches"),
     "UID": _uid,
     **{word: _with_numbers(parse) for word, parse in _BOTH.items()},
 }

@@ -1,12 +1,12 @@
-"""The arguments of commands that few clients send: SORT, THREAD, quotas. It is imported
-when a client sends such a command for the first time."""
+"""The arguments of commands that few clients send. It is imported when a client sends
+such a command for the first time."""
 
 from __future__ import annotations
 
 from obox.imap import ast
 from obox.imap._scan import NUMBER64_MAX, Malformed, Scan
-from obox.imap._search import program, result_options, take_charset
-from obox.imap.ast import Command, Sort, SortField, Thread
+from obox.imap._search import program, result_options, search, take_charset
+from obox.imap.ast import Command, Filter, Sort, SortField, Thread
 
 
 def _quota_root(scan: Scan) -> str:
@@ -67,3 +67,82 @@ def thread(scan: Scan, tag: bytes, uid: bool) -> Thread:
     take_charset(scan)
     scan.sp("search keys")
     return Thread(tag, uid, algorithm, program(scan))
+
+
+def uidbatches(scan: Scan, tag: bytes) -> Command:
+    """uidbatches = "UIDBATCHES" SP nz-number [SP nz-number ":" nz-number]. RFC
+    10022."""
+    scan.sp("the size of a batch")
+    size = scan.number("size of a batch", least=1)
+    batches = None
+    if scan.more():
+        scan.spaces()
+        first = scan.number("first batch", least=1)
+        scan.need(b":", "between the first and the last batch")
+        batches = first, scan.number("last batch", least=1)
+    scan.end()
+    if batches is not None and batches[0] > batches[1]:
+        raise Malformed("The first batch comes before the last batch", code="CLIENTBUG")
+    return ast.UidBatches(tag, size, batches)
+
+
+def xlist(scan: Scan, tag: bytes) -> Command:
+    scan.sp("a reference name")
+    reference = scan.reference()
+    scan.sp("a mailbox pattern")
+    pattern = scan.pattern()
+    scan.end()
+    return ast.Xlist(tag, reference, pattern)
+
+
+def cancelupdate(scan: Scan, tag: bytes) -> Command:
+    """command-select =/ "CANCELUPDATE" 1*(SP quoted). RFC 5267 §5."""
+    tags: list[bytes] = []
+    while not tags or scan.more():
+        scan.sp("the tag of a search in quotes")
+        tags.append(scan.string("the tag of a search in quotes"))
+        if len(tags) > scan.limits.arguments_max:
+            scan.beyond(f"Too many tags: at most {scan.limits.arguments_max}")
+    scan.end()
+    return ast.CancelUpdate(tag, tuple(tags))
+
+
+NAMED = ("MAILBOXES", "SUBTREE", "SUBTREE-ONE")
+_PLAIN = ("SELECTED", "INBOXES", "PERSONAL", "SUBSCRIBED")
+
+
+def mailbox_filter(scan: Scan, *more: str) -> Filter:
+    """filter-mailboxes = "selected" / "inboxes" / "personal" / "subscribed" /
+    ("subtree" SP one-or-more-mailbox) / ("mailboxes" SP one-or-more-mailbox). RFC 5465
+    §8; RFC 7377 §2.2 (subtree-one). more: words that are allowed too."""
+    kind = scan.word("a filter of mailboxes")
+    if kind in _PLAIN or kind in more:
+        return Filter(kind)
+    if kind not in NAMED:
+        allowed = " ".join((*_PLAIN, *more, *NAMED))
+        scan.fail(f'Unknown filter of mailboxes "{kind}": allowed are {allowed}')
+    scan.sp("mailbox names")
+    if scan.peek() == b"(":
+        return Filter(kind, tuple(dict.fromkeys(scan.items("mailbox names", scan.mailbox))))
+    return Filter(kind, (scan.mailbox(),))
+
+
+def esearch(scan: Scan, tag: bytes) -> Command:
+    """esearch = "ESEARCH" [SP esearch-source-opts] [SP search-return-opts] SP
+    search-program; esearch-source-opts = "IN" SP "(" source-mbox [SP "(" scope-options
+    ")"] ")". RFC 7377 §5."""
+    scan.sp("search keys")
+    sources: tuple[Filter, ...] = ()
+    if scan.peek_word() == "IN":
+        scan.at += 2
+        scan.sp("sources in brackets")
+
+        def source() -> Filter:
+            if scan.peek() == b"(":
+                scan.fail("Unknown scope option: none is allowed")
+            return mailbox_filter(scan)
+
+        sources = tuple(dict.fromkeys(scan.items("sources", source)))
+    else:
+        scan.at -= 1
+    return ast.MultiSearch(tag, search(scan, tag, True), sources)

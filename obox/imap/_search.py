@@ -148,9 +148,13 @@ def key(scan: Scan, depth: int = 0) -> SearchKey:
         return _negation(scan, depth)
     if word == "OR":
         return _alternatives(scan, depth)
+    if word == "FUZZY":  # RFC 6203 §3: how exact a search is, is up to the server
+        scan.at += len(word)
+        scan.sp("the key of FUZZY")
+        return key(scan, scan.deeper(depth))
     if not word:
         scan.expected("a search key")
-    allowed = " ".join(sorted([*_FIXED, *_WITH_ARGUMENT, "NOT", "OR"]))
+    allowed = " ".join(sorted([*_FIXED, *_WITH_ARGUMENT, "FUZZY", "NOT", "OR"]))
     scan.fail(f"Unknown search key {scan.shown()}: allowed are sets, parentheses, {allowed}")
 
 
@@ -238,7 +242,9 @@ def result_options(scan: Scan) -> tuple[frozenset[SearchReturn] | None, Partial 
     if {SearchReturn.ALL, SearchReturn.PARTIAL} <= found:
         scan.fail("PARTIAL and ALL exclude each other")
     scan.sp("search keys")
-    return found or frozenset((SearchReturn.ALL,)), partial
+    if found <= {SearchReturn.UPDATE, SearchReturn.CONTEXT}:
+        found |= {SearchReturn.ALL}
+    return found, partial
 
 
 def search(scan: Scan, tag: bytes, uid: bool) -> Search:

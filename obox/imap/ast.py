@@ -301,6 +301,14 @@ class Append(Command, frozen=True):
     incoming: Any = None
 
 
+class Xlist(Command, frozen=True):
+    """It has no RFC."""
+
+    NAME: ClassVar[str] = "XLIST"
+    reference: str
+    pattern: str
+
+
 class Idle(Command, frozen=True):
     """RFC 2177. The session answers `+` and calls `Parser.expect_done`."""
 
@@ -330,7 +338,8 @@ class Expunge(Command, frozen=True):
 
 
 class SearchReturn(enum.Enum):
-    """Result options of SEARCH. RFC 4731, RFC 5182 (SAVE), RFC 9394 (PARTIAL)."""
+    """Result options of SEARCH. RFC 4731, RFC 5182, RFC 5267 (the last two), RFC
+    9394."""
 
     MIN = "MIN"
     MAX = "MAX"
@@ -338,6 +347,8 @@ class SearchReturn(enum.Enum):
     COUNT = "COUNT"
     SAVE = "SAVE"
     PARTIAL = "PARTIAL"
+    UPDATE = "UPDATE"
+    CONTEXT = "CONTEXT"
 
 
 Partial: TypeAlias = tuple[int, int]
@@ -358,6 +369,37 @@ class Search(Command, frozen=True):
     returns: frozenset[SearchReturn] | None = None
     partial: Partial | None = None
     charset: bool = False
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """Mailboxes. kind: in capitals; names: of MAILBOXES, SUBTREE and SUBTREE-ONE. RFC
+    5465 §6, RFC 7377 §2.2."""
+
+    kind: str
+    names: tuple[str, ...] = ()
+
+
+class MultiSearch(Command, frozen=True):
+    """ESEARCH. sources: empty for the selected mailbox. RFC 7377."""
+
+    NAME: ClassVar[str] = "ESEARCH"
+    search: Search
+    sources: tuple[Filter, ...]
+
+
+class UidBatches(Command, frozen=True):
+    """batches: the first and the last that are asked for. RFC 10022."""
+
+    NAME: ClassVar[str] = "UIDBATCHES"
+    size: int
+    batches: tuple[int, int] | None = None
+
+
+class CancelUpdate(Command, frozen=True):
+    """RFC 5267 §4.3.5."""
+
+    NAME: ClassVar[str] = "CANCELUPDATE"
+    tags: tuple[bytes, ...]
 
 
 class SortField(enum.Enum):

@@ -51,6 +51,9 @@ AFTER_LOGIN: Final = (
     "UTF8=ACCEPT",  # RFC 6855
     "INPROGRESS",  # RFC 9585
     "UIDONLY",  # RFC 9586
+    "MULTISEARCH",  # RFC 7377
+    "UIDBATCHES",  # RFC 10022
+    "XLIST",  # of old clients
     "QUOTA",  # RFC 9208
     "QUOTA=RES-STORAGE",  # RFC 9208
     "QUOTA=RES-MESSAGE",  # RFC 9208

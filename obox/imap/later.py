@@ -25,7 +25,17 @@ class Later:
 
 
 def _handlers() -> dict[type[ast.Command], Handler]:
-    from obox.imap.commands import compress, quota, replace, sort, thread, unauthenticate
+    from obox.imap.commands import (
+        compress,
+        multisearch,
+        quota,
+        replace,
+        sort,
+        thread,
+        uidbatches,
+        unauthenticate,
+        xlist,
+    )
 
     return {
         ast.Compress: compress.compress,
@@ -36,4 +46,7 @@ def _handlers() -> dict[type[ast.Command], Handler]:
         ast.Replace: replace.replace,
         ast.Sort: sort.sort,
         ast.Thread: thread.thread,
+        ast.MultiSearch: multisearch.esearch,
+        ast.UidBatches: uidbatches.uidbatches,
+        ast.Xlist: xlist.xlist,
     }

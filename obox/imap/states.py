@@ -60,6 +60,8 @@ _AUTHENTICATED: Final[dict[type[ast.Command], Handler]] = {
     ast.Unsubscribe: mailboxes.unsubscribe,
     ast.List: listing.list_,
     ast.Lsub: listing.lsub,
+    ast.Xlist: Later(ast.Xlist),
+    ast.MultiSearch: Later(ast.MultiSearch),
     ast.Namespace: listing.namespace,
     ast.Status: status.status,
     ast.GetQuota: Later(ast.GetQuota),
@@ -77,6 +79,7 @@ _SELECTED: Final[dict[type[ast.Command], Handler]] = {
     ast.Search: search.search,
     ast.Sort: Later(ast.Sort),
     ast.Thread: Later(ast.Thread),
+    ast.UidBatches: Later(ast.UidBatches),
     ast.Fetch: fetch.fetch,
     ast.Store: store.store,
     ast.Copy: copy.copy,
@@ -100,7 +103,7 @@ EXPUNGE_FORBIDDEN: Final[frozenset[type[ast.Command]]] = frozenset(
 """No EXPUNGE is sent while these run, unless in their UID form. RFC 9051 §7.5.1."""
 
 CANCELLABLE: Final[frozenset[type[ast.Command]]] = frozenset(
-    {ast.Fetch, ast.Search, ast.Sort, ast.Thread, ast.Login, ast.Authenticate}
+    {ast.Fetch, ast.Search, ast.MultiSearch, ast.Sort, ast.Thread, ast.Login, ast.Authenticate}
 )
 """Commands that are cancelled when the client is gone. Any other command is
 completed."""

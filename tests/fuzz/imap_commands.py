@@ -150,7 +150,7 @@ class Commands:
         if kind < 9:
             return self.pick((b"", b"UID ")) + self.sequence()
         if kind == 9:
-            return b"NOT " + self.key(depth + 1)
+            return self.pick((b"NOT ", b"NOT ", b"FUZZY ")) + self.key(depth + 1)
         if kind == 10:
             return b"OR %b %b" % (self.key(depth + 1), self.key(depth + 1))
         return b"(%b)" % self.some(lambda: self.key(depth + 1))
@@ -167,10 +167,20 @@ class Commands:
         return b"%bFETCH %b %b%b" % (self.maybe_uid(), self.sequence(), items, more)
 
     def search(self) -> bytes:
-        options = (b"MIN", b"MAX", b"ALL", b"COUNT", b"SAVE", b"NONE", self._partial())
+        options = (b"MIN", b"MAX", b"ALL", b"COUNT", b"SAVE", b"UPDATE", b"CONTEXT", b"NONE", self._partial())
         returns = b"RETURN (%b) " % self.some(lambda: self.pick(options)) if self.chance.random() < 0.4 else b""
         charset = self.pick((b"", b"", b"CHARSET UTF-8 ", b"CHARSET KOI8-R ", b"CHARSET x "))
+        if self.chance.random() < 0.2:
+            sources = self.pick((b"", b"IN (%b) " % self.some(self.filter, 3)))
+            return b"ESEARCH %b%b%b%b" % (sources, returns, charset, self.some(self.key, 3))
         return b"%bSEARCH %b%b%b" % (self.maybe_uid(), returns, charset, self.some(self.key, 5))
+
+    def filter(self) -> bytes:
+        plain = (b"selected", b"inboxes", b"personal", b"subscribed", b"none", b"selected-delayed")
+        if self.chance.random() < 0.5:
+            return self.pick(plain)
+        names = self.pick((self.name(), b"(%b)" % self.some(self.name)))
+        return self.pick((b"mailboxes ", b"subtree ", b"subtree-one ")) + names
 
     def _partial(self) -> bytes:
         return b"PARTIAL " + self.pick((b"1:2", b"-1:-5", b"9:3", b"2:-1", b"0:1", b"-4294967295:-1", b"1:4294967296"))
@@ -280,5 +290,8 @@ class Commands:
                 b"UID THREAD REFERENCES UTF-8 " + self.some(self.key, 2),
                 b"THREAD ORDEREDSUBJECT UTF-8 ALL",
                 b"THREAD NONE UTF-8 ALL",
+                b"UIDBATCHES %d" % self.chance.choice((0, 1, 500, 4_294_967_296)),
+                b"UIDBATCHES 500 " + self.pick((b"1:1", b"2:1", b"1:200", b"1:201", b"9:9", b"1")),
+                b"XLIST %b %b" % (self.name(), self.pick(PATTERNS)),
             )
         )

@@ -13,13 +13,15 @@ RFC 2971 (ID), 3516 (BINARY), 4315 (UIDPLUS), 4469 (CATENATE), 4731 (ESEARCH), 5
 (ENABLE), 5256 (SORT), 5258 (LIST), 5530 (codes), 6154 (special use), 7162 (CONDSTORE,
 QRESYNC), 7889 (APPENDLIMIT), 8438 (STATUS=SIZE), 8474 (OBJECTID), 8514 (SAVEDATE), 8970
 (PREVIEW), 9208 (QUOTA), 9394 (PARTIAL), 9585 (INPROGRESS),
-9586 (UIDONLY).
+9586 (UIDONLY), 7377 (MULTISEARCH), 10022
+(UIDBATCHES).
 """
 
 from __future__ import annotations
 
 import re
 from binascii import a2b_base64
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from obox.errors import Invalid
@@ -40,19 +42,20 @@ PARTIAL_RANGE = re.compile(rb"[1-9][0-9]*:[1-9][0-9]*|-[1-9][0-9]*:-[1-9][0-9]*"
 CAPABILITIES = re.compile(
     rb"IMAP4rev[12]|AUTH=[A-Z0-9-]+|STARTTLS|LOGINDISABLED|SASL-IR|LITERAL\+|LITERAL-|ENABLE|IDLE|NAMESPACE|UNSELECT"
     rb"|UIDPLUS|MOVE|ID|CHILDREN|LIST-EXTENDED|LIST-STATUS|SPECIAL-USE|CREATE-SPECIAL-USE|ESEARCH|SEARCHRES|WITHIN"
-    rb"|CONDSTORE|QRESYNC|MULTIAPPEND|BINARY|CATENATE|PARTIAL|INPROGRESS|UIDONLY|SAVEDATE|STATUS=SIZE|APPENDLIMIT=[0-9]+|UTF8=ACCEPT|SORT|ESORT|THREAD=(?:ORDEREDSUBJECT|REFERENCES|REFS)"
+    rb"|CONDSTORE|QRESYNC|MULTIAPPEND|BINARY|CATENATE|PARTIAL|INPROGRESS|UIDONLY|MULTISEARCH|UIDBATCHES|XLIST|SAVEDATE|STATUS=SIZE|APPENDLIMIT=[0-9]+|UTF8=ACCEPT|SORT|ESORT|THREAD=(?:ORDEREDSUBJECT|REFERENCES|REFS)"
     rb"|QUOTA|QUOTA=RES-(?:STORAGE|MESSAGE)|ACL|METADATA|NOTIFY|OBJECTID|PREVIEW|REPLACE|LIST-MYRIGHTS|SORT=DISPLAY|I18NLEVEL=1|UNAUTHENTICATE|COMPRESS=DEFLATE"
 )
 PLAIN_CODES = re.compile(
     r"ALERT|PARSE|READ-ONLY|READ-WRITE|TRYCREATE|CLOSED|UIDNOTSTICKY|NOMODSEQ|UNAVAILABLE|"
     r"AUTHENTICATIONFAILED|AUTHORIZATIONFAILED|EXPIRED|PRIVACYREQUIRED|CONTACTADMIN|NOPERM|INUSE|"
     r"EXPUNGEISSUED|CORRUPTION|SERVERBUG|CLIENTBUG|CANNOT|LIMIT|OVERQUOTA|ALREADYEXISTS|NONEXISTENT|"
-    r"USEATTR|TOOBIG|HASCHILDREN|NOTSAVED|UNKNOWN-CTE|UIDREQUIRED"
+    r"USEATTR|TOOFEW|TOOMANY|TOOBIG|HASCHILDREN|NOTSAVED|UNKNOWN-CTE|UIDREQUIRED"
 )
 LIST_FLAGS = frozenset(
     rb"\Noselect \NonExistent \Noinferiors \Marked \Unmarked \HasChildren \HasNoChildren \Subscribed \Remote "
     rb"\All \Archive \Drafts \Flagged \Junk \Sent \Trash \Important".split()
 )
+XLIST_FLAGS = frozenset(rb"\Inbox \Spam \Starred".split())
 EXCLUSIVE = (
     {b"\\Noselect", b"\\NonExistent"},
     {b"\\HasChildren", b"\\HasNoChildren"},
@@ -143,13 +146,13 @@ class _Reader(Structures):
 
     # -- mailboxes -----------------------------------------------------------------------------------------------------
 
-    def list_response(self) -> Any:
+    def list_response(self, *, xlist: bool = False) -> Any:
         """mailbox-list = "(" [mbx-list-flags] ")" SP (DQUOTE QUOTED-CHAR DQUOTE / nil)
         SP mailbox [SP extended]"""
 
         def attribute() -> bytes:
             found = self.match(re.compile(rb"\\[A-Za-z]+"), "an attribute")[0]
-            if found not in LIST_FLAGS:
+            if found not in LIST_FLAGS | (XLIST_FLAGS if xlist else frozenset()):
                 self.fail("a known attribute")
             return found
 
@@ -292,11 +295,18 @@ class _Reader(Structures):
     def esearch(self) -> Any:
         """ "ESEARCH" [search-correlator] [SP "UID"] *(SP search-return-data). RFC 4466
         §6, RFC 4731 §4."""
-        tag = None
+        tag: Any = None
+        where: Any = None
         if self.take(b" (TAG "):
             tag = self.string()
+            if self.take(b" MAILBOX "):
+                where = self.mailbox()
+                self.need(b" UIDVALIDITY ")
+                where = where, self.nz()
             self.need(b")")
         uid = self.take(b" UID")
+        if where is not None and not uid:
+            self.fail("UIDs of another mailbox")
         values: dict[bytes, Any] = {}
         while self.take(b" "):
             word = self.match(WORD, "a result")[0]
@@ -319,7 +329,18 @@ class _Reader(Structures):
                 self.need(b")")
             else:
                 self.fail("a known result")
-        return tag, uid, values
+        return (tag if where is None else (tag, *where)), uid, values
+
+    def batches(self) -> Any:
+        """Read uidbatches-response: the ranges are descending and have no gaps. RFC
+        10022."""
+        self.need(b"(TAG ")
+        tag = self.string()
+        self.need(b")")
+        found = self.sequence() if self.take(b" ") else []
+        if any(high < low for high, low in found) or any(a[1] - 1 != b[0] for a, b in pairwise(found)):
+            self.fail("descending ranges without gaps")
+        return tag, found
 
     # -- FETCH ---------------------------------------------------------------------------------------------------------
 
@@ -436,10 +457,12 @@ class _Reader(Structures):
         self.need(b" ")
         if word == "FLAGS":
             return Response(None, word, self.flags())
-        if word in ("LIST", "LSUB"):
-            return Response(None, word, self.list_response())
+        if word in ("LIST", "LSUB", "XLIST"):
+            return Response(None, word, self.list_response(xlist=word == "XLIST"))
         if word == "STATUS":
             return Response(None, word, self.status_response())
+        if word == "UIDBATCHES":
+            return Response(None, word, self.batches())
         if word == "QUOTA":
             return Response(None, word, self.quota())
         if word == "QUOTAROOT":

@@ -33,7 +33,6 @@ from obox.imap.ast import FetchAttr
 from obox.imap.body import Body, literal
 from obox.imap.commands.auth import enable_condstore
 from obox.imap.commands.search import part_of
-from obox.imap.earlier import vanished_earlier
 from obox.imap.plan import Plan, compile_plan, rare
 from obox.imap.replies import Reply, bad, no
 from obox.imap.rows import ANSWER_BYTES, Where, flag_rows, lead, lines, parts
@@ -74,6 +73,8 @@ async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
         return bad("VANISHED needs QRESYNC to be enabled")  # RFC 7162 §3.2.6
     if rare(command.items):
         await loaded("obox.imap.cuts")
+    if command.vanished:
+        await loaded("obox.imap.earlier")
     plan = compile_plan(
         command.items, uid=command.uid and not session.uidonly, modseq=command.changed_since is not None
     )
@@ -117,8 +118,11 @@ def _changed_since(session: Session, command: ast.Fetch, uids: UidArray, modseq:
     state = mailbox.state
     # Mails that the client still counts are reported with the next EXPUNGE or VANISHED,
     # not as VANISHED (EARLIER).
-    if command.vanished and (gone := vanished_earlier(state, modseq, command.sequence, shown=view.uids)):
-        session.write(wire.line(b"VANISHED (EARLIER)", gone))
+    if command.vanished:
+        from obox.imap.earlier import vanished_earlier
+
+        if gone := vanished_earlier(state, modseq, command.sequence, shown=view.uids):
+            session.write(wire.line(b"VANISHED (EARLIER)", gone))
     table, where, known = state.records(uids)
     return known[table.modseqs[where] > np.uint64(state.trusted(modseq))]
 

@@ -22,7 +22,7 @@ from obox.imap.replies import Reply, bad
 from obox.imap.searchkeys import SearchKey
 from obox.imap.session import NO_UIDS, Session, UidRequired
 from obox.imap.sets import SequenceSet, format_set
-from obox.mailbox import UidArray, uid_array, united
+from obox.mailbox import State, UidArray, uid_array, united
 from obox.mailbox import search as query
 from obox.mailbox.search import Query
 
@@ -31,6 +31,8 @@ Numbers = npt.NDArray[Any]
 _DATE_FIELDS: Final = {field: query.DateField(field.value) for field in searchkeys.DateField}
 _DATE_TESTS: Final = {test: query.DateTest(test.value) for test in searchkeys.DateTest}
 _ALL_ONLY: Final = frozenset({SearchReturn.ALL})
+NOT_RESULTS: Final = frozenset({SearchReturn.SAVE, SearchReturn.UPDATE, SearchReturn.CONTEXT})
+"""Options for which a line ESEARCH has nothing."""
 
 
 async def search(session: Session, command: ast.Search) -> Reply:
@@ -58,7 +60,8 @@ async def search(session: Session, command: ast.Search) -> Reply:
             words.append(b"(MODSEQ %d)" % modseq)
         session.write(wire.line(*words))
     else:
-        _extended(session, command, found, numbers, with_modseq=with_modseq)
+        state = session.need_mailbox()[0].state if with_modseq else None
+        answer_extended(session, command, found, numbers, state=state)
     return Reply("Search completed")
 
 
@@ -66,7 +69,7 @@ async def matching(session: Session, key: SearchKey) -> UidArray:
     """Return the UIDs of the mails of the view that match, ascending."""
     mailbox, view = session.need_mailbox()
     meaning = _Meaning(session)
-    for one in _sets_in(key):
+    for one in sets_in(key):
         if session.uidonly and not (one.uid or one.sequence.saved):
             raise UidRequired
         meaning.note(one)
@@ -91,17 +94,21 @@ def part_of(numbers: Numbers, partial: ast.Partial | None) -> Numbers:
     return numbers[max(0, count - high) : max(0, count - low + 1)]
 
 
-def _extended(
+def answer_extended(
     session: Session,
     command: ast.Search,
     found: UidArray,
     numbers: Numbers,
     *,
-    with_modseq: bool,
+    state: State | None,
+    source: bytes = b"",
 ) -> None:
     """Save the result or write ESEARCH. RFC 4731 §3.1, §3.2 (MODSEQ of MIN or MAX alone
-    is that mail's)."""
-    options = (command.returns or frozenset()) - {SearchReturn.SAVE}
+    is that mail's).
+
+    state: has the MODSEQs, or None for none. source: see `write_esearch`.
+    """
+    options = (command.returns or frozenset()) - NOT_RESULTS
     picked = found
     if not options & {SearchReturn.ALL, SearchReturn.COUNT} and options:
         ends = ([0] if SearchReturn.MIN in options else []) + ([-1] if SearchReturn.MAX in options else [])
@@ -114,7 +121,8 @@ def _extended(
         session.saved = picked
         if not options:
             return
-    write_esearch(session, command, options, numbers, picked if with_modseq else None)
+    modseq = 0 if state is None else highest_modseq(state, picked)
+    write_esearch(session, command, options, numbers, modseq, source)
 
 
 def write_esearch(
@@ -122,14 +130,15 @@ def write_esearch(
     command: ast.Search | ast.Sort,
     options: frozenset[SearchReturn],
     numbers: Numbers,
-    of_modseq: UidArray | None,
+    modseq: int = 0,
+    source: bytes = b"",
 ) -> None:
     """Write the line ESEARCH. MIN and MAX are the first and the last of the numbers,
     and ALL has their order. RFC 4731 §3.1, RFC 5267 §3.
 
-    of_modseq: the UIDs whose highest MODSEQ is returned, or None for no MODSEQ.
+    modseq: of the mails, or 0. source: what names the mailbox, in ESEARCH.
     """
-    words = [b"ESEARCH", b"(TAG " + wire.quoted(command.tag) + b")"]
+    words = [b"ESEARCH", b"(TAG %b%b)" % (wire.quoted(command.tag), source)]
     if command.uid:
         words.append(b"UID")
     if len(numbers):
@@ -144,16 +153,20 @@ def write_esearch(
         words.append(b"PARTIAL (%d:%d %b)" % (*command.partial, part))
     if SearchReturn.COUNT in options:
         words.append(b"COUNT %d" % len(numbers))
-    if of_modseq is not None and len(of_modseq):
-        words.append(b"MODSEQ %d" % modseq_of(session, of_modseq))
+    if modseq:
+        words.append(b"MODSEQ %d" % modseq)
     session.write(wire.line(*words))
 
 
 def modseq_of(session: Session, uids: UidArray) -> int:
     """Return the highest MODSEQ among mails."""
     mailbox, _ = session.need_mailbox()
-    where, there = mailbox.state.positions(uids)
-    return int(mailbox.state.modseqs[where[there]].max()) if there.any() else 0
+    return highest_modseq(mailbox.state, uids)
+
+
+def highest_modseq(state: State, uids: UidArray) -> int:
+    where, there = state.positions(uids)
+    return int(state.modseqs[where[there]].max()) if there.any() else 0
 
 
 def asks_modseq(key: SearchKey) -> bool:
@@ -170,14 +183,14 @@ def to_query(session: Session, key: SearchKey) -> Query:
     return _Meaning(session).of(key)
 
 
-def _sets_in(key: SearchKey) -> Iterator[searchkeys.InSet]:
+def sets_in(key: SearchKey) -> Iterator[searchkeys.InSet]:
     if isinstance(key, searchkeys.InSet):
         yield key
     elif isinstance(key, searchkeys.Not):
-        yield from _sets_in(key.key)
+        yield from sets_in(key.key)
     elif isinstance(key, searchkeys.And | searchkeys.Or):
         for one in key.keys:
-            yield from _sets_in(one)
+            yield from sets_in(one)
 
 
 class _Meaning:

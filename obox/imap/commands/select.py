@@ -6,25 +6,18 @@ A failed SELECT leaves no mailbox selected (RFC 9051 §6.3.2).
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 
 from obox.imap import ast, wire
-from obox.imap.earlier import vanished_earlier, within
 from obox.imap.objectid import mailbox_id
 from obox.imap.progress import in_progress
 from obox.imap.replies import Reply, bad
 from obox.imap.session import Session, UidRequired
-from obox.imap.sets import SequenceSet
-from obox.imap.updates import write_flags, write_name, write_names
-from obox.mailbox import SEEN, State
+from obox.imap.updates import write_name, write_names
+from obox.loading import loaded
+from obox.mailbox import SEEN
 from obox.mailbox.view import View
 from obox.store.api import Mailbox
-
-SAMPLES_MAX: Final = 10_000
-"""Pairs of the sequence match data that are used. The data is an optimisation, so
-further pairs are ignored."""
 
 
 async def select(session: Session, command: ast.Select) -> Reply:
@@ -48,7 +41,10 @@ async def select(session: Session, command: ast.Select) -> Reply:
     if command.condstore:
         session.condstore = True  # HIGHESTMODSEQ has already been sent
     if command.qresync is not None and command.qresync.uidvalidity == mailbox.uidvalidity:
-        await _resync(session, state, view, command.qresync)
+        await loaded("obox.imap.earlier")
+        from obox.imap.earlier import resync
+
+        await resync(session, state, view, command.qresync)
     if command.read_only:
         return Reply("Examine completed", "READ-ONLY")
     return Reply("Select completed", "READ-WRITE")
@@ -71,40 +67,3 @@ def _describe(session: Session, mailbox: Mailbox, view: View) -> None:
         wire.status(None, "OK", "Highest", f"HIGHESTMODSEQ {state.highestmodseq}"),
         wire.status(None, "OK", "Mailbox ID", f"MAILBOXID ({mailbox_id(mailbox.guid)})"),
     )
-
-
-async def _resync(session: Session, state: State, view: View, known: ast.QResync) -> None:
-    """Write what has changed since the client last had the mailbox selected. RFC 7162
-    §3.2.5.1, §3.2.5.2."""
-    changed = state.uids[state.modseqs > np.uint64(state.trusted(known.modseq))]
-    if known.known_uids is not None:
-        changed = within(changed, known.known_uids, state.uidnext - 1)
-    known_below = 0 if known.seq_match is None else _known_below(view, *known.seq_match)
-    if gone := vanished_earlier(state, known.modseq, known.known_uids, above=known_below):
-        session.write(wire.line(b"VANISHED (EARLIER)", gone))
-    await write_flags(session, changed, uid=True)
-
-
-def _known_below(view: View, seqs: SequenceSet, uids: SequenceSet) -> int:
-    """Return the highest UID that still has the sequence number by which the client
-    knows it. No mail below it was expunged.
-
-    A sequence number only decreases when a lower mail is expunged, and new mails get
-    higher numbers. RFC 7162 §3.2.5.2.
-    """
-    best = 0
-    for seq, uid in zip(_expand(seqs, len(view)), _expand(uids, 2**32), strict=False):
-        if seq <= len(view) and int(view.uids[seq - 1]) == uid:
-            best = uid
-    return best
-
-
-def _expand(numbers: SequenceSet, most: int) -> list[int]:
-    """Return the numbers of a set up to `most`, at most as many as a client sends
-    samples."""
-    out: list[int] = []
-    for low, high in numbers.resolve(0):
-        out.extend(range(low, min(high, most, low + SAMPLES_MAX) + 1))
-        if len(out) > SAMPLES_MAX:
-            break
-    return out[:SAMPLES_MAX]

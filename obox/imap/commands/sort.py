@@ -17,7 +17,7 @@ import numpy.typing as npt
 from obox.imap import ast, wire
 from obox.imap.ast import SearchReturn, SortField
 from obox.imap.commands.auth import enable_condstore
-from obox.imap.commands.search import asks_modseq, joined, matching, modseq_of, part_of, write_esearch
+from obox.imap.commands.search import NOT_RESULTS, asks_modseq, joined, matching, modseq_of, part_of, write_esearch
 from obox.imap.progress import in_progress
 from obox.imap.replies import Reply
 from obox.imap.session import NO_UIDS, Session
@@ -83,7 +83,7 @@ def _extended(
 
     uids: what matches, ascending. found: the same in the order of the answer.
     """
-    options = (command.returns or frozenset()) - {SearchReturn.SAVE}
+    options = (command.returns or frozenset()) - NOT_RESULTS
     if SearchReturn.SAVE in (command.returns or ()):
         session.saved = uids
         if SearchReturn.PARTIAL in options and SearchReturn.COUNT not in options:
@@ -92,7 +92,7 @@ def _extended(
             session.saved = distinct(np.concatenate((first, last, part_of(found, command.partial))))
         if not options:
             return
-    write_esearch(session, command, options, numbers, uids if with_modseq else None)
+    write_esearch(session, command, options, numbers, modseq_of(session, uids) if with_modseq else 0)
 
 
 # -- values ------------------------------------------------------------------------------------------------------------

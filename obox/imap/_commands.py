@@ -497,6 +497,7 @@ COMMANDS: Final[dict[str, Callable[[Scan, bytes], Command]]] = {
     "EXPUNGE": _bare(ast.Expunge),
     "ESEARCH": _rare("esearch"),
     "UIDBATCHES": _rare("uidbatches"),
+    "CANCELUPDATE": _rare("cancelupdate"),
     "UID": _uid,
     **{word: _with_numbers(parse) for word, parse in _BOTH.items()},
 }

@@ -41,6 +41,8 @@ AFTER_LOGIN: Final = (
     "THREAD=REFERENCES",  # RFC 5256
     "THREAD=REFS",  # as in Dovecot; it has no RFC
     "ESORT",  # RFC 5267
+    "CONTEXT=SEARCH",  # RFC 5267
+    "CONTEXT=SORT",  # RFC 5267
     "SORT=DISPLAY",  # RFC 5957
     "I18NLEVEL=1",  # RFC 5255
     "PREVIEW",  # RFC 8970

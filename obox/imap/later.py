@@ -25,6 +25,7 @@ class Later:
 
 
 def _handlers() -> dict[type[ast.Command], Handler]:
+    from obox.imap import contexts
     from obox.imap.commands import (
         compress,
         multisearch,
@@ -49,4 +50,5 @@ def _handlers() -> dict[type[ast.Command], Handler]:
         ast.MultiSearch: multisearch.esearch,
         ast.UidBatches: uidbatches.uidbatches,
         ast.Xlist: xlist.xlist,
+        ast.CancelUpdate: contexts.cancelupdate,
     }

@@ -30,6 +30,7 @@ from obox.store.api import Mailbox, User
 
 if TYPE_CHECKING:
     from obox.imap.channel import Channel
+    from obox.imap.contexts import Contexts
 
 NO_UIDS: Final[UidArray] = np.empty(0, dtype=np.uint32)
 
@@ -56,6 +57,7 @@ class Session(login.Session[ImapSettings]):
         "changed",
         "client_id",
         "condstore",
+        "contexts",
         "emptied",
         "idling",
         "logged_out",
@@ -91,6 +93,8 @@ class Session(login.Session[ImapSettings]):
         """Whether no sequence numbers are sent or read. RFC 9586."""
         self.saved: UidArray = NO_UIDS
         """What SEARCH RETURN (SAVE) left for `$`. RFC 5182."""
+        self.contexts: Contexts | None = None
+        """Searches that are kept up to date."""
         self.idling = False
         self.changed = False
         """Whether the mailbox has changed since the last poll."""
@@ -193,7 +197,7 @@ class Session(login.Session[ImapSettings]):
             self.view.close()
         if self._unwatch is not None:
             self._unwatch()
-        self.mailbox = self.view = self._unwatch = None
+        self.mailbox = self.view = self._unwatch = self.contexts = None
         self.mailbox_name = ""
         self.saved = NO_UIDS
         if closed:

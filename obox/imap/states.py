@@ -80,6 +80,7 @@ _SELECTED: Final[dict[type[ast.Command], Handler]] = {
     ast.Sort: Later(ast.Sort),
     ast.Thread: Later(ast.Thread),
     ast.UidBatches: Later(ast.UidBatches),
+    ast.CancelUpdate: Later(ast.CancelUpdate),
     ast.Fetch: fetch.fetch,
     ast.Store: store.store,
     ast.Copy: copy.copy,

@@ -137,5 +137,10 @@ async def report(session: Session, *, expunge: bool = True, uid: bool = False) -
         return
     claim = None if session.read_only or session.rev2 else session.mailbox.take_recent
     updates = session.view.poll(session.mailbox.state, expunge=expunge, take_recent=claim)
+    contexts = session.contexts
     if updates is not None:
+        if contexts is not None and updates.expunged:
+            contexts.expunged(updates)
         await send_updates(session, updates, uid=uid)
+    if contexts is not None:
+        await contexts.report()

@@ -193,6 +193,8 @@ class Commands:
                 b"",
                 b"RETURN () ",
                 b"RETURN (MIN MAX COUNT SAVE) ",
+                b"RETURN (UPDATE) ",
+                b"RETURN (UPDATE COUNT) ",
                 b"RETURN (SAVE) ",
             )
         )
@@ -290,6 +292,8 @@ class Commands:
                 b"UID THREAD REFERENCES UTF-8 " + self.some(self.key, 2),
                 b"THREAD ORDEREDSUBJECT UTF-8 ALL",
                 b"THREAD NONE UTF-8 ALL",
+                b'CANCELUPDATE "t%d"' % self.chance.randint(0, 9),
+                b'CANCELUPDATE "x" x',
                 b"UIDBATCHES %d" % self.chance.choice((0, 1, 500, 4_294_967_296)),
                 b"UIDBATCHES 500 " + self.pick((b"1:1", b"2:1", b"1:200", b"1:201", b"9:9", b"1")),
                 b"XLIST %b %b" % (self.name(), self.pick(PATTERNS)),

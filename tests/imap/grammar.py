@@ -14,7 +14,7 @@ RFC 2971 (ID), 3516 (BINARY), 4315 (UIDPLUS), 4469 (CATENATE), 4731 (ESEARCH), 5
 QRESYNC), 7889 (APPENDLIMIT), 8438 (STATUS=SIZE), 8474 (OBJECTID), 8514 (SAVEDATE), 8970
 (PREVIEW), 9208 (QUOTA), 9394 (PARTIAL), 9585 (INPROGRESS),
 9586 (UIDONLY), 7377 (MULTISEARCH), 10022
-(UIDBATCHES).
+(UIDBATCHES), 5267 (CONTEXT).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PARTIAL_RANGE = re.compile(rb"[1-9][0-9]*:[1-9][0-9]*|-[1-9][0-9]*:-[1-9][0-9]*"
 CAPABILITIES = re.compile(
     rb"IMAP4rev[12]|AUTH=[A-Z0-9-]+|STARTTLS|LOGINDISABLED|SASL-IR|LITERAL\+|LITERAL-|ENABLE|IDLE|NAMESPACE|UNSELECT"
     rb"|UIDPLUS|MOVE|ID|CHILDREN|LIST-EXTENDED|LIST-STATUS|SPECIAL-USE|CREATE-SPECIAL-USE|ESEARCH|SEARCHRES|WITHIN"
-    rb"|CONDSTORE|QRESYNC|MULTIAPPEND|BINARY|CATENATE|PARTIAL|INPROGRESS|UIDONLY|MULTISEARCH|UIDBATCHES|XLIST|SAVEDATE|STATUS=SIZE|APPENDLIMIT=[0-9]+|UTF8=ACCEPT|SORT|ESORT|THREAD=(?:ORDEREDSUBJECT|REFERENCES|REFS)"
+    rb"|CONDSTORE|QRESYNC|MULTIAPPEND|BINARY|CATENATE|PARTIAL|INPROGRESS|UIDONLY|MULTISEARCH|CONTEXT=(?:SEARCH|SORT)|UIDBATCHES|XLIST|SAVEDATE|STATUS=SIZE|APPENDLIMIT=[0-9]+|UTF8=ACCEPT|SORT|ESORT|THREAD=(?:ORDEREDSUBJECT|REFERENCES|REFS)"
     rb"|QUOTA|QUOTA=RES-(?:STORAGE|MESSAGE)|ACL|METADATA|NOTIFY|OBJECTID|PREVIEW|REPLACE|LIST-MYRIGHTS|SORT=DISPLAY|I18NLEVEL=1|UNAUTHENTICATE|COMPRESS=DEFLATE"
 )
 PLAIN_CODES = re.compile(
@@ -116,6 +116,8 @@ class _Reader(Structures):
             return name, self.modseq()
         if name == "INPROGRESS":
             return name, self.match(re.compile(rb'\("[^"\\]+" (?:[0-9]+|NIL) (?:[1-9][0-9]*|NIL)\)'), "progress")[0]
+        if name == "NOUPDATE":
+            return name, self.match(self.quoted, "a tag in quotes")[1]
         if name == "MODIFIED":
             return name, self.sequence()
         if name == "APPENDUID":
@@ -321,6 +323,8 @@ class _Reader(Structures):
                 values[word] = self.sequence()
             elif word == b"MODSEQ":
                 values[word] = self.modseq()
+            elif word in (b"ADDTO", b"REMOVEFROM"):
+                values[word] = self.items(self.position, empty=False)
             elif word == b"PARTIAL":
                 self.need(b"(")
                 asked = self.match(PARTIAL_RANGE, "a range")[0]
@@ -330,6 +334,12 @@ class _Reader(Structures):
             else:
                 self.fail("a known result")
         return (tag if where is None else (tag, *where)), uid, values
+
+    def position(self) -> tuple[int, list[tuple[int, int]]]:
+        """Read context-position SP sequence-set. RFC 5267 §5."""
+        at = self.number()
+        self.need(b" ")
+        return at, self.sequence()
 
     def batches(self) -> Any:
         """Read uidbatches-response: the ranges are descending and have no gaps. RFC

@@ -68,6 +68,8 @@ def _refusal(session: Session, search: ast.Search, chosen: Chosen, *, alone: boo
         return bad("CHARSET is not allowed with UTF8=ACCEPT: strings are UTF-8")
     if session.mailbox is None and (alone or chosen.selected):
         return bad("No mailbox is selected")
+    if SearchReturn.UPDATE in (search.returns or ()):
+        return bad("UPDATE is only allowed in SEARCH and SORT")
     if alone:
         return None
     # RFC 7377 §2.2: these mean something in the selected mailbox alone.

@@ -7,7 +7,8 @@ depend on the session, become sets of UIDs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -22,6 +23,7 @@ from obox.imap.replies import Reply, bad
 from obox.imap.searchkeys import SearchKey
 from obox.imap.session import NO_UIDS, Session, UidRequired
 from obox.imap.sets import SequenceSet, format_set
+from obox.loading import loaded
 from obox.mailbox import State, UidArray, uid_array, united
 from obox.mailbox import search as query
 from obox.mailbox.search import Query
@@ -43,7 +45,8 @@ async def search(session: Session, command: ast.Search) -> Reply:
     with_modseq = asks_modseq(command.key)
     if with_modseq:
         enable_condstore(session)
-    _, view = session.need_mailbox()
+    mailbox, view = session.need_mailbox()
+    modseq_before = mailbox.state.highestmodseq
     saves = command.returns is not None and SearchReturn.SAVE in command.returns
     try:
         with in_progress(session, command):
@@ -60,15 +63,19 @@ async def search(session: Session, command: ast.Search) -> Reply:
             words.append(b"(MODSEQ %d)" % modseq)
         session.write(wire.line(*words))
     else:
-        state = session.need_mailbox()[0].state if with_modseq else None
-        answer_extended(session, command, found, numbers, state=state)
+        if SearchReturn.UPDATE in command.returns:
+            await loaded("obox.imap.contexts")
+            from obox.imap.contexts import begin
+
+            begin(session, command, found, modseq_before)
+        answer_extended(session, command, found, numbers, state=mailbox.state if with_modseq else None)
     return Reply("Search completed")
 
 
 async def matching(session: Session, key: SearchKey) -> UidArray:
     """Return the UIDs of the mails of the view that match, ascending."""
     mailbox, view = session.need_mailbox()
-    meaning = _Meaning(session)
+    meaning = Meaning(session)
     for one in sets_in(key):
         if session.uidonly and not (one.uid or one.sequence.saved):
             raise UidRequired
@@ -180,7 +187,7 @@ def asks_modseq(key: SearchKey) -> bool:
 
 def to_query(session: Session, key: SearchKey) -> Query:
     """Return the query for a search key in this session now."""
-    return _Meaning(session).of(key)
+    return Meaning(session).of(key)
 
 
 def sets_in(key: SearchKey) -> Iterator[searchkeys.InSet]:
@@ -193,13 +200,14 @@ def sets_in(key: SearchKey) -> Iterator[searchkeys.InSet]:
             yield from sets_in(one)
 
 
-class _Meaning:
+class Meaning:
     """What keys mean to a session. Large values that many keys of a command may ask for
     are made once."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, fixed: Mapping[int, Query] = MappingProxyType({})) -> None:
+        """fixed: what some sets mean, by the identity of the key."""
         self._session = session
-        self._sets: dict[int, Query] = {}
+        self._sets = dict(fixed)
         self._saved: Query | None = None
         self._recent: Query | None = None
 

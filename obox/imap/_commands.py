@@ -484,6 +484,7 @@ COMMANDS: Final[dict[str, Callable[[Scan, bytes], Command]]] = {
     "LIST": _list,
     "LSUB": _lsub,
     "XLIST": _rare("xlist"),
+    "NOTIFY": _rare("notify"),
     "NAMESPACE": _bare(ast.Namespace),
     "STATUS": _status,
     "GETQUOTA": _rare("getquota"),

@@ -32,7 +32,7 @@ def fetch(scan: Scan, tag: bytes, uid: bool) -> Fetch:
     scan.sp("FETCH items")
     items: tuple[FetchItem, ...]
     if scan.peek() == b"(":
-        items = tuple(dict.fromkeys(scan.items("FETCH items", lambda: _item(scan), most=scan.limits.fetch_items_max)))
+        items = fetch_items(scan)
     else:
         match = _ITEM.match(scan.line, scan.at)
         macro = _MACROS.get(match[0].upper()) if match else None
@@ -50,6 +50,11 @@ def fetch(scan: Scan, tag: bytes, uid: bool) -> Fetch:
         changed_since, vanished, partial = _modifiers(scan, uid)
     scan.end()
     return Fetch(tag, uid, sequence, items, changed_since, vanished, partial)
+
+
+def fetch_items(scan: Scan) -> tuple[FetchItem, ...]:
+    """Take items in parentheses; repetitions are dropped."""
+    return tuple(dict.fromkeys(scan.items("FETCH items", lambda: _item(scan), most=scan.limits.fetch_items_max)))
 
 
 def _modifiers(scan: Scan, uid: bool) -> tuple[int | None, bool, Partial | None]:

@@ -3,7 +3,10 @@ such a command for the first time."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from obox.imap import ast
+from obox.imap._fetch import fetch_items
 from obox.imap._scan import NUMBER64_MAX, Malformed, Scan
 from obox.imap._search import program, result_options, search, take_charset
 from obox.imap.ast import Command, Filter, Sort, SortField, Thread
@@ -107,8 +110,8 @@ def cancelupdate(scan: Scan, tag: bytes) -> Command:
     return ast.CancelUpdate(tag, tuple(tags))
 
 
-NAMED = ("MAILBOXES", "SUBTREE", "SUBTREE-ONE")
-_PLAIN = ("SELECTED", "INBOXES", "PERSONAL", "SUBSCRIBED")
+NAMED: Final = ("MAILBOXES", "SUBTREE", "SUBTREE-ONE")
+_PLAIN: Final = ("SELECTED", "INBOXES", "PERSONAL", "SUBSCRIBED")
 
 
 def mailbox_filter(scan: Scan, *more: str) -> Filter:
@@ -146,3 +149,65 @@ def esearch(scan: Scan, tag: bytes) -> Command:
     else:
         scan.at -= 1
     return ast.MultiSearch(tag, search(scan, tag, True), sources)
+
+
+GROUPS_MAX: Final = 32
+"""Event groups of one NOTIFY. Each is compared with each mailbox."""
+
+
+def notify(scan: Scan, tag: bytes) -> Command:
+    """notify = "NOTIFY" SP ("SET" [SP "STATUS"] SP event-groups / "NONE"). RFC 5465
+    §8."""
+    scan.sp("SET or NONE")
+    word = scan.word("SET or NONE")
+    if word == "NONE":
+        scan.end()
+        return ast.Notify(tag, None)
+    if word != "SET":
+        scan.fail(f'Unknown word "{word}": allowed are SET NONE')
+    scan.sp("event groups")
+    status = scan.peek_word() == "STATUS"
+    if status:
+        scan.at += len("STATUS")
+        scan.sp("event groups")
+    groups = [_event_group(scan)]
+    while scan.more():
+        scan.spaces()
+        groups.append(_event_group(scan))
+        if len(groups) > GROUPS_MAX:
+            scan.beyond(f"Too many event groups: at most {GROUPS_MAX}")
+    scan.end()
+    return ast.Notify(tag, tuple(groups), status)
+
+
+def _event_group(scan: Scan) -> ast.EventGroup:
+    """event-group = "(" filter-mailboxes SP events ")"; events = "(" event *(SP event)
+    ")" / "NONE"."""
+    scan.need(b"(", "before an event group")
+    scan.spaces()
+    filter = mailbox_filter(scan, "SELECTED-DELAYED")
+    scan.sp("events")
+    items: tuple[ast.FetchItem, ...] = ()
+
+    def event() -> str:
+        nonlocal items
+        word = scan.word("an event")
+        behind = scan.at
+        scan.spaces()
+        if scan.peek() == b"(":
+            if word != "MESSAGENEW":
+                scan.fail(f"{word} takes no FETCH items: MessageNew does")
+            items = fetch_items(scan)
+        else:
+            scan.at = behind
+        return word
+
+    if scan.peek() == b"(":
+        events = frozenset(scan.items("events", event))
+    elif scan.word("events or NONE") == "NONE":
+        events = frozenset()
+    else:
+        scan.fail("Expected events in brackets, or NONE")
+    scan.spaces()
+    scan.need(b")", "at the end of an event group")
+    return ast.EventGroup(filter, events, items)

@@ -309,6 +309,30 @@ class Xlist(Command, frozen=True):
     pattern: str
 
 
+class Filter(msgspec.Struct, frozen=True):
+    """Mailboxes. kind: in capitals; names: of MAILBOXES, SUBTREE and SUBTREE-ONE. RFC
+    5465 §6, RFC 7377 §2.2."""
+
+    kind: str
+    names: tuple[str, ...] = ()
+
+
+class EventGroup(msgspec.Struct, frozen=True):
+    """events: in capitals, empty for NONE. items: of MESSAGENEW. RFC 5465 §8."""
+
+    filter: Filter
+    events: frozenset[str]
+    items: tuple[Any, ...] = ()
+
+
+class Notify(Command, frozen=True):
+    """groups: None for NOTIFY NONE."""
+
+    NAME: ClassVar[str] = "NOTIFY"
+    groups: tuple[EventGroup, ...] | None
+    status: bool = False
+
+
 class Idle(Command, frozen=True):
     """RFC 2177. The session answers `+` and calls `Parser.expect_done`."""
 
@@ -369,14 +393,6 @@ class Search(Command, frozen=True):
     returns: frozenset[SearchReturn] | None = None
     partial: Partial | None = None
     charset: bool = False
-
-
-class Filter(msgspec.Struct, frozen=True):
-    """Mailboxes. kind: in capitals; names: of MAILBOXES, SUBTREE and SUBTREE-ONE. RFC
-    5465 §6, RFC 7377 §2.2."""
-
-    kind: str
-    names: tuple[str, ...] = ()
 
 
 class MultiSearch(Command, frozen=True):

@@ -55,6 +55,7 @@ AFTER_LOGIN: Final = (
     "UIDONLY",  # RFC 9586
     "MULTISEARCH",  # RFC 7377
     "UIDBATCHES",  # RFC 10022
+    "NOTIFY",  # RFC 5465
     "XLIST",  # of old clients
     "QUOTA",  # RFC 9208
     "QUOTA=RES-STORAGE",  # RFC 9208

@@ -68,6 +68,8 @@ class Connection(login.Connection[ImapSettings]):
             # One change of a mailbox wakes all sessions that have it selected.
             await self.pause()
             await report(session)
+        elif session.notify is not None:
+            await session.notify.push()
         while not self.must_stop:
             event = self.parser.next()
             if event is NEED_DATA:
@@ -84,7 +86,7 @@ class Connection(login.Connection[ImapSettings]):
 
     @property
     def pending(self) -> bool:
-        return self.session.idling and self.session.changed
+        return self.session.due
 
     def last_words(self, why: Why, text: str) -> bytes:
         return wire.status(None, "BYE", text, CODES.get(why))

@@ -32,6 +32,17 @@ FlagsOf = Callable[[Table, Where], list[bytes]]
 reports new names."""
 
 
+def part_of(numbers: npt.NDArray[Any], partial: tuple[int, int] | None) -> npt.NDArray[Any]:
+    """Return the results that a range names. RFC 9394 §3.1."""
+    if partial is None:
+        return numbers
+    low, high = sorted(map(abs, partial))
+    if partial[0] > 0:
+        return numbers[low - 1 : high]
+    count = len(numbers)
+    return numbers[max(0, count - high) : max(0, count - low + 1)]
+
+
 class FlagLists(dict[int, bytes]):
     """Bits of a mail -> `(\\Seen $Label)`, each made at its first use. Holds for as
     long as no keyword is added.

@@ -31,6 +31,7 @@ from obox.store.api import Mailbox, User
 if TYPE_CHECKING:
     from obox.imap.channel import Channel
     from obox.imap.contexts import Contexts
+    from obox.imap.notify import Notifier
 
 NO_UIDS: Final[UidArray] = np.empty(0, dtype=np.uint32)
 
@@ -63,6 +64,7 @@ class Session(login.Session[ImapSettings]):
         "logged_out",
         "mailbox",
         "mailbox_name",
+        "notify",
         "qresync",
         "read_only",
         "rev2",
@@ -95,6 +97,8 @@ class Session(login.Session[ImapSettings]):
         """What SEARCH RETURN (SAVE) left for `$`. RFC 5182."""
         self.contexts: Contexts | None = None
         """Searches that are kept up to date."""
+        self.notify: Notifier | None = None
+        """What the client asked to hear without a command."""
         self.idling = False
         self.changed = False
         """Whether the mailbox has changed since the last poll."""
@@ -175,8 +179,21 @@ class Session(login.Session[ImapSettings]):
         """Report that the mailbox has changed: now in IDLE, otherwise with the next
         command."""
         self.changed = True
-        if self.idling:
+        if self.idling or (self.notify is not None and self.notify.pushes):
             self.out.wake()
+
+    @property
+    def due(self) -> bool:
+        """Return whether there is something that the client hears without a command."""
+        if self.notify is not None and self.notify.due:
+            return not self.logged_out
+        return self.idling and self.changed
+
+    def forget_notify(self) -> None:
+        """End what NOTIFY has set."""
+        if self.notify is not None:
+            self.notify.close()
+            self.notify = None
 
     # -- mailbox ---------------------------------------------------------------------------------------------------
 
@@ -245,6 +262,7 @@ class Session(login.Session[ImapSettings]):
 
     async def leave_user(self, reason: str) -> None:
         """Release the mailbox and the user, and log it."""
+        self.forget_notify()
         user, self.user = self.user, None
         try:
             await self.leave()

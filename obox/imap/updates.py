@@ -18,7 +18,8 @@ from obox.imap.rows import Where, flag_column, flag_lines, flag_rows
 from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
 from obox.mailbox import Table, UidArray
-from obox.mailbox.view import Updates
+from obox.mailbox.view import Updates, View
+from obox.store.api import Mailbox
 
 CHUNK_ROWS: Final = 1000
 """Flag lines made at a time: about 64 KiB, half a millisecond."""
@@ -129,18 +130,26 @@ async def report(session: Session, *, expunge: bool = True, uid: bool = False) -
     answers name them.
     """
     session.changed = False
-    if session.mailbox is None or session.view is None:
-        return
-    if session.mailbox.deleted:
+    if session.mailbox is not None and session.view is not None:
+        await _report_mailbox(session, session.mailbox, session.view, expunge=expunge, uid=uid)
+    if session.notify is not None:
+        await session.notify.report()
+
+
+async def _report_mailbox(session: Session, mailbox: Mailbox, view: View, *, expunge: bool, uid: bool) -> None:
+    if mailbox.deleted:
         if session.idling:
             await session.leave(closed="Mailbox was deleted")
         return
-    claim = None if session.read_only or session.rev2 else session.mailbox.take_recent
-    updates = session.view.poll(session.mailbox.state, expunge=expunge, take_recent=claim)
+    claim = None if session.read_only or session.rev2 else mailbox.take_recent
+    known = len(view)
+    updates = view.poll(mailbox.state, expunge=expunge, take_recent=claim)
     contexts = session.contexts
     if updates is not None:
         if contexts is not None and updates.expunged:
             contexts.expunged(updates)
         await send_updates(session, updates, uid=uid)
+        if session.notify is not None and updates.exists is not None:
+            await session.notify.fetch(view.uids[known - len(updates.expunged) :])
     if contexts is not None:
         await contexts.report()

@@ -200,11 +200,22 @@ class Mailbox(Protocol):
         """Note that the session has left the mailbox."""
 
 
+class Changes(Protocol):
+    """What has changed of a user's mail."""
+
+    def watch(self, told: Callable[[str], None]) -> Callable[[], None]:
+        """Call `told` from the loop after each change: with the GUID of the mailbox, or
+        with "" for the list of mailboxes. Returns a function that ends it."""
+
+
 class User(Protocol):
     """A user's mail, shared by all of the user's sessions."""
 
     name: str
     storage_id: StorageId
+
+    @property
+    def changes(self) -> Changes: ...
 
     async def current(self) -> None:
         """Return when this backend may answer for the user. Call it before each

@@ -61,7 +61,7 @@ class Commands:
         self._kinds: tuple[Callable[[], bytes], ...] = (
             *(self.fetch, self.fetch, self.fetch, self.search, self.search, self.search, self.store, self.store),
             *(self.append, self.listing, self.listing, self.select, self.select, self.mailbox, self.copy, self.plain),
-            *(self.status, self.misc, self.expunge, self.sort, self.replace),
+            *(self.status, self.misc, self.expunge, self.sort, self.replace, self.notify),
         )
 
     def pick(self, values: tuple[bytes, ...]) -> bytes:
@@ -181,6 +181,19 @@ class Commands:
             return self.pick(plain)
         names = self.pick((self.name(), b"(%b)" % self.some(self.name)))
         return self.pick((b"mailboxes ", b"subtree ", b"subtree-one ")) + names
+
+    def notify(self) -> bytes:
+        events = (
+            b"(MessageNew MessageExpunge)",
+            b"(MessageNew (FLAGS BODY[]) MessageExpunge FlagChange)",
+            b"(MailboxName SubscriptionChange)",
+            b"(MessageNew MessageExpunge MailboxName)",
+            b"(FlagChange)",
+            b"(AnnotationChange)",
+            b"NONE",
+        )
+        groups = self.some(lambda: b"(%b %b)" % (self.filter(), self.pick(events)), 3)
+        return self.pick((b"NOTIFY NONE", b"NOTIFY SET " + groups, b"NOTIFY SET STATUS " + groups))
 
     def _partial(self) -> bytes:
         return b"PARTIAL " + self.pick((b"1:2", b"-1:-5", b"9:3", b"2:-1", b"0:1", b"-4294967295:-1", b"1:4294967296"))

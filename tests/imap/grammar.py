@@ -14,7 +14,7 @@ RFC 2971 (ID), 3516 (BINARY), 4315 (UIDPLUS), 4469 (CATENATE), 4731 (ESEARCH), 5
 QRESYNC), 7889 (APPENDLIMIT), 8438 (STATUS=SIZE), 8474 (OBJECTID), 8514 (SAVEDATE), 8970
 (PREVIEW), 9208 (QUOTA), 9394 (PARTIAL), 9585 (INPROGRESS),
 9586 (UIDONLY), 7377 (MULTISEARCH), 10022
-(UIDBATCHES), 5267 (CONTEXT).
+(UIDBATCHES), 5267 (CONTEXT), 5465 (NOTIFY).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PLAIN_CODES = re.compile(
     r"ALERT|PARSE|READ-ONLY|READ-WRITE|TRYCREATE|CLOSED|UIDNOTSTICKY|NOMODSEQ|UNAVAILABLE|"
     r"AUTHENTICATIONFAILED|AUTHORIZATIONFAILED|EXPIRED|PRIVACYREQUIRED|CONTACTADMIN|NOPERM|INUSE|"
     r"EXPUNGEISSUED|CORRUPTION|SERVERBUG|CLIENTBUG|CANNOT|LIMIT|OVERQUOTA|ALREADYEXISTS|NONEXISTENT|"
-    r"USEATTR|TOOFEW|TOOMANY|TOOBIG|HASCHILDREN|NOTSAVED|UNKNOWN-CTE|UIDREQUIRED"
+    r"USEATTR|TOOFEW|TOOMANY|TOOBIG|HASCHILDREN|NOTSAVED|UNKNOWN-CTE|UIDREQUIRED|NOTIFICATIONOVERFLOW"
 )
 LIST_FLAGS = frozenset(
     rb"\Noselect \NonExistent \Noinferiors \Marked \Unmarked \HasChildren \HasNoChildren \Subscribed \Remote "
@@ -116,6 +116,8 @@ class _Reader(Structures):
             return name, self.modseq()
         if name == "INPROGRESS":
             return name, self.match(re.compile(rb'\("[^"\\]+" (?:[0-9]+|NIL) (?:[1-9][0-9]*|NIL)\)'), "progress")[0]
+        if name == "BADEVENT":
+            return name, self.items(self.atom, empty=False)
         if name == "NOUPDATE":
             return name, self.match(self.quoted, "a tag in quotes")[1]
         if name == "MODIFIED":

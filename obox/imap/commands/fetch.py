@@ -32,10 +32,9 @@ from obox.imap import ast, wire
 from obox.imap.ast import FetchAttr
 from obox.imap.body import Body, literal
 from obox.imap.commands.auth import enable_condstore
-from obox.imap.commands.search import part_of
 from obox.imap.plan import Plan, compile_plan, rare
 from obox.imap.replies import Reply, bad, no
-from obox.imap.rows import ANSWER_BYTES, Where, flag_rows, lead, lines, parts
+from obox.imap.rows import ANSWER_BYTES, Where, flag_rows, lead, lines, part_of, parts
 from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
 from obox.imap.updates import flags_of, write_flags

@@ -20,6 +20,7 @@ from obox.imap.commands.auth import enable_condstore
 from obox.imap.objectid import oid_of
 from obox.imap.progress import in_progress
 from obox.imap.replies import Reply, bad
+from obox.imap.rows import part_of
 from obox.imap.searchkeys import SearchKey
 from obox.imap.session import NO_UIDS, Session, UidRequired
 from obox.imap.sets import SequenceSet, format_set
@@ -88,17 +89,6 @@ async def matching(session: Session, key: SearchKey) -> UidArray:
 
 def joined(numbers: Numbers) -> list[bytes]:
     return [" ".join(map(str, numbers.tolist())).encode()] if len(numbers) else []
-
-
-def part_of(numbers: Numbers, partial: ast.Partial | None) -> Numbers:
-    """Return the results that a range names. RFC 9394 §3.1."""
-    if partial is None:
-        return numbers
-    low, high = sorted(map(abs, partial))
-    if partial[0] > 0:
-        return numbers[low - 1 : high]
-    count = len(numbers)
-    return numbers[max(0, count - high) : max(0, count - low + 1)]
 
 
 def answer_extended(

@@ -18,10 +18,11 @@ import numpy.typing as npt
 from obox.imap import ast, wire
 from obox.imap.ast import SearchReturn, SortField
 from obox.imap.commands.auth import enable_condstore
-from obox.imap.commands.search import NOT_RESULTS, asks_modseq, joined, matching, modseq_of, part_of, write_esearch
+from obox.imap.commands.search import NOT_RESULTS, asks_modseq, joined, matching, modseq_of, write_esearch
 from obox.imap.contexts import begin
 from obox.imap.progress import in_progress
 from obox.imap.replies import Reply
+from obox.imap.rows import part_of
 from obox.imap.session import NO_UIDS, Session
 from obox.mailbox import Table, UidArray, collated, collated_octets, distinct
 from obox.mailbox.sorting import Numbers, Texts, sorted_rows

@@ -40,6 +40,7 @@ from ...mailbox import Changed, Delta, RootDelta, united
 from ...objectstore.keys import ROOT
 from ...types import StorageId
 from ..env import Env
+from ..watchers import Watchers
 from .journal import DELETED, Journal, Line
 
 log = structlog.get_logger()
@@ -175,6 +176,7 @@ class Log:
         self.listeners: list[Callable[[tuple[Altered, ...]], None]] = []
         """Each is called once for an edit, in the turn in which it is staged. The edit
         may not be durable yet."""
+        self.watchers: dict[str, Watchers] = {}
 
     def stage(self, edit: Edit) -> list[Changed | ListChanged | None]:
         """Stage an edit. Returns for each of its parts what it altered in memory. See
@@ -196,6 +198,10 @@ class Log:
                 part.target.wake()
         if self.listeners:
             self._notify(tuple(Altered(sid, part.box, what) for part, what in zip(parts, done, strict=True) if what))
+        if (watchers := self.watchers.get(sid)) is not None:
+            for part, what in zip(parts, done, strict=True):
+                if what:
+                    watchers.tell("" if part.box == ROOT else part.box)
         return done
 
     def append_replaced(self, sid: str, box: str, deltas: list[bytes], change: Change, priority: int) -> None:

@@ -33,6 +33,7 @@ from ..log.journal import Journal
 from ..log.stage import Absent, Edit, Log, Target
 from ..log.takeover import Takeover
 from ..stamp import Trust
+from ..watchers import Watchers
 from . import copy as _copy
 from . import mailboxes as _mailboxes
 from . import unclean as _unclean
@@ -77,6 +78,7 @@ class Boxes:
         self.name = name
         self.storage_id = storage_id
         self.rootbox = RootBox(env, store.log, storage_id, self)
+        self.changes = Watchers(store.log.watchers, storage_id)
         self.sessions = 0
         self.working = 0
         """Running tasks, some of which outlive their session."""

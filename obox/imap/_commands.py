@@ -269,13 +269,19 @@ def _list(scan: Scan, tag: bytes) -> Command:
         patterns = (scan.pattern(),)
     returns: set[ast.ListReturn] = set()
     status: tuple[ast.StatusItem, ...] = ()
+    metadata: tuple[str, ...] = ()
 
     def option() -> None:
-        nonlocal status
+        nonlocal status, metadata
         word = scan.word("a return option")
         if word == "STATUS":
             scan.sp("STATUS items")
             status = _status_items(scan)
+        elif word == "METADATA":
+            from obox.imap._rare import metadata_entries
+
+            scan.sp("entries")
+            metadata = metadata_entries(scan)
         else:
             returns.add(_option(ast.ListReturn, word, "return option"))
 
@@ -287,7 +293,7 @@ def _list(scan: Scan, tag: bytes) -> Command:
         scan.sp("return options")
         scan.items("return options", option, empty=True)
     scan.end()
-    return ast.List(tag, reference, patterns, select, frozenset(returns), status, extended)
+    return ast.List(tag, reference, patterns, select, frozenset(returns), status, extended, metadata)
 
 
 def _lsub(scan: Scan, tag: bytes) -> Command:
@@ -485,6 +491,8 @@ COMMANDS: Final[dict[str, Callable[[Scan, bytes], Command]]] = {
     "LSUB": _lsub,
     "XLIST": _rare("xlist"),
     "NOTIFY": _rare("notify"),
+    "GETMETADATA": _rare("getmetadata"),
+    "SETMETADATA": _rare("setmetadata"),
     "NAMESPACE": _bare(ast.Namespace),
     "STATUS": _status,
     "GETQUOTA": _rare("getquota"),

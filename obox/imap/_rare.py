@@ -3,6 +3,7 @@ such a command for the first time."""
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from obox.imap import ast
@@ -10,6 +11,7 @@ from obox.imap._fetch import fetch_items
 from obox.imap._scan import NUMBER64_MAX, Malformed, Scan
 from obox.imap._search import program, result_options, search, take_charset
 from obox.imap.ast import Command, Filter, Sort, SortField, Thread
+from obox.mailbox import KEYWORD_BYTES_MAX
 
 
 def _quota_root(scan: Scan) -> str:
@@ -211,3 +213,92 @@ def _event_group(scan: Scan) -> ast.EventGroup:
     scan.spaces()
     scan.need(b")", "at the end of an event group")
     return ast.EventGroup(filter, events, items)
+
+
+_ENTRY: Final = re.compile(rb"/(?:private|shared)(?:/[^\x00-\x1f\x7f-\xff*%/]++)++", re.IGNORECASE)
+"""RFC 5464 §3: no wildcards, no empty component, no separator at the end."""
+ENTRIES_MAX: Final = 64
+"""Entries of one GETMETADATA, SETMETADATA or LIST. Each is answered for each mailbox of
+a LIST."""
+
+
+def _entry(scan: Scan) -> str:
+    name = scan.astring("an entry")
+    if len(name) > KEYWORD_BYTES_MAX:
+        scan.beyond(f"Entry of {len(name)} bytes; allowed: {KEYWORD_BYTES_MAX}")
+    if not _ENTRY.fullmatch(name):
+        scan.fail("Bad entry: it begins with /private/ or /shared/, and has no * and % and no empty component")
+    return name.decode().lower()
+
+
+def metadata_entries(scan: Scan) -> tuple[str, ...]:
+    """entries = entry / "(" entry *(SP entry) ")". RFC 5464 §5."""
+    if scan.peek() == b"(":
+        return tuple(dict.fromkeys(scan.items("entries", lambda: _entry(scan), most=ENTRIES_MAX)))
+    return (_entry(scan),)
+
+
+def _mailbox_or_server(scan: Scan) -> str:
+    if scan.line[scan.at : scan.at + 2] == b'""':
+        scan.at += 2
+        return ""
+    return scan.mailbox('a mailbox name, or "" for the server')
+
+
+def getmetadata(scan: Scan, tag: bytes) -> Command:
+    """getmetadata = "GETMETADATA" [SP getmetadata-options] SP mailbox SP entries. RFC
+    5464 §5. The options are also read behind the mailbox, where the RFC's examples have
+    them."""
+    size_max: int | None = None
+    depth: int | None = 0
+
+    def option() -> None:
+        nonlocal size_max, depth
+        word = scan.word("an option of GETMETADATA")
+        scan.sp(f"the value of {word}")
+        if word == "MAXSIZE":
+            size_max = scan.number("size")
+        elif word != "DEPTH":
+            scan.fail(f'Unknown option "{word}" of GETMETADATA: allowed are DEPTH MAXSIZE')
+        elif (value := scan.word("0, 1 or infinity")) in ("0", "1", "INFINITY"):
+            depth = None if value == "INFINITY" else int(value)
+        else:
+            scan.fail("Bad DEPTH: allowed are 0, 1 and infinity")
+
+    scan.sp("a mailbox name")
+    if scan.peek() == b"(":
+        scan.items("options", option)
+        scan.sp("a mailbox name")
+    mailbox = _mailbox_or_server(scan)
+    scan.sp("entries")
+    if _OPTION.match(scan.line, scan.at):
+        scan.items("options", option)
+        scan.sp("entries")
+    entries = metadata_entries(scan)
+    scan.end()
+    return ast.GetMetadata(tag, mailbox, entries, size_max, depth)
+
+
+_OPTION: Final = re.compile(rb"\( *+(?:MAXSIZE|DEPTH) ", re.IGNORECASE)
+
+
+def setmetadata(scan: Scan, tag: bytes) -> Command:
+    """setmetadata = "SETMETADATA" SP mailbox SP entry-values; entry-values = "("
+    entry-value *(SP entry-value) ")". RFC 5464 §5."""
+    scan.sp("a mailbox name")
+    mailbox = _mailbox_or_server(scan)
+    scan.sp("entries and values")
+
+    def value() -> tuple[str, bytes | None]:
+        entry = _entry(scan)
+        scan.sp("a value, or NIL")
+        if scan.peek() != b"~":
+            return entry, scan.nstring("a value, or NIL")
+        data, _ = scan.mail()
+        if not isinstance(data, bytes):
+            scan.fail("Expected a value")
+        return entry, data
+
+    values = tuple(scan.items("entries and values", value, most=ENTRIES_MAX))
+    scan.end()
+    return ast.SetMetadata(tag, mailbox, values)

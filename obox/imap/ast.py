@@ -14,6 +14,11 @@ from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
+from obox.imap.items import BinarySection as BinarySection  # noqa: PLC0414 - for users of commands
+from obox.imap.items import BodySection as BodySection  # noqa: PLC0414
+from obox.imap.items import FetchAttr as FetchAttr  # noqa: PLC0414
+from obox.imap.items import FetchItem as FetchItem  # noqa: PLC0414
+from obox.imap.items import SectionText as SectionText  # noqa: PLC0414
 from obox.imap.searchkeys import SearchKey
 from obox.imap.sets import SequenceSet
 from obox.store.api import Source
@@ -211,7 +216,8 @@ class List(Command, frozen=True):
 
     patterns: with `*` and `%` as sent; may hold one empty pattern, which asks for the
     separator in plain LIST. extended: any part of the extended syntax was used; answers
-    then follow RFC 5258 (no answer for a "" pattern).
+    then follow RFC 5258 (no answer for a "" pattern). metadata: the entries of RETURN
+    METADATA (RFC 9590).
     """
 
     NAME: ClassVar[str] = "LIST"
@@ -221,6 +227,7 @@ class List(Command, frozen=True):
     returns: frozenset[ListReturn] = frozenset()
     status: tuple[StatusItem, ...] = ()
     extended: bool = False
+    metadata: tuple[str, ...] = ()
 
 
 class Lsub(Command, frozen=True):
@@ -322,7 +329,7 @@ class EventGroup(msgspec.Struct, frozen=True):
 
     filter: Filter
     events: frozenset[str]
-    items: tuple[Any, ...] = ()
+    items: tuple[FetchItem, ...] = ()
 
 
 class Notify(Command, frozen=True):
@@ -331,6 +338,28 @@ class Notify(Command, frozen=True):
     NAME: ClassVar[str] = "NOTIFY"
     groups: tuple[EventGroup, ...] | None
     status: bool = False
+
+
+class GetMetadata(Command, frozen=True):
+    """RFC 5464 §4.2.
+
+    mailbox: "" for the server. entries: in lower case. depth: levels below an entry
+    that are answered too; None is all.
+    """
+
+    NAME: ClassVar[str] = "GETMETADATA"
+    mailbox: str
+    entries: tuple[str, ...]
+    size_max: int | None = None
+    depth: int | None = 0
+
+
+class SetMetadata(Command, frozen=True):
+    """RFC 5464 §4.3. values: None removes an entry."""
+
+    NAME: ClassVar[str] = "SETMETADATA"
+    mailbox: str
+    values: tuple[tuple[str, bytes | None], ...]
 
 
 class Idle(Command, frozen=True):
@@ -457,74 +486,6 @@ class Thread(Command, frozen=True):
     uid: bool
     algorithm: str
     key: SearchKey
-
-
-class FetchAttr(enum.Enum):
-    """FETCH items without arguments; the value is the name in the answer.
-
-    RFC 9051 §6.4.5, RFC 8514 (SAVEDATE), RFC 8474 (EMAILID, THREADID), RFC 8970
-    (PREVIEW).
-    """
-
-    ENVELOPE = "ENVELOPE"
-    FLAGS = "FLAGS"
-    INTERNALDATE = "INTERNALDATE"
-    RFC822 = "RFC822"
-    RFC822_SIZE = "RFC822.SIZE"
-    RFC822_HEADER = "RFC822.HEADER"
-    RFC822_TEXT = "RFC822.TEXT"
-    BODY = "BODY"
-    BODYSTRUCTURE = "BODYSTRUCTURE"
-    UID = "UID"
-    MODSEQ = "MODSEQ"
-    SAVEDATE = "SAVEDATE"
-    EMAILID = "EMAILID"
-    THREADID = "THREADID"
-    PREVIEW = "PREVIEW"
-    PREVIEW_LAZY = "PREVIEW (LAZY)"
-
-
-class SectionText(enum.Enum):
-    """The word of a section; ALL is `BODY[]` or, with a part, the part's content."""
-
-    ALL = ""
-    HEADER = "HEADER"
-    HEADER_FIELDS = "HEADER.FIELDS"
-    HEADER_FIELDS_NOT = "HEADER.FIELDS.NOT"
-    TEXT = "TEXT"
-    MIME = "MIME"
-
-
-class BodySection(msgspec.Struct, frozen=True):
-    """`BODY[section]<start.count>`.
-
-    label: the item's name in the answer, ready: `BODY[1.HEADER.FIELDS (Subject)]<0>`.
-    fields: as sent. part: part numbers, () for the whole mail. peek: do not set
-    `\\Seen`. start, count: None without `<>`.
-    """
-
-    label: bytes
-    part: tuple[int, ...] = ()
-    text: SectionText = SectionText.ALL
-    fields: tuple[bytes, ...] = ()
-    peek: bool = False
-    start: int | None = None
-    count: int | None = None
-
-
-class BinarySection(msgspec.Struct, frozen=True):
-    """`BINARY[part]<start.count>`, or `BINARY.SIZE[part]` where `size`. RFC 3516 §4.2.
-    The fields are those of BodySection."""
-
-    label: bytes
-    part: tuple[int, ...] = ()
-    peek: bool = False
-    start: int | None = None
-    count: int | None = None
-    size: bool = False
-
-
-FetchItem: TypeAlias = FetchAttr | BodySection | BinarySection
 
 
 class Fetch(Command, frozen=True):

@@ -56,6 +56,8 @@ AFTER_LOGIN: Final = (
     "MULTISEARCH",  # RFC 7377
     "UIDBATCHES",  # RFC 10022
     "NOTIFY",  # RFC 5465
+    "METADATA",  # RFC 5464
+    "LIST-METADATA",  # RFC 9590
     "XLIST",  # of old clients
     "QUOTA",  # RFC 9208
     "QUOTA=RES-STORAGE",  # RFC 9208

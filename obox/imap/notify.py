@@ -30,6 +30,8 @@ from obox.imap.updates import report, write_name
 from obox.mailbox import UidArray
 from obox.store.api import Status
 
+MODSEQ_MAX: Final = 2**63 - 1
+
 WATCHED_MAX: Final = 1_000
 """Mailboxes that the groups of a session choose."""
 CHANGED_MAX: Final = 1_000
@@ -37,7 +39,10 @@ CHANGED_MAX: Final = 1_000
 
 MESSAGES: Final = frozenset({"MESSAGENEW", "MESSAGEEXPUNGE", "FLAGCHANGE"})
 NAMES: Final = frozenset({"MAILBOXNAME", "SUBSCRIPTIONCHANGE"})
-_SPELT: Final = "MessageNew MessageExpunge FlagChange MailboxName SubscriptionChange"
+VALUES: Final = frozenset({"MAILBOXMETADATACHANGE", "SERVERMETADATACHANGE"})
+_SPELT: Final = (
+    "MessageNew MessageExpunge FlagChange MailboxName SubscriptionChange MailboxMetadataChange ServerMetadataChange"
+)
 _STATUS: Final = (
     ast.StatusItem.MESSAGES,
     ast.StatusItem.UIDNEXT,
@@ -69,12 +74,12 @@ async def notify(session: Session, command: ast.Notify) -> Reply:
 
 def _refusal(groups: tuple[ast.EventGroup, ...]) -> Reply | None:
     """Return why groups cannot be served. RFC 5465 §3.1, §5."""
-    if any(group.events - MESSAGES - NAMES for group in groups):
+    if any(group.events - MESSAGES - NAMES - VALUES for group in groups):
         return no("Some of the events are unknown", f"BADEVENT ({_SPELT})")
     selected = [group for group in groups if group.filter.kind in _SELECTED]
     if len(selected) > 1:
         return bad("One group is allowed for the selected mailbox")
-    if any(group.events & NAMES for group in selected):
+    if any(group.events - MESSAGES for group in selected):
         return bad("The selected mailbox has events of messages alone")
     for group in groups:
         messages = group.events & MESSAGES
@@ -102,6 +107,9 @@ class Notifier:
         """The name of each mailbox that is chosen, and whether it is subscribed."""
         self._sent: dict[str, Status] = {}
         self._changed: set[str] = set()
+        self._server = any("SERVERMETADATACHANGE" in events for _, events in self._groups)
+        self._annotated, _ = session.need_user().annotations.since(MODSEQ_MAX)
+        """The MODSEQ up to which the client knows which annotations have changed."""
         self._list_changed = False
         self._overflow = False
         self._unwatch = session.need_user().changes.watch(self._told)
@@ -218,6 +226,22 @@ class Notifier:
         for guid in before.keys() - now.keys():
             self._sent.pop(guid, None)
             self._changed.discard(guid)
+        self._write_annotated(dict(now.values()))
+
+    def _write_annotated(self, subscribed: dict[str, bool]) -> None:
+        """Write METADATA for annotations that have changed. RFC 5465 §5.6, §5.7."""
+        self._annotated, found = self._session.need_user().annotations.since(self._annotated)
+        entries: dict[str, list[bytes]] = {}
+        for name, entry in found:
+            if not name:
+                wanted = self._server
+            else:
+                wanted = "MAILBOXMETADATACHANGE" in self._events(name, subscribed=subscribed.get(name, False))
+            if wanted:
+                entries.setdefault(name, []).append(wire.astring(entry.encode()))
+        for name, some in entries.items():
+            shown = wire.mailbox(name, utf8=self._session.utf8) if name else b'""'
+            self._session.write(wire.line(b"METADATA", shown, *some))
 
     def _write_name(self, old: tuple[str, bool] | None, new: tuple[str, bool] | None) -> None:
         """old, new: the name and whether it is subscribed, None if it is not there or

@@ -60,6 +60,8 @@ _AUTHENTICATED: Final[dict[type[ast.Command], Handler]] = {
     ast.List: listing.list_,
     ast.Lsub: listing.lsub,
     ast.Xlist: Later("commands.xlist.xlist"),
+    ast.GetMetadata: Later("commands.metadata.getmetadata"),
+    ast.SetMetadata: Later("commands.metadata.setmetadata"),
     ast.Notify: Later("notify.notify"),
     ast.MultiSearch: Later("commands.multisearch.esearch"),
     ast.Namespace: listing.namespace,

@@ -23,7 +23,7 @@ from ._delta import (
 from ._holders import Holders
 from ._needles import Finder, Needle, collated, collated_octets, normalise
 from ._records import Table, by_home, home_of
-from ._root import MailboxEntry, Root, RootDelta, Totals
+from ._root import Annotation, MailboxEntry, Root, RootDelta, Totals, annotation_key
 from ._state import DELETED, MODSEQ_MAX, SEEN, State
 from ._uidset import UIDS_MAX, UidArray, distinct, pack_ranges, uid_array, united, unpack_ranges
 
@@ -36,6 +36,7 @@ __all__ = [
     "MODSEQ_MAX",
     "SEEN",
     "UIDS_MAX",
+    "Annotation",
     "Changed",
     "Delta",
     "Encoded",
@@ -52,6 +53,7 @@ __all__ = [
     "Table",
     "Totals",
     "UidArray",
+    "annotation_key",
     "by_home",
     "collated",
     "collated_octets",

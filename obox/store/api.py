@@ -208,6 +208,23 @@ class Changes(Protocol):
         with "" for the list of mailboxes. Returns a function that ends it."""
 
 
+class Annotations(Protocol):
+    """Annotations of mailboxes, and of the user. Entries are in lower case. RFC
+    5464."""
+
+    def of(self, name: str) -> Mapping[str, bytes]:
+        """Return the values of a mailbox by entry; "" stands for the user. Raises
+        NotFound."""
+
+    def since(self, modseq: int) -> tuple[int, list[tuple[str, str]]]:
+        """Return what changed after a MODSEQ of the list of mailboxes, as names and
+        entries, and the present MODSEQ."""
+
+    async def change(self, name: str, values: Mapping[str, bytes | None]) -> None:
+        """Change values; None removes an entry. The change is in the bucket on return,
+        all of it or nothing. Raises NotFound, Limit, TooBig."""
+
+
 class User(Protocol):
     """A user's mail, shared by all of the user's sessions."""
 
@@ -216,6 +233,9 @@ class User(Protocol):
 
     @property
     def changes(self) -> Changes: ...
+
+    @property
+    def annotations(self) -> Annotations: ...
 
     async def current(self) -> None:
         """Return when this backend may answer for the user. Call it before each

@@ -40,6 +40,7 @@ from ..mailbox.names import INBOX, canonical, check_name
 from ..mailbox.search import Query
 from ..types import Guid, Oid, StorageId, Uid
 from . import api
+from .annotations import Annotations
 from .api import Appended, Copied, MailboxInfo, NewMail, Source, Status, Stored, Unreadable, Usage
 from .fields import Fields
 from .mails.meta import make_fields
@@ -181,6 +182,7 @@ class MemoryUser:
         self.root = Root()
         self.boxes: dict[Guid, MemoryMailbox] = {}
         self.changes = Watchers({}, storage_id)
+        self.annotations = Annotations(lambda: self.root, store.now_ms, self._change_root, self.current)
         self._store = store
         for mailbox, use in store.mailboxes:
             self._make(mailbox, use)
@@ -189,6 +191,9 @@ class MemoryUser:
     def _join(self, delta: RootDelta) -> None:
         self.root.join(delta)
         self.changes.tell("")
+
+    async def _change_root(self, delta: RootDelta) -> None:
+        self._join(delta)
 
     def _make(self, name: str, special_use: str) -> Guid:
         now_ms = self._store.now_ms()

@@ -14,7 +14,8 @@ RFC 2971 (ID), 3516 (BINARY), 4315 (UIDPLUS), 4469 (CATENATE), 4731 (ESEARCH), 5
 QRESYNC), 7889 (APPENDLIMIT), 8438 (STATUS=SIZE), 8474 (OBJECTID), 8514 (SAVEDATE), 8970
 (PREVIEW), 9208 (QUOTA), 9394 (PARTIAL), 9585 (INPROGRESS),
 9586 (UIDONLY), 7377 (MULTISEARCH), 10022
-(UIDBATCHES), 5267 (CONTEXT), 5465 (NOTIFY).
+(UIDBATCHES), 5267 (CONTEXT), 5465 (NOTIFY),
+5464 (METADATA).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ CAPABILITIES = re.compile(
     rb"IMAP4rev[12]|AUTH=[A-Z0-9-]+|STARTTLS|LOGINDISABLED|SASL-IR|LITERAL\+|LITERAL-|ENABLE|IDLE|NAMESPACE|UNSELECT"
     rb"|UIDPLUS|MOVE|ID|CHILDREN|LIST-EXTENDED|LIST-STATUS|SPECIAL-USE|CREATE-SPECIAL-USE|ESEARCH|SEARCHRES|WITHIN"
     rb"|CONDSTORE|QRESYNC|MULTIAPPEND|BINARY|CATENATE|PARTIAL|INPROGRESS|UIDONLY|MULTISEARCH|CONTEXT=(?:SEARCH|SORT)|UIDBATCHES|XLIST|SAVEDATE|STATUS=SIZE|APPENDLIMIT=[0-9]+|UTF8=ACCEPT|SORT|ESORT|THREAD=(?:ORDEREDSUBJECT|REFERENCES|REFS)"
-    rb"|QUOTA|QUOTA=RES-(?:STORAGE|MESSAGE)|ACL|METADATA|NOTIFY|OBJECTID|PREVIEW|REPLACE|LIST-MYRIGHTS|SORT=DISPLAY|I18NLEVEL=1|UNAUTHENTICATE|COMPRESS=DEFLATE"
+    rb"|QUOTA|QUOTA=RES-(?:STORAGE|MESSAGE)|ACL|METADATA|LIST-METADATA|NOTIFY|OBJECTID|PREVIEW|REPLACE|LIST-MYRIGHTS|SORT=DISPLAY|I18NLEVEL=1|UNAUTHENTICATE|COMPRESS=DEFLATE"
 )
 PLAIN_CODES = re.compile(
     r"ALERT|PARSE|READ-ONLY|READ-WRITE|TRYCREATE|CLOSED|UIDNOTSTICKY|NOMODSEQ|UNAVAILABLE|"
@@ -118,6 +119,14 @@ class _Reader(Structures):
             return name, self.match(re.compile(rb'\("[^"\\]+" (?:[0-9]+|NIL) (?:[1-9][0-9]*|NIL)\)'), "progress")[0]
         if name == "BADEVENT":
             return name, self.items(self.atom, empty=False)
+        if name == "METADATA":
+            kind = self.atom()
+            if kind in (b"TOOMANY", b"NOPRIVATE"):
+                return name, kind
+            if kind not in (b"LONGENTRIES", b"MAXSIZE"):
+                self.fail("LONGENTRIES, MAXSIZE, TOOMANY or NOPRIVATE")
+            self.need(b" ")
+            return name, (kind, self.number())
         if name == "NOUPDATE":
             return name, self.match(self.quoted, "a tag in quotes")[1]
         if name == "MODIFIED":
@@ -337,6 +346,29 @@ class _Reader(Structures):
                 self.fail("a known result")
         return (tag if where is None else (tag, *where)), uid, values
 
+    def metadata(self) -> Any:
+        """Read mailbox SP (entry-values / entry-list). RFC 5464 §5."""
+        name = "" if self.take(b'""') else self.mailbox()
+        self.need(b" ")
+        if not self.data.startswith(b"(", self.at):
+            found = [self.entry()]
+            while self.take(b" "):
+                found.append(self.entry())
+            return name, found
+
+        def one() -> tuple[bytes, bytes | None]:
+            entry = self.entry()
+            self.need(b" ")
+            return entry, self.nstring8()
+
+        return name, self.items(one, empty=False)
+
+    def entry(self) -> bytes:
+        found = self.astring()
+        if not re.fullmatch(rb"(?:/[^\x00-\x1f\x7f-\xff*%/]+){2,}", found):
+            self.fail("an entry")
+        return found
+
     def position(self) -> tuple[int, list[tuple[int, int]]]:
         """Read context-position SP sequence-set. RFC 5267 §5."""
         at = self.number()
@@ -473,6 +505,8 @@ class _Reader(Structures):
             return Response(None, word, self.list_response(xlist=word == "XLIST"))
         if word == "STATUS":
             return Response(None, word, self.status_response())
+        if word == "METADATA":
+            return Response(None, word, self.metadata())
         if word == "UIDBATCHES":
             return Response(None, word, self.batches())
         if word == "QUOTA":

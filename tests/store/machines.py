@@ -265,6 +265,7 @@ async def whole(user: User) -> dict[str, Any]:
             status.messages,
             status.unseen,
             status.size,
+            dict(user.annotations.of(info.name)),
             rows,
         )
     return out

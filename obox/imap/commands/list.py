@@ -18,6 +18,7 @@ from obox.imap.ast import ListReturn, ListSelect
 from obox.imap.commands.status import write_status
 from obox.imap.replies import Reply
 from obox.imap.session import Session
+from obox.loading import loaded
 from obox.mailbox import names
 from obox.mailbox.names import INBOX, SEPARATOR, Pattern
 from obox.store.api import User
@@ -83,6 +84,11 @@ async def list_(session: Session, command: ast.List) -> Reply:
                 await write_status(session, entry.name, command.status)
             except NotFound:
                 pass  # deleted meanwhile: RFC 5819 §2 has no line for it
+        if command.metadata and entry.exists:
+            await loaded("obox.imap.commands.metadata")
+            from obox.imap.commands.metadata import write_listed
+
+            write_listed(session, entry.name, command.metadata)
         await session.pause()
     return Reply("List completed")
 

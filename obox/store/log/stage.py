@@ -54,18 +54,20 @@ D = TypeVar("D", Delta, RootDelta)
 @dataclass(frozen=True, slots=True)
 class ListChanged:
     """What a change did to a list of mailboxes: GUIDs of entries, names of
-    subscriptions."""
+    subscriptions, keys of annotations."""
 
     mailboxes: tuple[str, ...]
     subscriptions: tuple[str, ...]
+    annotations: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.mailboxes or self.subscriptions)
+        return bool(self.mailboxes or self.subscriptions or self.annotations)
 
     @classmethod
     def by(cls, delta: RootDelta) -> ListChanged:
         """Return what a delta of a list names."""
-        return cls(tuple(entry.guid for entry in delta.entries), tuple(delta.subscriptions))
+        guids = tuple(entry.guid for entry in delta.entries)
+        return cls(guids, tuple(delta.subscriptions), tuple(delta.annotations))
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,13 @@ class User(Boxes):
             if Guid(entry.guid) not in self._exact:
                 await self.box(Guid(entry.guid))
 
+    @property
+    def annotations(self) -> api.Annotations:
+        """See `api.User.annotations`."""
+        from ..annotations import Annotations
+
+        return Annotations(lambda: self.root, self.env.now_ms, self.change_root, self.journal.sync)
+
     async def current(self) -> None:
         """See `api.User.current`."""
         if not self.journal.sure():

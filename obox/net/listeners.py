@@ -168,7 +168,11 @@ class Listeners:
             return
         loop = asyncio.get_running_loop()
         made = functools.partial(factory, entry, None)
-        bound.server, bound.task = await loop.create_server(made, sock=bound.sock, backlog=BACKLOG), None
+        # A server that serves at once would be unknown here for a turn of the loop, and
+        # a stop in that turn would not find it.
+        server = await loop.create_server(made, sock=bound.sock, backlog=BACKLOG, start_serving=False)
+        bound.server, bound.task = server, None
+        await server.start_serving()
 
     async def _begin_late(self, bound: _Bound, before: Before, tasks: asyncio.TaskGroup) -> None:
         """Call `before` when a client has connected, and then accept."""

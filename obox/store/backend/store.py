@@ -35,6 +35,7 @@ from ..once import EveryMinute
 from ..owned import Cluster, Owned
 from ..user.journaled import join_journaled
 from ..user.unclean import FLOOR_MARGIN_MS
+from ..user.unload import leave, wait_idle
 from ..user.user import User
 from . import mark
 from .beginning import Beginning
@@ -329,7 +330,7 @@ class MailStore:
                 clean &= done
         else:
             for user in self.users.values():
-                user.leave()
+                leave(user)
         self.journal.stop()
         try:
             async with asyncio.timeout(STOP_S):
@@ -369,7 +370,7 @@ class MailStore:
         async with self._gate:
             try:
                 await user.flush(everything=True)
-                user.leave()
+                leave(user)
             except OboxError as exc:
                 log.error(
                     "user not flushed at stop, the changes are in local state and journal",
@@ -465,7 +466,7 @@ class MailStore:
         user.deleted = True
         try:
             async with asyncio.timeout(within_s):
-                await user.wait_idle()
+                await wait_idle(user)
         except TimeoutError:
             user.deleted = False
             self.users[sid] = user

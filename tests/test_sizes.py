@@ -12,6 +12,7 @@ import ast
 import importlib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import FunctionType
 
 from layers import PRODUCT, TREE, files
@@ -125,3 +126,14 @@ def test_each_exception_of_the_linter_has_its_reason() -> None:
         if bare.search(line)
     ]
     assert not found, "write the reason behind noqa: `# noqa: E731 - a short name`"
+
+
+def test_each_exception_of_the_type_checker_has_its_reason() -> None:
+    bare = re.compile(r"# type: ignore(?!\[[a-z, -]+\](?: ++# (?!type:)\S))")
+    found, needless = [], []
+    for name, path in files(TREE).items():
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if "# type: ignore" in line and path != Path(__file__):
+                (needless if path.name.startswith("test_") else found).append(f"{name}:{number}: {line.strip()}")
+    assert not [line for line in found if bare.search(line)], "write it: `# type: ignore[misc]  # a lambda has no type`"
+    assert not needless, "mypy does not check tests"

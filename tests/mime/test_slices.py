@@ -72,7 +72,7 @@ def test_no_call_decodes_more_than_a_slice(monkeypatch: pytest.MonkeyPatch) -> N
     plain = codecs.getincrementaldecoder
 
     def counted(name: str) -> Any:
-        class Decoder(plain(name)):  # type: ignore[misc]
+        class Decoder(plain(name)):
             def decode(self, data: bytes, final: bool = False) -> str:
                 seen.append(len(data))
                 text: str = super().decode(data, final)

@@ -354,7 +354,7 @@ async def test_the_bucket_is_in_the_host_where_the_settings_say_so() -> None:
             endpoint_url=f"http://localhost:{port}",
             access_key_id="id",
             secret_access_key="secret",
-            addressing=addressing,  # type: ignore[arg-type]
+            addressing=addressing,
             deadline_s=1,
         )
         store = open_store(settings)
@@ -370,7 +370,7 @@ async def test_the_bucket_is_in_the_host_where_the_settings_say_so() -> None:
         assert b"host: " + host + b":" in heads[-1].lower()
     server.close()
     with pytest.raises(ConfigError, match="addressing"):
-        open_store(Settings("memory://", addressing="both"))  # type: ignore[arg-type]
+        open_store(Settings("memory://", addressing="both"))
 
 
 @pytest.mark.parametrize(

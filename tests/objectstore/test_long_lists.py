@@ -22,7 +22,7 @@ def shuffled() -> Driver:
     random.Random(5).shuffle(rows)
     driver: Any = open_store(Settings("memory://")).driver
 
-    class Shuffled(type(driver._inner)):  # type: ignore[misc]
+    class Shuffled(type(driver._inner)):
         async def list_page(self, prefix: str, *, after: str, limit: int, cursor: Any = None, **how: Any) -> Any:
             await asyncio.sleep(0)
             last = await super().list_page("none/", after=after, limit=limit, **how)

@@ -438,7 +438,7 @@ async def test_a_command_for_all_users_touches_users_of_this_backend(
         admin = Admin(
             users=users,
             authenticator=lambda: Authenticator(users),
-            parse_search=lambda _: None,  # type: ignore[arg-type,return-value]
+            parse_search=lambda _: None,
             find_store=one.life.store,
         )
         outcome = Outcome()

@@ -251,7 +251,7 @@ async def test_it_may_be_killed_after_any_step(tmp_path: Path, step: int) -> Non
                 raise Unreachable("dead")
             await replace(key, data, kind=kind)
 
-        life.bucket.replace = dying  # type: ignore[method-assign]
+        life.bucket.replace = dying
         with pytest.raises(Unavailable):
             await run(life.store)
         assert old.majors() == {1, 2}
@@ -282,7 +282,7 @@ async def test_nothing_that_was_deleted_comes_back(old: Old) -> None:
                 await old.memory.delete_batch([key], kind="mail")
             return found
 
-        life.bucket.list = late  # type: ignore[method-assign]
+        life.bucket.list = late
         async for _ in upgrading:
             pass
         assert key not in old.objects()

@@ -137,7 +137,7 @@ async def drop_fields(mailbox: Index, uids: UidArray) -> None:
     sid, guid, turn = mailbox.user.storage_id, mailbox.guid, mailbox.env.turn(mailbox.user.storage_id)
     for at in range(0, len(uids), FIELDS_STEP):
         gone = uids[at : at + FIELDS_STEP].tolist()
-        mailbox.env.keep(sid, guid, lambda cache, gone=gone: cache.drop_fields(sid, guid, gone))  # type: ignore[misc]
+        mailbox.env.keep(sid, guid, lambda cache, gone=gone: cache.drop_fields(sid, guid, gone))  # type: ignore[misc]  # mypy has no type for a lambda with a default
         if turn.over():
             await turn.end()
 

@@ -29,7 +29,7 @@ from ..api import Fields, Stored, Unreadable
 from ..box.expunge import expunge_now, homes_of
 from ..box.index import PART_MAILS, Index, Owner, count_between, tidy
 from ..env import Env
-from ..mails import lost, read
+from ..mails import read
 from . import discover as _discover
 from . import flush as _flush
 
@@ -130,7 +130,7 @@ class Mailbox(Index):
                 raise
             home, home_uid = self.state.home_of(position)
             key = mail_key(self.user.storage_id, home, Uid(home_uid))
-        await lost.check_again(self, {uid: key}, end=1)
+        await read.look_again(self, {uid: key}, end=1)
         return await read.part(self, uid, start, end)
 
     async def search(self, query: Query, uids: UidArray, *, autofix: bool | None = None) -> UidArray:

@@ -110,7 +110,7 @@ async def test_a_client_that_reads_nothing_is_cut() -> None:
     async with serving(Pop3Settings(write_timeout_s=0.2)) as running:
         await running.deliver([b"A: b\r\n\r\n" + b"x" * (16 * MIB)])
         client = await running.client(login="anna")
-        client.reader._transport.pause_reading()
+        client.writer.transport.pause_reading()
         client.send(b"DELE 1\r\nRSET\r\nRETR 1\r\nDELE 1\r\nQUIT\r\n")
         await running.idle()
         assert len(await running.flags()) == 1

@@ -233,8 +233,8 @@ async def test_a_probe_that_is_not_read_holds_no_place(log: Any, slow: Slow, mon
     async with served(app, TCP, log) as client:
         greedy = [await opened(client) for _ in range(3)]
         try:
-            for reader, writer in greedy:
-                reader._transport.pause_reading()
+            for _, writer in greedy:
+                writer.transport.pause_reading()
                 writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
             for _ in range(1_000):
                 if waiting >= 2:

@@ -493,7 +493,7 @@ async def test_large_and_very_many_objects_are_renewed_off_the_loop(
         objects[said.key] = version1.encode(6, oid, b"", msgspec.msgpack.encode(said), compress=True)
         for uid in range(2, 10_000):
             objects[mail_key(SID, Guid(guid), Uid(uid))] = b"obox\2" + bytes(60)
-        driver = life.bucket.driver._inner
+        driver = life.bucket.driver.inner
         for name, data in objects.items():
             driver.objects[name] = (data, 1e9)
         driver.keys[:] = sorted(driver.objects)

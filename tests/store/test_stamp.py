@@ -13,6 +13,7 @@ from machines import Machine
 from msgspec.structs import replace
 
 from metacache import STAMP_BYTES_MAX, Change, Copy
+from obox.objectstore.keys import bundles_prefix
 from obox.store import NewMail
 from obox.store.box.slots import Slots
 from obox.store.owned import Owned
@@ -98,7 +99,9 @@ async def test_what_another_life_has_written_stays_covered(machine: Machine) -> 
             box = await user.box(user.entry("INBOX").guid)
         assert (len(box.stamp.heads), box.state.gaps) == (1, [])
         assert stats.count("get") <= 2, "the last two are read at once"
-        assert len(await life.bucket.list(f"{box.bundles._prefix}", kind="index")) > 3, "nothing was deleted yet"
+        assert len(await life.bucket.list(bundles_prefix(box.sid, box.box), kind="index")) > 3, (
+            "nothing was deleted yet"
+        )
 
 
 async def test_a_list_of_bundles_from_before_a_fence_trusts_nothing_after_it(

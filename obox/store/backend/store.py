@@ -89,7 +89,7 @@ class MailStore:
         """Held while this backend gains or loses units."""
         self.users: dict[StorageId, User] = {}
         self._barred: Counter[StorageId] = Counter()
-        self._pulling: Counter[StorageId] = Counter()
+        self.pulls: Counter[StorageId] = Counter()
         self._rooming = asyncio.Lock()
         self._opening: dict[StorageId, asyncio.Task[User]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -443,14 +443,14 @@ class MailStore:
         Raises InUse if the user is being deleted."""
         if sid in self._barred:
             raise InUse("the user is being deleted")
-        with _counted(self._pulling, sid):
+        with _counted(self.pulls, sid):
             yield
 
     @contextmanager
     def barring(self, sid: StorageId) -> Iterator[None]:
         """Let nobody open a user, because it is being deleted or rebuilt. Raises InUse
         if its copies are being pulled."""
-        if sid in self._pulling:
+        if sid in self.pulls:
             raise InUse("the user is being pulled; try again in a while")
         with _counted(self._barred, sid):
             yield

@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from obox.objectstore._driver import PROBES, Cursor, Driver, Kind, Page
+from obox.objectstore._driver import PROBES, Around, Cursor, Driver, Kind, Page
 from obox.objectstore._errors import AlreadyExists, Missing
 
 Op = Literal["put", "get", "list", "delete", "head", "copy"]
@@ -119,31 +119,15 @@ class Stats:
         return f"Stats({self.requests()})"
 
 
-class Counted:
+class Counted(Around):
     """A driver whose requests are counted and, when slow, logged."""
 
     def __init__(self, inner: Driver, stats: Stats, *, clock: Callable[[], float], slow_s: float, log: Any) -> None:
         self.stats = stats
-        self.inner = inner
+        super().__init__(inner)
         self._clock = clock
         self._slow_s = slow_s
         self._log = log
-
-    @property
-    def copies_create_only(self) -> bool:
-        return self.inner.copies_create_only
-
-    @copies_create_only.setter
-    def copies_create_only(self, value: bool) -> None:
-        self.inner.copies_create_only = value
-
-    @property
-    def creates_at_once(self) -> bool:
-        return self.inner.creates_at_once
-
-    @property
-    def page_keys(self) -> int:
-        return self.inner.page_keys
 
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
         begun, error = self._clock(), True

@@ -121,6 +121,6 @@ def test_long_searches_are_sliced() -> None:
         mail = bytes(data)
         assert find(mail, b"\n\r\n", 0, len(mail)) == at
         assert blank_line(mail, 0, len(mail)) == at + 3
-        assert find(mail, b"\n\r\n", 0, at + 2) == -1
-        assert blank_line(mail, 0, at + 2) == -1
+        assert find(mail, b"\n\r\n", 0, at + 2) is None
+        assert blank_line(mail, 0, at + 2) is None
         assert lines_in(mail, 0, len(mail)) == 2

@@ -136,7 +136,7 @@ async def search_everything(client: Client, rng: Rng, count: int) -> None:
             continue
         found = lines[-1].split()[2:]
         if rng.random() < 0.3:
-            _search.MEMO.__init__()  # as if nobody had searched before
+            _search.MEMO.__init__()  # nobody has searched before
         again = await answer(client, b"SEARCH " + one)
         assert again[-1].split()[2:] == found, one[:300]
         others = await answer(client, b"SEARCH NOT (" + one + b")")

@@ -6,8 +6,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from obox.imap._scan import NUMBER64_MAX, Limits, Scan
-from obox.imap._search import partial_range
+from obox.imap._scan import NUMBER64_MAX, Limits, Scan, partial_range
 from obox.imap.ast import BinarySection, BodySection, Fetch, FetchAttr, FetchItem, Partial, SectionText
 from obox.imap.wire import astring
 

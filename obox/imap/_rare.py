@@ -44,7 +44,7 @@ def sort(scan: Scan, tag: bytes, uid: bool) -> Sort:
     """sort = ["UID" SP] "SORT" SP sort-criteria SP search-criteria. RFC 5256 §5; RFC
     5267 §3 (RETURN)."""
     scan.sp("sort criteria")
-    returns, partial = result_options(scan)
+    results = result_options(scan)
 
     def criterion() -> tuple[SortField, bool]:
         word = scan.word("a sort criterion")
@@ -62,7 +62,7 @@ def sort(scan: Scan, tag: bytes, uid: bool) -> Sort:
     scan.sp("a charset")
     take_charset(scan)
     scan.sp("search keys")
-    return Sort(tag, uid, criteria, program(scan), returns, partial)
+    return Sort(tag, uid, criteria, program(scan), *results)
 
 
 def thread(scan: Scan, tag: bytes, uid: bool) -> Thread:

@@ -468,3 +468,18 @@ class Scan:
         if depth >= self.limits.depth_max:
             self.beyond(f"Nested too deeply: at most {self.limits.depth_max} levels")
         return depth + 1
+
+
+_RANGE: Final = re.compile(rb"(-?)([1-9][0-9]{0,9}):\1([1-9][0-9]{0,9})(?![0-9])")
+
+
+def partial_range(scan: Scan) -> tuple[int, int]:
+    """partial-range = nz-number ":" nz-number / "-" nz-number ":" "-" nz-number. RFC
+    9394 §4."""
+    scan.sp("a range of results such as 1:500 or -1:-500")
+    match = _RANGE.match(scan.line, scan.at)
+    if match is None or max(int(match[2]), int(match[3])) > NUMBER_MAX:
+        scan.expected("a range of results such as 1:500 or -1:-500")
+    scan.at = match.end()
+    sign = -1 if match[1] else 1
+    return sign * int(match[2]), sign * int(match[3])

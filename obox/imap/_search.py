@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
-from obox.imap._scan import NUMBER_MAX, Malformed, Scan
-from obox.imap.ast import Partial, Search, SearchReturn
+from obox.imap._fetch import fetch_items
+from obox.imap._scan import Malformed, Scan, partial_range
+from obox.imap.ast import FetchItem, Partial, Search, SearchReturn
 from obox.imap.searchkeys import (
     All,
     And,
-    DateField,
-    DateTest,
     HasFlag,
     Header,
     InSet,
@@ -28,6 +27,7 @@ from obox.imap.searchkeys import (
     Text,
     Within,
 )
+from obox.mailbox.search import DateField, DateTest
 
 CHARSETS: Final = frozenset(
     {"US-ASCII", "UTF-8", "ISO-8859-1", "ISO-8859-2", "ISO-8859-15", "WINDOWS-1250", "WINDOWS-1251", "WINDOWS-1252"}
@@ -96,7 +96,6 @@ def _object_id(scan: Scan) -> str:
     return value.decode()
 
 
-_RANGE: Final = re.compile(rb"(-?)([1-9][0-9]{0,9}):\1([1-9][0-9]{0,9})(?![0-9])")
 _OBJECT_ID: Final = re.compile(rb"[A-Za-z0-9_-]{1,255}")
 
 _WITH_ARGUMENT: Final[dict[str, Callable[[Scan], SearchKey]]] = {
@@ -203,29 +202,27 @@ def take_charset(scan: Scan) -> None:
     scan.charset = name.lower()
 
 
-def partial_range(scan: Scan) -> Partial:
-    """partial-range = nz-number ":" nz-number / "-" nz-number ":" "-" nz-number. RFC
-    9394 §4."""
-    scan.sp("a range of results such as 1:500 or -1:-500")
-    match = _RANGE.match(scan.line, scan.at)
-    if match is None or max(int(match[2]), int(match[3])) > NUMBER_MAX:
-        scan.expected("a range of results such as 1:500 or -1:-500")
-    scan.at = match.end()
-    sign = -1 if match[1] else 1
-    return sign * int(match[2]), sign * int(match[3])
+class Results(NamedTuple):
+    """The options behind RETURN: `ast.Search` has the same fields."""
+
+    returns: frozenset[SearchReturn] | None = None
+    partial: Partial | None = None
+    items: tuple[FetchItem, ...] = ()
 
 
-def result_options(scan: Scan) -> tuple[frozenset[SearchReturn] | None, Partial | None]:
+def result_options(scan: Scan) -> Results:
     """search-return-opts = SP "RETURN" SP "(" [search-return-opt *(SP
-    search-return-opt)] ")". RFC 4466 §2.6."""
+    search-return-opt)] ")". RFC 4466 §2.6; modifier-update = "UPDATE" [SP "(" fetch-att
+    *(SP fetch-att) ")"]. RFC 5465 §8."""
     if scan.peek_word() != "RETURN":
-        return None, None
+        return Results()
     scan.at += 6
     scan.sp("result options")
     partial: Partial | None = None
+    items: tuple[FetchItem, ...] = ()
 
     def option() -> SearchReturn:
-        nonlocal partial
+        nonlocal partial, items
         word = scan.word("a result option")
         try:
             found = SearchReturn(word)
@@ -236,6 +233,13 @@ def result_options(scan: Scan) -> tuple[frozenset[SearchReturn] | None, Partial 
             if partial is not None:
                 scan.fail("PARTIAL is allowed once")
             partial = partial_range(scan)
+        if found is SearchReturn.UPDATE:
+            behind = scan.at
+            scan.spaces()
+            if scan.peek() == b"(":
+                items = fetch_items(scan)
+            else:
+                scan.at = behind
         return found
 
     found = frozenset(scan.items("result options", option, empty=True))
@@ -244,16 +248,16 @@ def result_options(scan: Scan) -> tuple[frozenset[SearchReturn] | None, Partial 
     scan.sp("search keys")
     if found <= {SearchReturn.UPDATE, SearchReturn.CONTEXT}:
         found |= {SearchReturn.ALL}
-    return found, partial
+    return Results(found, partial, items)
 
 
 def search(scan: Scan, tag: bytes, uid: bool) -> Search:
     scan.sp("search keys")
-    returns, partial = result_options(scan)
+    results = result_options(scan)
     charset = scan.peek_word() == "CHARSET"
     if charset:
         scan.at += 7
         scan.sp("a charset")
         take_charset(scan)
         scan.sp("search keys")
-    return Search(tag, uid, program(scan), returns, partial, charset)
+    return Search(tag, uid, program(scan), results.returns, results.partial, charset, results.items)

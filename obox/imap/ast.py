@@ -411,7 +411,8 @@ Partial: TypeAlias = tuple[int, int]
 
 class Search(Command, frozen=True):
     """returns: None for the old `* SEARCH` answer; `RETURN ()` is {ALL}. partial: where
-    `returns` has PARTIAL. charset: whether the client has named one.
+    `returns` has PARTIAL. charset: whether the client has named one. items: what is
+    fetched of new results (UPDATE, RFC 5465 §7).
 
     uid: answer with UIDs.
     """
@@ -422,6 +423,7 @@ class Search(Command, frozen=True):
     returns: frozenset[SearchReturn] | None = None
     partial: Partial | None = None
     charset: bool = False
+    items: tuple[FetchItem, ...] = ()
 
 
 class MultiSearch(Command, frozen=True):
@@ -464,8 +466,8 @@ class SortField(enum.Enum):
 class Sort(Command, frozen=True):
     """RFC 5256.
 
-    criteria: (field, reverse), the most significant first. returns, partial: as for
-    Search.
+    criteria: (field, reverse), the most significant first. returns, partial, items: as
+    for Search.
     """
 
     NAME: ClassVar[str] = "SORT"
@@ -474,6 +476,7 @@ class Sort(Command, frozen=True):
     key: SearchKey
     returns: frozenset[SearchReturn] | None = None
     partial: Partial | None = None
+    items: tuple[FetchItem, ...] = ()
 
 
 class Thread(Command, frozen=True):

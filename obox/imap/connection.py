@@ -64,12 +64,12 @@ class Connection(login.Connection[ImapSettings]):
 
     async def work(self) -> None:
         session = self.session
-        if session.idling:
+        if session.notify is not None:
+            await session.notify.push()
+        elif session.idling:
             # One change of a mailbox wakes all sessions that have it selected.
             await self.pause()
             await report(session)
-        elif session.notify is not None:
-            await session.notify.push()
         while not self.must_stop:
             event = self.parser.next()
             if event is NEED_DATA:

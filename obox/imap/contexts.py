@@ -17,16 +17,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from obox.errors import OboxError
 from obox.imap import ast, searchkeys, wire
-from obox.imap.commands.search import Meaning, sets_in
+from obox.imap.commands.fetch import fetch
+from obox.imap.meaning import Meaning, sets_in
 from obox.imap.replies import Reply, no
 from obox.imap.searchkeys import SearchKey
 from obox.imap.session import Session
-from obox.imap.sets import format_set
+from obox.imap.sets import SequenceSet, format_set, parse_set
 from obox.mailbox import UidArray, united
 from obox.mailbox.search import Query
 from obox.mailbox.view import Updates
@@ -50,7 +52,7 @@ class Context:
 
     fixed: what sets of sequence numbers, and `$`, named when the search was made. uids:
     the results, ascending. order: sorts mails; None: they are not sorted. ranked: the
-    results in that order.
+    results in that order. items: what is fetched of new results.
     """
 
     tag: bytes
@@ -61,6 +63,7 @@ class Context:
     modseq: int
     order: Order | None = None
     ranked: UidArray | None = None
+    items: tuple[ast.FetchItem, ...] = ()
 
 
 class Contexts:
@@ -73,7 +76,6 @@ class Contexts:
     def begin(self, command: ast.Search | ast.Sort, found: UidArray, modseq: int, order: Order | None) -> None:
         """Keep a search up to date, or write NOUPDATE. found: its results, in the order
         of the answer. modseq: that of the mailbox before the search."""
-        self._all.pop(command.tag, None)
         total = len(found) + sum(len(one.uids) for one in self._all.values())
         if len(self._all) >= CONTEXTS_MAX:
             self._refuse(command.tag, f"Too many searches are kept up to date: at most {CONTEXTS_MAX}")
@@ -86,10 +88,14 @@ class Contexts:
             fixed = {id(one): meaning.of(one) for one in sets_in(command.key) if one.sequence.saved or not one.uid}
             context = Context(command.tag, command.uid, command.key, fixed, np.sort(found), modseq, order)
             context.ranked = None if order is None else found
+            context.items = tuple(map(peeking, command.items))
             self._all[command.tag] = context
 
     def _refuse(self, tag: bytes, reason: str) -> None:
-        self._session.write(wire.status(None, "OK", reason, b"NOUPDATE " + wire.quoted(tag)))
+        self._session.write(wire.status(None, "NO", reason, b"NOUPDATE " + wire.quoted(tag)))
+
+    def has(self, tag: bytes) -> bool:
+        return tag in self._all
 
     def cancel(self, tag: bytes) -> bool:
         """End a context. Returns whether there was one."""
@@ -158,6 +164,8 @@ class Contexts:
             self._refuse(context.tag, "The search has too many results to be kept up to date")
             return
         context.uids = united(context.uids, new)
+        if context.items:
+            await fetch(self._session, ast.Fetch(b"", True, set_of(new), context.items))
         _, view = self._session.need_mailbox()
         if context.order is None:
             self._write(context, b"ADDTO", [(0, format_set(new if context.uid else view.seqs(new)))])
@@ -174,6 +182,19 @@ class Contexts:
             words.append(b"UID")
         listed = b" ".join([b"%d %b" % pair for pair in pairs])
         self._session.write(wire.line(*words, word, b"(%b)" % listed))
+
+
+def peeking(item: ast.FetchItem) -> ast.FetchItem:
+    """Return an item that does not set \\Seen, since nobody has read the mail. RFC 5465
+    §5.2."""
+    if isinstance(item, ast.BodySection | ast.BinarySection):
+        return msgspec.structs.replace(item, peek=True)
+    return item
+
+
+def set_of(uids: UidArray) -> SequenceSet:
+    """Return ascending UIDs as the set of a command."""
+    return parse_set(format_set(uids))
 
 
 def _placed(values: npt.NDArray[Any], places: npt.NDArray[np.intp]) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from obox.imap.ast import Filter
 from obox.imap.session import Session
-from obox.mailbox.names import INBOX, SEPARATOR, with_children
+from obox.mailbox.names import SEPARATOR, with_children
 
 
 class Chosen:
@@ -29,13 +29,11 @@ class Chosen:
         elif one.kind == "SUBTREE-ONE":
             self._names.update(one.names)
             self._parents.update(one.names)
-        elif one.kind == "INBOXES":
-            # LMTP also delivers to mailboxes that an address names, as `user+name`. No
-            # list of them exists.
-            self._names.add(INBOX)
         elif one.kind == "SUBSCRIBED":
             self.subscribed = True
-        elif one.kind == "PERSONAL":
+        elif one.kind in ("PERSONAL", "INBOXES"):
+            # A mail may be delivered to each mailbox, by the detail of its address. RFC
+            # 5465 §6.3.
             self.personal = True
         else:
             self.selected = True

@@ -9,23 +9,22 @@ holds no more than a note for each mailbox. If there are too many of these notes
 mailboxes, the client gets NOTIFICATIONOVERFLOW, and NOTIFY ends.
 
 The first group that chooses a mailbox counts for it. The selected mailbox is reported
-as its own group says, and with each command as always.
+as its own group says, and with each command as always. Without such a group, and after
+NOTIFY NONE, IDLE does not report it either (RFC 5465 §4).
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-import msgspec
-
 from obox.errors import Limit, NotFound, OboxError
 from obox.imap import ast, wire
 from obox.imap.commands.fetch import fetch
 from obox.imap.commands.status import write_status
+from obox.imap.contexts import peeking, set_of
 from obox.imap.filters import Chosen
 from obox.imap.replies import Reply, bad, no
 from obox.imap.session import Session
-from obox.imap.sets import SequenceSet
 from obox.imap.updates import report, write_name
 from obox.mailbox import UidArray
 from obox.store.api import Status
@@ -53,12 +52,10 @@ _SELECTED: Final = ("SELECTED", "SELECTED-DELAYED")
 
 
 async def notify(session: Session, command: ast.Notify) -> Reply:
-    if command.groups is None:
-        session.forget_notify()
-        return Reply("Notify completed")
-    if (refusal := _refusal(command.groups)) is not None:
+    groups = command.groups or ()
+    if (refusal := _refusal(groups)) is not None:
         return refusal
-    notifier = Notifier(session, command.groups)
+    notifier = Notifier(session, groups)
     try:
         await notifier.begin(status=command.status)
     except Limit as error:
@@ -102,11 +99,11 @@ class Notifier:
         mine = next((one for one in groups if one.filter.kind in _SELECTED), None)
         self.pushes = mine is not None and bool(mine.events)
         self._delayed = mine is not None and mine.filter.kind == "SELECTED-DELAYED"
-        self._items = () if mine is None else tuple(map(_peeking, mine.items))
+        self._items = () if mine is None else tuple(map(peeking, mine.items))
         self._known: dict[str, tuple[str, bool]] = {}
         """The name of each mailbox that is chosen, and whether it is subscribed."""
         self._sent: dict[str, Status] = {}
-        self._changed: set[str] = set()
+        self.changed_boxes: set[str] = set()
         self._server = any("SERVERMETADATACHANGE" in events for _, events in self._groups)
         self._annotated, _ = session.need_user().annotations.since(MODSEQ_MAX)
         """The MODSEQ up to which the client knows which annotations have changed."""
@@ -124,8 +121,8 @@ class Notifier:
             self._list_changed = True
         elif box not in self._known:
             return
-        elif len(self._changed) < CHANGED_MAX:
-            self._changed.add(box)
+        elif len(self.changed_boxes) < CHANGED_MAX:
+            self.changed_boxes.add(box)
         else:
             self._overflow = True
         self._session.out.wake()
@@ -133,7 +130,7 @@ class Notifier:
     @property
     def due(self) -> bool:
         """Return whether there may be something to send."""
-        changed = bool(self._changed) or self._list_changed or self._overflow
+        changed = bool(self.changed_boxes) or self._list_changed or self._overflow
         return changed or (self.pushes and self._session.changed)
 
     def _events(self, name: str, *, subscribed: bool) -> frozenset[str]:
@@ -170,7 +167,8 @@ class Notifier:
             return
         await session.pause()
         if self.pushes and session.changed:
-            await report(session, expunge=not self._delayed)
+            # In IDLE a command is under way.
+            await report(session, expunge=session.idling or not self._delayed)
         else:
             await self.report()
 
@@ -183,8 +181,8 @@ class Notifier:
             if self._list_changed:
                 self._list_changed = False
                 await self._write_names()
-            while self._changed and not self._overflow:
-                await self._write_status(self._changed.pop())
+            while self.changed_boxes and not self._overflow:
+                await self._write_status(self.changed_boxes.pop())
                 await session.flush()
         except Limit:
             self._overflow = True
@@ -225,7 +223,7 @@ class Notifier:
                 await self._session.pause()
         for guid in before.keys() - now.keys():
             self._sent.pop(guid, None)
-            self._changed.discard(guid)
+            self.changed_boxes.discard(guid)
         self._write_annotated(dict(now.values()))
 
     def _write_annotated(self, subscribed: dict[str, bool]) -> None:
@@ -263,8 +261,7 @@ class Notifier:
     async def fetch(self, uids: UidArray) -> None:
         """Fetch new mails of the selected mailbox as the client wants it."""
         if self._items and len(uids):
-            sequence = SequenceSet(((int(uids[0]), int(uids[-1])),))
-            await fetch(self._session, ast.Fetch(b"", True, sequence, self._items))
+            await fetch(self._session, ast.Fetch(b"", True, set_of(uids), self._items))
 
 
 def _differs(before: Status | None, now: Status, events: frozenset[str]) -> bool:
@@ -274,11 +271,3 @@ def _differs(before: Status | None, now: Status, events: frozenset[str]) -> bool
     if (before.messages, before.uidnext) != (now.messages, now.uidnext):
         return True
     return "FLAGCHANGE" in events and before.highestmodseq != now.highestmodseq
-
-
-def _peeking(item: ast.FetchItem) -> ast.FetchItem:
-    """Return an item that does not set \\Seen, since nobody has read the mail. RFC 5465
-    §5.2."""
-    if isinstance(item, ast.BodySection | ast.BinarySection):
-        return msgspec.structs.replace(item, peek=True)
-    return item

@@ -13,7 +13,7 @@ from typing import Any, cast
 from obox.errors import Invalid
 from obox.imap import _search
 from obox.imap._scan import Limits, Malformed, Scan
-from obox.imap.commands.search import to_query
+from obox.imap.meaning import to_query
 from obox.imap.sets import SequenceSet
 from obox.mailbox.search import Query
 from obox.mailbox.view import View

@@ -29,9 +29,7 @@ from obox.mailbox.view import View
 from obox.store.api import Mailbox, User
 
 if TYPE_CHECKING:
-    from obox.imap.channel import Channel
-    from obox.imap.contexts import Contexts
-    from obox.imap.notify import Notifier
+    from obox.imap.channel import Channel, Contexts, Notifier
 
 NO_UIDS: Final[UidArray] = np.empty(0, dtype=np.uint32)
 
@@ -179,14 +177,14 @@ class Session(login.Session[ImapSettings]):
         """Report that the mailbox has changed: now in IDLE, otherwise with the next
         command."""
         self.changed = True
-        if self.idling or (self.notify is not None and self.notify.pushes):
+        if self.idling if self.notify is None else self.notify.pushes:
             self.out.wake()
 
     @property
     def due(self) -> bool:
         """Return whether there is something that the client hears without a command."""
-        if self.notify is not None and self.notify.due:
-            return not self.logged_out
+        if self.notify is not None:
+            return self.notify.due and not self.logged_out
         return self.idling and self.changed
 
     def forget_notify(self) -> None:

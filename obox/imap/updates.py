@@ -148,7 +148,8 @@ async def _report_mailbox(session: Session, mailbox: Mailbox, view: View, *, exp
     if updates is not None:
         if contexts is not None and updates.expunged:
             contexts.expunged(updates)
-        await send_updates(session, updates, uid=uid)
+        named = session.notify is not None and session.notify.pushes  # RFC 5465 §5.1
+        await send_updates(session, updates, uid=uid or named)
         if session.notify is not None and updates.exists is not None:
             await session.notify.fetch(view.uids[known - len(updates.expunged) :])
     if contexts is not None:

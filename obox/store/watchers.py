@@ -16,21 +16,21 @@ class Watchers:
 
     def __init__(self, known: dict[str, Watchers], sid: str) -> None:
         self._known, self._sid = known, sid
-        self._told: tuple[Told, ...] = ()
+        self.told: tuple[Told, ...] = ()
 
     def watch(self, told: Told) -> Callable[[], None]:
         """See `api.Changes`."""
-        self._told = (*self._told, told)
+        self.told = (*self.told, told)
         self._known[self._sid] = self
         return lambda: self._end(told)
 
     def _end(self, told: Told) -> None:
-        self._told = tuple(one for one in self._told if one is not told)
-        if not self._told and self._known.get(self._sid) is self:
+        self.told = tuple(one for one in self.told if one is not told)
+        if not self.told and self._known.get(self._sid) is self:
             del self._known[self._sid]
 
     def tell(self, box: str) -> None:
         """Tell all watchers that a box has changed: a mailbox, or "" for the list of
         mailboxes."""
-        for told in self._told:
+        for told in self.told:
             told(box)

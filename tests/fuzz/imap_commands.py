@@ -222,7 +222,7 @@ class Commands:
                 b"RETURN () ",
                 b"RETURN (MIN MAX COUNT SAVE) ",
                 b"RETURN (UPDATE) ",
-                b"RETURN (UPDATE COUNT) ",
+                b"RETURN (UPDATE (FLAGS BODY[]) COUNT) ",
                 b"RETURN (SAVE) ",
             )
         )

@@ -121,7 +121,7 @@ class Client:
         self.flags: set[bytes] = set()
         self.fetched: list[bytes] = []
         """The flag lists of all FETCH lines, in order."""
-        self._tag = 0
+        self.number = 0
 
     def send(self, data: bytes | str) -> None:
         self.writer.write(data if isinstance(data, bytes) else data.encode())
@@ -172,8 +172,8 @@ class Client:
 
     async def cmd(self, command: str | bytes) -> list[bytes]:
         """Send a command. Return all lines up to its tagged line."""
-        self._tag += 1
-        tag = b"t%d" % self._tag
+        self.number += 1
+        tag = b"t%d" % self.number
         self.send(tag + b" " + (command.encode() if isinstance(command, str) else command) + b"\r\n")
         lines = await self.until(tag + b" ")
         return [*lines[:-1], lines[-1].removeprefix(tag + b" ")]

@@ -32,7 +32,7 @@ async def test_a_session_has_few_contexts(running: Running) -> None:
     for _ in range(contexts.CONTEXTS_MAX):
         assert len(await client.ok("SEARCH RETURN (UPDATE) ALL")) == 2
     lines = await client.ok("SEARCH RETURN (UPDATE) ALL")
-    assert lines[0].startswith(b'* OK [NOUPDATE "t%d"] Too many searches' % client._tag)
+    assert lines[0].startswith(b'* NO [NOUPDATE "t%d"] Too many searches' % client.number)
     assert lines[1].startswith(b"* ESEARCH")
     await client.ok('CANCELUPDATE "t3"')
     assert len(await client.ok("SEARCH RETURN (UPDATE) ALL")) == 2
@@ -47,19 +47,19 @@ async def test_results_are_bounded(running: Running, monkeypatch: pytest.MonkeyP
         await other.append("INBOX", b"Subject: x\r\n\r\n")
     await client.ok("NOOP")
     assert len(await client.ok(f"{command} RETURN (UPDATE COUNT) {keys}")) == 2
-    said = b'* OK [NOUPDATE "t%d"] The search has too many results to be kept up to date'
-    first = said % client._tag
+    said = b'* NO [NOUPDATE "t%d"] The search has too many results to be kept up to date'
+    first = said % client.number
     await other.append("INBOX", b"Subject: x\r\n\r\n")
     assert first in await client.ok("NOOP")
     lines = await client.ok(f"{command} RETURN (UPDATE COUNT) {keys}")
-    assert lines[0] == said % client._tag
+    assert lines[0] == said % client.number
 
 
 async def test_a_search_that_fails_is_not_kept_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(tmp_path) as running:
         client, other = await selected(running), await running.client(login="anna")
         await client.ok("SEARCH RETURN (UPDATE) BODY x")
-        said = b'* OK [NOUPDATE "t%d"] the bucket does not answer' % client._tag
+        said = b'* NO [NOUPDATE "t%d"] the bucket does not answer' % client.number
         await other.append("INBOX", b"Subject: x\r\n\r\nx")
 
         async def fails(self: MemoryMailbox, *given: Any, **more: Any) -> None:
@@ -85,7 +85,7 @@ async def test_sequence_numbers_and_the_saved_result_keep_their_meaning(running:
     await client.append("INBOX", b"Subject: x\r\n\r\nx")
     lines = await client.ok("NOOP")
     lines = await client.ok("STORE 1:* +FLAGS.SILENT (\\Seen)")
-    tags = [client._tag - 8, client._tag - 7, client._tag - 6]
+    tags = [client.number - 8, client.number - 7, client.number - 6]
     said = [re.sub(rb'\(TAG "t([0-9]+)"\)', rb"\1", line) for line in lines if b"ESEARCH" in line]
     assert sorted(line.split(b"ADDTO ")[1] for line in said) == [b"(0 2:3)", b"(0 2:4)", b"(0 3)"], tags
 
@@ -109,7 +109,7 @@ class Follower:
     async def begin(self) -> None:
         for name, command in SEARCHES.items():
             await self.client.ok(command % "UPDATE ALL")
-            self.tags[name] = b"t%d" % self.client._tag
+            self.tags[name] = b"t%d" % self.client.number
             self.known[self.tags[name]] = []
 
     async def cmd(self, command: str | bytes) -> None:

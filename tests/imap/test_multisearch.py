@@ -97,12 +97,12 @@ def test_ranges(uids: list[int], size: int, batches: tuple[int, int] | None, fou
 @pytest.mark.parametrize(
     ("filters", "names"),
     [
-        ([Filter("INBOXES")], ["INBOX"]),
+        ([Filter("INBOXES")], ["INBOX", "a", "a/b", "a/b/c", "ab", "b"]),
         ([Filter("PERSONAL")], ["INBOX", "a", "a/b", "a/b/c", "ab", "b"]),
         ([Filter("SUBSCRIBED")], ["b"]),
         ([Filter("SUBTREE", ("a",))], ["a", "a/b", "a/b/c"]),
         ([Filter("SUBTREE-ONE", ("a",))], ["a", "a/b"]),
-        ([Filter("MAILBOXES", ("a/b", "none")), Filter("INBOXES")], ["INBOX", "a/b"]),
+        ([Filter("MAILBOXES", ("a/b", "none")), Filter("SUBSCRIBED")], ["a/b", "b"]),
         ([Filter("SELECTED")], []),
         ([Filter("SUBTREE", ("",))], []),
     ],

@@ -16,8 +16,9 @@ from obox.errors import NotFound
 from obox.imap import ast, wire
 from obox.imap.ast import SearchReturn
 from obox.imap.commands.auth import enable_condstore
-from obox.imap.commands.search import answer_extended, asks_modseq, matching, sets_in, to_query
+from obox.imap.commands.search import answer_extended, asks_modseq, matching
 from obox.imap.filters import Chosen, existing
+from obox.imap.meaning import sets_in, to_query
 from obox.imap.program import Alone
 from obox.imap.progress import in_progress
 from obox.imap.replies import Reply, bad, no

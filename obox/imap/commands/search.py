@@ -7,8 +7,6 @@ depend on the session, become sets of UIDs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -17,22 +15,18 @@ import numpy.typing as npt
 from obox.imap import ast, searchkeys, wire
 from obox.imap.ast import SearchReturn
 from obox.imap.commands.auth import enable_condstore
-from obox.imap.objectid import oid_of
+from obox.imap.meaning import Meaning, sets_in
 from obox.imap.progress import in_progress
 from obox.imap.replies import Reply, bad
 from obox.imap.rows import part_of
 from obox.imap.searchkeys import SearchKey
 from obox.imap.session import NO_UIDS, Session, UidRequired
-from obox.imap.sets import SequenceSet, format_set
+from obox.imap.sets import format_set
 from obox.loading import loaded
 from obox.mailbox import State, UidArray, uid_array, united
-from obox.mailbox import search as query
-from obox.mailbox.search import Query
 
 Numbers = npt.NDArray[Any]
 
-_DATE_FIELDS: Final = {field: query.DateField(field.value) for field in searchkeys.DateField}
-_DATE_TESTS: Final = {test: query.DateTest(test.value) for test in searchkeys.DateTest}
 _ALL_ONLY: Final = frozenset({SearchReturn.ALL})
 NOT_RESULTS: Final = frozenset({SearchReturn.SAVE, SearchReturn.UPDATE, SearchReturn.CONTEXT})
 """Options for which a line ESEARCH has nothing."""
@@ -43,6 +37,8 @@ async def search(session: Session, command: ast.Search) -> Reply:
         return bad("CHARSET is not allowed with UTF8=ACCEPT: strings are UTF-8")
     if command.returns is None and session.rev2:  # RFC 9051 §6.4.4
         command = msgspec.structs.replace(command, returns=_ALL_ONLY)
+    if session.contexts is not None and session.contexts.has(command.tag) and updates(command):
+        return bad("The tag is in use by a search that is kept up to date")  # RFC 5267 §4.3
     with_modseq = asks_modseq(command.key)
     if with_modseq:
         enable_condstore(session)
@@ -85,6 +81,11 @@ async def matching(session: Session, key: SearchKey) -> UidArray:
     wanted = meaning.of(key)
     await session.pause()  # thousands of keys take some milliseconds
     return await mailbox.search(wanted, view.uids, autofix=session.settings.autofix_storage)
+
+
+def updates(command: ast.Search | ast.Sort) -> bool:
+    """Return whether the results are to be kept up to date."""
+    return command.returns is not None and SearchReturn.UPDATE in command.returns
 
 
 def joined(numbers: Numbers) -> list[bytes]:
@@ -173,80 +174,3 @@ def asks_modseq(key: SearchKey) -> bool:
     if isinstance(key, searchkeys.And | searchkeys.Or):
         return any(map(asks_modseq, key.keys))
     return isinstance(key, searchkeys.ModSeqFrom)
-
-
-def to_query(session: Session, key: SearchKey) -> Query:
-    """Return the query for a search key in this session now."""
-    return Meaning(session).of(key)
-
-
-def sets_in(key: SearchKey) -> Iterator[searchkeys.InSet]:
-    if isinstance(key, searchkeys.InSet):
-        yield key
-    elif isinstance(key, searchkeys.Not):
-        yield from sets_in(key.key)
-    elif isinstance(key, searchkeys.And | searchkeys.Or):
-        for one in key.keys:
-            yield from sets_in(one)
-
-
-class Meaning:
-    """What keys mean to a session. Large values that many keys of a command may ask for
-    are made once."""
-
-    def __init__(self, session: Session, fixed: Mapping[int, Query] = MappingProxyType({})) -> None:
-        """fixed: what some sets mean, by the identity of the key."""
-        self._session = session
-        self._sets = dict(fixed)
-        self._saved: Query | None = None
-        self._recent: Query | None = None
-
-    def note(self, key: searchkeys.InSet) -> None:
-        """Resolve a set before `of` is called, because thousands of sets take 20 ms."""
-        self._sets[id(key)] = self._set(key.sequence, uid=key.uid)
-
-    def of(self, key: SearchKey) -> Query:
-        match key:
-            case searchkeys.InSet(sequence, uid):
-                return self._sets.get(id(key)) or self._set(sequence, uid=uid)
-            case searchkeys.HasFlag("\\Recent", present):
-                return self.recent() if present else query.Not(self.recent())
-            case searchkeys.HasFlag(flag, present):
-                return query.Flag(flag, present)
-            case searchkeys.Header(name, value):
-                return query.Header(name, value)
-            case searchkeys.Text(value, body_only):
-                return query.Body(value) if body_only else query.Text(value)
-            case searchkeys.Not(inner):
-                return query.Not(self.of(inner))
-            case searchkeys.And(keys):
-                return query.And(tuple(map(self.of, keys)))
-            case searchkeys.Or(keys):
-                return query.Or(tuple(map(self.of, keys)))
-            case searchkeys.OnDate(field, test, date):
-                return query.OnDate(_DATE_FIELDS[field], _DATE_TESTS[test], date)
-            case searchkeys.Size(larger, size):
-                return query.Larger(size) if larger else query.Smaller(size)
-            case searchkeys.ModSeqFrom():
-                return query.ModSeqFrom(key.modseq)
-            case searchkeys.ObjectId(value, thread):
-                oid = None if thread else oid_of(value)
-                return query.Or(()) if oid is None else query.ObjectOid(oid)
-            case searchkeys.Within(older, seconds):
-                return query.Older(seconds) if older else query.Younger(seconds)
-            case searchkeys.All() | searchkeys.SaveDateSupported():
-                return query.All()
-
-    def _set(self, sequence: SequenceSet, *, uid: bool) -> Query:
-        if not sequence.saved:
-            return query.UidSet(self._session.uid_ranges(sequence, uid=uid))
-        if self._saved is None:
-            self._saved = query.UidSet(self._session.saved_ranges())
-        return self._saved
-
-    def recent(self) -> Query:
-        """Return the mails that are recent in this session."""
-        if self._recent is None:
-            _, view = self._session.need_mailbox()
-            self._recent = query.UidSet(view.recent_ranges())
-        return self._recent

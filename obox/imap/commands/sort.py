@@ -18,10 +18,10 @@ import numpy.typing as npt
 from obox.imap import ast, wire
 from obox.imap.ast import SearchReturn, SortField
 from obox.imap.commands.auth import enable_condstore
-from obox.imap.commands.search import NOT_RESULTS, asks_modseq, joined, matching, modseq_of, write_esearch
+from obox.imap.commands.search import NOT_RESULTS, asks_modseq, joined, matching, modseq_of, updates, write_esearch
 from obox.imap.contexts import begin
 from obox.imap.progress import in_progress
-from obox.imap.replies import Reply
+from obox.imap.replies import Reply, bad
 from obox.imap.rows import part_of
 from obox.imap.session import NO_UIDS, Session
 from obox.mailbox import Table, UidArray, collated, collated_octets, distinct
@@ -45,6 +45,8 @@ _NOTHING: Final = Envelope()
 
 
 async def sort(session: Session, command: ast.Sort) -> Reply:
+    if session.contexts is not None and session.contexts.has(command.tag) and updates(command):
+        return bad("The tag is in use by a search that is kept up to date")
     with_modseq = asks_modseq(command.key)
     if with_modseq:
         enable_condstore(session)

@@ -14,11 +14,11 @@ from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
-from obox.imap.items import BinarySection as BinarySection  # noqa: PLC0414 - for users of commands
-from obox.imap.items import BodySection as BodySection  # noqa: PLC0414
-from obox.imap.items import FetchAttr as FetchAttr  # noqa: PLC0414
-from obox.imap.items import FetchItem as FetchItem  # noqa: PLC0414
-from obox.imap.items import SectionText as SectionText  # noqa: PLC0414
+from obox.imap.items import BinarySection as BinarySection  # noqa: PLC0414 - part of the commands
+from obox.imap.items import BodySection as BodySection  # noqa: PLC0414 - part of the commands
+from obox.imap.items import FetchAttr as FetchAttr  # noqa: PLC0414 - part of the commands
+from obox.imap.items import FetchItem as FetchItem  # noqa: PLC0414 - part of the commands
+from obox.imap.items import SectionText as SectionText  # noqa: PLC0414 - part of the commands
 from obox.imap.searchkeys import SearchKey
 from obox.imap.sets import SequenceSet
 from obox.store.api import Source

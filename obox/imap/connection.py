@@ -86,7 +86,8 @@ class Connection(login.Connection[ImapSettings]):
 
     @property
     def pending(self) -> bool:
-        return self.session.due
+        session = self.session
+        return session.idling and session.changed if session.notify is None else session.notify.due
 
     def last_words(self, why: Why, text: str) -> bytes:
         return wire.status(None, "BYE", text, CODES.get(why))

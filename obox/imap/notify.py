@@ -64,7 +64,8 @@ async def notify(session: Session, command: ast.Notify) -> Reply:
     except BaseException:
         notifier.close()
         raise
-    session.forget_notify()
+    if session.notify is not None:
+        session.notify.close()
     session.notify = notifier
     return Reply("Notify completed")
 
@@ -114,7 +115,8 @@ class Notifier:
     def close(self) -> None:
         """Hear nothing more."""
         self._unwatch()
-        self._unwatch = lambda: None
+        if self._session.notify is self:
+            self._session.notify = None
 
     def _told(self, box: str) -> None:
         if not box:
@@ -131,7 +133,7 @@ class Notifier:
     def due(self) -> bool:
         """Return whether there may be something to send."""
         changed = bool(self.changed_boxes) or self._list_changed or self._overflow
-        return changed or (self.pushes and self._session.changed)
+        return (changed or (self.pushes and self._session.changed)) and not self._session.logged_out
 
     def _events(self, name: str, *, subscribed: bool) -> frozenset[str]:
         """Return the events of the first group that chooses a mailbox."""
@@ -163,7 +165,7 @@ class Notifier:
     async def push(self) -> None:
         """Send what is due without a command."""
         session = self._session
-        if not self.due or session.logged_out:
+        if not self.due:
             return
         await session.pause()
         if self.pushes and session.changed:
@@ -190,7 +192,7 @@ class Notifier:
             session.context.log.warning("notify failed", user=session.user_name, error=str(error))
             self._overflow = True
         if self._overflow:
-            session.forget_notify()
+            self.close()
             reason = "Too many changes, or they cannot be read: NOTIFY has ended"
             session.write(wire.status(None, "OK", reason, "NOTIFICATIONOVERFLOW"))
 

@@ -180,19 +180,6 @@ class Session(login.Session[ImapSettings]):
         if self.idling if self.notify is None else self.notify.pushes:
             self.out.wake()
 
-    @property
-    def due(self) -> bool:
-        """Return whether there is something that the client hears without a command."""
-        if self.notify is not None:
-            return self.notify.due and not self.logged_out
-        return self.idling and self.changed
-
-    def forget_notify(self) -> None:
-        """End what NOTIFY has set."""
-        if self.notify is not None:
-            self.notify.close()
-            self.notify = None
-
     # -- mailbox ---------------------------------------------------------------------------------------------------
 
     def enter(self, name: str, mailbox: Mailbox, view: View, *, read_only: bool) -> None:
@@ -260,7 +247,8 @@ class Session(login.Session[ImapSettings]):
 
     async def leave_user(self, reason: str) -> None:
         """Release the mailbox and the user, and log it."""
-        self.forget_notify()
+        if self.notify is not None:
+            self.notify.close()
         user, self.user = self.user, None
         try:
             await self.leave()

@@ -10,6 +10,7 @@ This module knows no protocols and no other users.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from ...errors import NotFound, TooBig
 from ...mailbox import MailboxEntry, RootDelta, Totals, UidArray
@@ -56,7 +57,7 @@ class User(Boxes):
             if Guid(entry.guid) not in self._exact:
                 await self.box(Guid(entry.guid))
 
-    @property
+    @cached_property
     def annotations(self) -> api.Annotations:
         """See `api.User.annotations`."""
         from ..annotations import Annotations

@@ -189,6 +189,10 @@ def peeking(item: ast.FetchItem) -> ast.FetchItem:
     §5.2."""
     if isinstance(item, ast.BodySection | ast.BinarySection):
         return msgspec.structs.replace(item, peek=True)
+    if item is ast.FetchAttr.RFC822:
+        return ast.BodySection(b"RFC822", peek=True)
+    if item is ast.FetchAttr.RFC822_TEXT:
+        return ast.BodySection(b"RFC822.TEXT", text=ast.SectionText.TEXT, peek=True)
     return item
 
 

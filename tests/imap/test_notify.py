@@ -120,6 +120,18 @@ async def test_changes_of_many_deliveries_are_told_with_few_lines(running: Runni
     await _quiet(client)
 
 
+async def test_fetching_a_new_mail_does_not_make_it_seen(running: Running) -> None:
+    client, other = await running.client(login="anna"), await running.client(login="anna")
+    await client.ok("SELECT INBOX")
+    items = "RFC822 RFC822.TEXT RFC822.HEADER BODY[] BINARY[1] UID"
+    await client.ok(f"NOTIFY SET (selected (MessageNew ({items}) MessageExpunge))")
+    await other.append("INBOX", b"Subject: x\r\n\r\nbody")
+    line = (await client.until(b"* 1 FETCH"))[-1]
+    for item in (b"UID 1 ", b"RFC822 {18}\r\n", b"RFC822.TEXT {4}\r\n", b"RFC822.HEADER {14}\r\n", b"BODY[] {18}\r\n"):
+        assert item in line
+    assert (await client.ok("SEARCH SEEN"))[-2] == b"* SEARCH"
+
+
 async def test_a_user_hears_nothing_of_another(running: Running) -> None:
     client, other = await running.client(login="anna"), await running.client(login="ben")
     await client.ok("NOTIFY SET (personal (MessageNew MessageExpunge MailboxName))")

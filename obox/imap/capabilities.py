@@ -58,7 +58,7 @@ AFTER_LOGIN: Final = (
     "NOTIFY",  # RFC 5465
     "METADATA",  # RFC 5464
     "LIST-METADATA",  # RFC 9590
-    "XLIST",  # of old clients
+    "XLIST",  # for old clients; it has no RFC
     "QUOTA",  # RFC 9208
     "QUOTA=RES-STORAGE",  # RFC 9208
     "QUOTA=RES-MESSAGE",  # RFC 9208

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from obox.errors import OboxError
 from obox.imap import ast, searchkeys, wire
 from obox.imap.commands.fetch import fetch
-from obox.imap.meaning import Meaning, sets_in
+from obox.imap.meaning import Meaning, query_of, sets_in
 from obox.imap.replies import Reply, no
 from obox.imap.searchkeys import SearchKey
 from obox.imap.session import Session
@@ -113,7 +113,8 @@ class Contexts:
                 self._remove(one, vanished[mask], vanished[mask] if one.uid else seqs[mask])
 
     async def report(self) -> None:
-        """Write ADDTO and REMOVEFROM for mails that have changed since the last call."""
+        """Write ADDTO and REMOVEFROM for mails that have changed since the last
+        call."""
         for one in list(self._all.values()):
             try:
                 await self._update(one)
@@ -136,7 +137,7 @@ class Contexts:
         changed = changed[known]
         if not len(changed):
             return
-        wanted = Meaning(session, context.fixed).of(context.key)
+        wanted = await query_of(Meaning(session, context.fixed), context.key, session.pause)
         matching = await mailbox.search(wanted, changed, autofix=session.settings.autofix_storage)
         before = np.isin(changed, context.uids, assume_unique=True)
         after = np.isin(changed, matching, assume_unique=True)

@@ -3,7 +3,7 @@ Sequence numbers and \\Recent, which depend on the session, become sets of UIDs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from types import MappingProxyType
 
 from obox.imap import searchkeys
@@ -30,6 +30,17 @@ def sets_in(key: SearchKey) -> Iterator[searchkeys.InSet]:
             yield from sets_in(one)
 
 
+async def query_of(meaning: Meaning, key: SearchKey, pause: Callable[[], Awaitable[None]]) -> Query:
+    """Return the query for a search key. Others run meanwhile, because thousands of
+    sets take 20 ms, and thousands of keys some more."""
+    for one in sets_in(key):
+        meaning.note(one)
+        await pause()
+    wanted = meaning.of(key)
+    await pause()
+    return wanted
+
+
 class Meaning:
     """What keys mean to a session. Large values that many keys of a command may ask for
     are made once."""
@@ -43,7 +54,8 @@ class Meaning:
 
     def note(self, key: searchkeys.InSet) -> None:
         """Resolve a set before `of` is called, because thousands of sets take 20 ms."""
-        self._sets[id(key)] = self._set(key.sequence, uid=key.uid)
+        if id(key) not in self._sets:
+            self._sets[id(key)] = self._set(key.sequence, uid=key.uid)
 
     def of(self, key: SearchKey) -> Query:
         match key:

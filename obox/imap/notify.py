@@ -1,7 +1,7 @@
 """NOTIFY: a client hears of changes in mailboxes that it has not selected, and of
 changes in its selected mailbox without IDLE. RFC 5465.
 
-Theory of operation. The store tells which mailbox of the user has changed
+Theory of operation. The store says which mailbox of the user has changed
 (`api.Changes`). The session notes the mailbox and wakes its connection. What is sent
 follows from the state of the mailbox then: STATUS if its numbers differ from those that
 were sent last, LIST if its name or subscription does. So a client that reads slowly
@@ -34,7 +34,7 @@ MODSEQ_MAX: Final = 2**63 - 1
 WATCHED_MAX: Final = 1_000
 """Mailboxes that the groups of a session choose."""
 CHANGED_MAX: Final = 1_000
-"""Mailboxes that have changed since the client was told of changes."""
+"""Mailboxes that have changed, and of which the client does not know yet."""
 
 MESSAGES: Final = frozenset({"MESSAGENEW", "MESSAGEEXPUNGE", "FLAGCHANGE"})
 NAMES: Final = frozenset({"MAILBOXNAME", "SUBSCRIPTIONCHANGE"})
@@ -110,15 +110,15 @@ class Notifier:
         """The MODSEQ up to which the client knows which annotations have changed."""
         self._list_changed = False
         self._overflow = False
-        self._unwatch = session.need_user().changes.watch(self._told)
+        self._unwatch = session.need_user().changes.watch(self._noticed)
 
     def close(self) -> None:
-        """Hear nothing more."""
+        """Stop listening for changes."""
         self._unwatch()
         if self._session.notify is self:
             self._session.notify = None
 
-    def _told(self, box: str) -> None:
+    def _noticed(self, box: str) -> None:
         if not box:
             self._list_changed = True
         elif box not in self._known:

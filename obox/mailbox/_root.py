@@ -51,8 +51,8 @@ def annotation_key(guid: str, entry: str) -> str:
 
 
 def _rank(one: Annotation) -> tuple[int, bool, bytes]:
-    """Of two annotations the larger wins. A value wins against its removal with the
-    same stamp."""
+    """Return what decides between two annotations: the larger wins. With the same stamp
+    a value wins against its removal."""
     return one[0], one[1] is not None, one[1] or b""
 
 

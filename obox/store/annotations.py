@@ -15,8 +15,8 @@ from ..mailbox import Root, RootDelta, annotation_key
 from ..mailbox.names import canonical
 
 ENTRIES_MAX: Final = 1_000
-"""Annotations of a user, removed ones counted. The list of mailboxes is read as a whole
-at a cold login."""
+"""Annotations of a user, with those that were removed. The list of mailboxes is read as
+a whole at a cold login."""
 VALUE_BYTES_MAX: Final = 16 * 1024
 """A value. Clients keep colours, notes and short settings there."""
 BYTES_MAX: Final = 256 * 1024
@@ -90,7 +90,7 @@ class Annotations:
             raise TooBig(f"a value of {largest} bytes; allowed: {VALUE_BYTES_MAX}")
         known = self._root().annotations
         if len(known.keys() | wanted.keys()) > ENTRIES_MAX:
-            raise Limit(f"a user has at most {ENTRIES_MAX} annotations, removed ones counted")
+            raise Limit(f"a user has at most {ENTRIES_MAX} annotations; those that were removed count")
         others = sum(len(value or b"") for key, (_, value) in known.items() if key not in wanted)
         if others + sum(len(value or b"") for value in wanted.values()) > BYTES_MAX:
             raise Limit(f"the annotations of a user have at most {BYTES_MAX} bytes")

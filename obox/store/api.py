@@ -203,9 +203,10 @@ class Mailbox(Protocol):
 class Changes(Protocol):
     """What has changed of a user's mail."""
 
-    def watch(self, told: Callable[[str], None]) -> Callable[[], None]:
-        """Call `told` from the loop after each change: with the GUID of the mailbox, or
-        with "" for the list of mailboxes. Returns a function that ends it."""
+    def watch(self, listener: Callable[[str], None]) -> Callable[[], None]:
+        """Call `listener` from the loop after each change: with the GUID of the
+        mailbox, or with "" for the list of mailboxes. Returns a function that ends
+        it."""
 
 
 class Annotations(Protocol):

@@ -69,7 +69,7 @@ class MemoryMailbox:
         for wake in tuple(self._watchers):
             wake()
         if altered:
-            self._changes.tell(self.guid)
+            self._changes.notify(self.guid)
 
     def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
         self._watchers.append(wake)
@@ -190,7 +190,7 @@ class MemoryUser:
 
     def _join(self, delta: RootDelta) -> None:
         self.root.join(delta)
-        self.changes.tell("")
+        self.changes.notify("")
 
     async def _change_root(self, delta: RootDelta) -> None:
         self._join(delta)

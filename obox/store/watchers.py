@@ -1,14 +1,14 @@
-"""Who is told that something of a user has changed, such as a session with NOTIFY.
+"""Listeners for the changes of a single user, such as a session with NOTIFY.
 
-`log.stage.Log` tells the watchers of a user of each edit. They get no more than the box
-that has changed, so that they can wait until they look.
+`log.stage.Log` calls the listeners of a user after each edit. They get only the box
+that has changed, and look at its state when they need it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-Told = Callable[[str], None]
+Listener = Callable[[str], None]
 
 
 class Watchers:
@@ -16,21 +16,21 @@ class Watchers:
 
     def __init__(self, known: dict[str, Watchers], sid: str) -> None:
         self._known, self._sid = known, sid
-        self.told: tuple[Told, ...] = ()
+        self.listeners: tuple[Listener, ...] = ()
 
-    def watch(self, told: Told) -> Callable[[], None]:
+    def watch(self, listener: Listener) -> Callable[[], None]:
         """See `api.Changes`."""
-        self.told = (*self.told, told)
+        self.listeners = (*self.listeners, listener)
         self._known[self._sid] = self
-        return lambda: self._end(told)
+        return lambda: self._end(listener)
 
-    def _end(self, told: Told) -> None:
-        self.told = tuple(one for one in self.told if one is not told)
-        if not self.told and self._known.get(self._sid) is self:
+    def _end(self, listener: Listener) -> None:
+        self.listeners = tuple(one for one in self.listeners if one is not listener)
+        if not self.listeners and self._known.get(self._sid) is self:
             del self._known[self._sid]
 
-    def tell(self, box: str) -> None:
-        """Tell all watchers that a box has changed: a mailbox, or "" for the list of
-        mailboxes."""
-        for told in self.told:
-            told(box)
+    def notify(self, box: str) -> None:
+        """Call all listeners, because a box has changed: a mailbox, or "" for the list
+        of mailboxes."""
+        for listener in self.listeners:
+            listener(box)

@@ -53,7 +53,7 @@ async def test_new_mailboxes_beyond_the_limit_end_it(running: Running, monkeypat
 
 
 async def test_a_client_that_reads_nothing_holds_few_notes(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More mailboxes change than may be noted while the client is not told."""
+    """More mailboxes change than may be noted while the client does not read."""
     client, other = await running.client(login="anna"), await running.client(login="anna")
     monkeypatch.setattr(notify, "CHANGED_MAX", 2)
     await client.ok("NOTIFY SET (personal (MessageNew MessageExpunge))")
@@ -88,7 +88,7 @@ async def test_a_mailbox_that_cannot_be_read_ends_it(tmp_path: Path, monkeypatch
 async def _until_unwatched(running: Running) -> None:
     (user,) = running.store.users.values()
     async with asyncio.timeout(DEADLINE_S):
-        while user.changes.told:  # noqa: ASYNC110 - nothing in the server says so
+        while user.changes.listeners:  # noqa: ASYNC110 - nothing in the server says so
             await asyncio.sleep(0.005)
 
 
@@ -98,7 +98,7 @@ async def test_nothing_watches_at_the_end(running: Running, way: str) -> None:
     (user,) = running.store.users.values()
     for _ in range(2):
         await client.ok("NOTIFY SET (inboxes (MessageNew MessageExpunge))")
-    assert len(user.changes.told) == 1
+    assert len(user.changes.listeners) == 1
     if way == "abort":
         client.writer.transport.abort()
     else:
@@ -107,7 +107,7 @@ async def test_nothing_watches_at_the_end(running: Running, way: str) -> None:
     assert not getattr(getattr(running.store, "log", None), "watchers", {})
 
 
-async def test_changes_of_many_deliveries_are_told_with_few_lines(running: Running) -> None:
+async def test_changes_by_many_deliveries_need_few_lines(running: Running) -> None:
     """A client that reads late gets the last state."""
     client, other = await running.client(login="anna"), await running.client(login="anna")
     await client.ok("NOTIFY SET (personal (MessageNew MessageExpunge))")

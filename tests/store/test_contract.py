@@ -200,26 +200,26 @@ async def test_annotations(user: User) -> None:
     assert both.of("moved") == {}
 
 
-async def test_watchers_are_told_which_box_has_changed(user: User) -> None:
-    told: list[str] = []
-    end = user.changes.watch(told.append)
+async def test_listeners_learn_which_box_has_changed(user: User) -> None:
+    heard: list[str] = []
+    end = user.changes.watch(heard.append)
     guid = await user.create("box")
-    assert told == [""]
+    assert heard == [""]
     await user.append("box", [NewMail(simple(1))])
-    assert guid in told
-    del told[:]
+    assert guid in heard
+    del heard[:]
     box = await user.select("box")
     await box.store_flags(uids(1), "add", ["\\Seen"])
-    assert told == [guid]
+    assert heard == [guid]
     await box.store_flags(uids(1), "add", ["\\Seen"])
-    assert told == [guid], "nothing has changed"
-    del told[:]
+    assert heard == [guid], "nothing has changed"
+    del heard[:]
     await user.annotations.change("box", {"/private/a": b"1"})
     await user.subscribe("box", True)
-    assert told == ["", ""]
+    assert heard == ["", ""]
     end()
     await user.create("more")
-    assert told == ["", ""]
+    assert heard == ["", ""]
 
 
 # -- mails ---------------------------------------------------------------------------------------------------------

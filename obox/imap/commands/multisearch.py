@@ -18,7 +18,7 @@ from obox.imap.ast import SearchReturn
 from obox.imap.commands.auth import enable_condstore
 from obox.imap.commands.search import answer_extended, asks_modseq, matching
 from obox.imap.filters import Chosen, existing
-from obox.imap.meaning import sets_in, to_query
+from obox.imap.meaning import Meaning, query_of, sets_in
 from obox.imap.program import Alone
 from obox.imap.progress import in_progress
 from obox.imap.replies import Reply, bad, no
@@ -101,8 +101,7 @@ async def _other(session: Session, search: ast.Search, name: str) -> None:
     except NotFound:
         return  # It was deleted meanwhile.
     try:
-        wanted = to_query(cast(Any, Alone(mailbox)), search.key)
-        await session.pause()
+        wanted = await query_of(Meaning(cast(Any, Alone(mailbox))), search.key, session.pause)
         found = await mailbox.search(wanted, mailbox.state.uids, autofix=session.settings.autofix_storage)
         await _answer(session, search, (name, mailbox), found)
     finally:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from obox.imap import ast, searchkeys, wire
 from obox.imap.ast import SearchReturn
 from obox.imap.commands.auth import enable_condstore
-from obox.imap.meaning import Meaning, sets_in
+from obox.imap.meaning import Meaning, query_of, sets_in
 from obox.imap.progress import in_progress
 from obox.imap.replies import Reply, bad
 from obox.imap.rows import part_of
@@ -38,7 +38,7 @@ async def search(session: Session, command: ast.Search) -> Reply:
     if command.returns is None and session.rev2:  # RFC 9051 §6.4.4
         command = msgspec.structs.replace(command, returns=_ALL_ONLY)
     if session.contexts is not None and session.contexts.has(command.tag) and updates(command):
-        return bad("The tag is in use by a search that is kept up to date")  # RFC 5267 §4.3
+        return bad("The tag is in use by a search that is kept up to date")
     with_modseq = asks_modseq(command.key)
     if with_modseq:
         enable_condstore(session)
@@ -72,14 +72,9 @@ async def search(session: Session, command: ast.Search) -> Reply:
 async def matching(session: Session, key: SearchKey) -> UidArray:
     """Return the UIDs of the mails of the view that match, ascending."""
     mailbox, view = session.need_mailbox()
-    meaning = Meaning(session)
-    for one in sets_in(key):
-        if session.uidonly and not (one.uid or one.sequence.saved):
-            raise UidRequired
-        meaning.note(one)
-        await session.pause()
-    wanted = meaning.of(key)
-    await session.pause()  # thousands of keys take some milliseconds
+    if session.uidonly and any(not (one.uid or one.sequence.saved) for one in sets_in(key)):
+        raise UidRequired
+    wanted = await query_of(Meaning(session), key, session.pause)
     return await mailbox.search(wanted, view.uids, autofix=session.settings.autofix_storage)
 
 

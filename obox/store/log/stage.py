@@ -203,7 +203,7 @@ class Log:
         if (watchers := self.watchers.get(sid)) is not None:
             for part, what in zip(parts, done, strict=True):
                 if what:
-                    watchers.tell("" if part.box == ROOT else part.box)
+                    watchers.notify("" if part.box == ROOT else part.box)
         return done
 
     def append_replaced(self, sid: str, box: str, deltas: list[bytes], change: Change, priority: int) -> None:

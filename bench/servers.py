@@ -153,7 +153,8 @@ def run_obox(home: Path, bucket: Bucket, users: Sequence[str], name: str = "obox
         + "".join(f"{key} = {json.dumps(value)}\n" for key, value in storage.items())
         + f'[tls]\ncert = "{cert}"\nkey = "{key}"\n[auth]\npasswd_file = "users"\n'
         + f'[imap]\nlisten = ["127.0.0.1:{imap}", "127.0.0.1:{imaps}/tls"]\nmax_user_sessions = 0\n'
-        + f'[lmtp]\nlisten = ["127.0.0.1:{lmtp}"]\n[pop3]\nlisten = ["127.0.0.1:{pop3}"]\n[http]\nlisten = ["127.0.0.1:{http}"]\n'
+        + f'[lmtp]\nlisten = ["127.0.0.1:{lmtp}"]\n'
+        + f'[pop3]\nlisten = ["127.0.0.1:{pop3}"]\n[http]\nlisten = ["127.0.0.1:{http}"]\n'
     )
     log = home / "log"
     with log.open("wb") as out:

@@ -65,6 +65,8 @@ class Session(login.Session[ImapSettings]):
         "read_only",
         "saved",
         "uidonly",
+        "uncommitted",
+        "unsettled",
         "utf8",
         "view",
         "waiting_tag",
@@ -88,6 +90,10 @@ class Session(login.Session[ImapSettings]):
         """Whether no sequence numbers are sent or read. RFC 9586."""
         self.saved: UidArray = NO_UIDS
         """What SEARCH RETURN (SAVE) left for `$`. RFC 5182."""
+        self.uncommitted = False
+        """Whether a STORE has changed something that is not committed yet."""
+        self.unsettled: list[tuple[bytes, str, Reply]] = []
+        """Tags, names and replies of STORE commands that wait for the commit."""
         self.idling = False
         self.changed = False
         """Whether the mailbox has changed since the last poll."""

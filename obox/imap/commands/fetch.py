@@ -198,7 +198,7 @@ class _Fetch:
             seen = await self._mark_seen(uids)
         for run in self._runs(uids, found):
             await self._deliver(run, seen)
-            await self.session.flush()
+            await self.session.pause()
         return len(uids)
 
     def _runs(self, uids: UidArray, found: dict[int, Fields]) -> Iterator[_Run]:

@@ -21,9 +21,11 @@ import numpy.typing as npt
 from ._uidset import UidArray
 from .sorting import RUN, Numbers, in_order
 
-VALUES_BYTES_MAX: Final = 32 << 20
-"""Memory of the values of all mailboxes, about. 10,000 mails take one megabyte for a
-text criterion. The values that were used least recently are dropped."""
+TEXTS_BYTES_MAX: Final = 32 << 20
+"""Memory of the texts of all mailboxes, about. 10,000 mails take one megabyte for a
+criterion. The texts that were used least recently are dropped."""
+DATES_BYTES_MAX: Final = 8 << 20
+"""Memory of the dates of all mailboxes. 10,000 mails take 130 kB."""
 TEXT_BYTES: Final = 64
 """What a text takes beside its characters, which take up to four octets each."""
 
@@ -68,11 +70,13 @@ class Ranked:
             yield
         merged: list[str] = []
         begin = 0
-        for place, text in zip(places, new, strict=True):
+        for at, (place, text) in enumerate(zip(places, new, strict=True)):
             merged += known[begin:place]
             merged.append(text)
             begin = place
             chars += len(text)
+            if not (at + 1) % RUN:
+                yield
         merged += known[begin:]
         yield
         ranks: list[int] = []
@@ -126,7 +130,7 @@ V = TypeVar("V", Ranked, Dated)
 class Values(Generic[V]):
     """Values by name, within a bound of octets."""
 
-    def __init__(self, bytes_max: int = VALUES_BYTES_MAX) -> None:
+    def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self.nbytes = 0
         self._held: OrderedDict[Hashable, V] = OrderedDict()

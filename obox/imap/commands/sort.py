@@ -8,12 +8,14 @@ steps, and other sessions run between two steps.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from obox.errors import Limit
 from obox.imap import ast, wire
 from obox.imap.ast import SearchReturn, SortField
 from obox.imap.commands.auth import enable_condstore
@@ -21,8 +23,9 @@ from obox.imap.commands.search import asks_modseq, joined, matching, modseq_of, 
 from obox.imap.progress import in_progress
 from obox.imap.replies import Reply
 from obox.imap.session import NO_UIDS, Session
-from obox.mailbox import Table, UidArray, collated, collated_octets, distinct
-from obox.mailbox.sorting import Numbers, Texts, sorted_rows
+from obox.mailbox import Table, UidArray, collated, collated_octets, distinct, within
+from obox.mailbox.sorting import CHARS_MAX, Numbers, sorted_rows
+from obox.mailbox.values import Dated, Ranked
 from obox.mime import parse_date
 from obox.mime.collating import converted, octets
 from obox.mime.readback import Envelope, first_address, read_envelope
@@ -38,7 +41,6 @@ INLINE_ROWS: Final = 20_000
 More are sorted in a thread."""
 
 T = TypeVar("T")
-_NOTHING: Final = Envelope()
 
 
 async def sort(session: Session, command: ast.Sort) -> Reply:
@@ -110,23 +112,99 @@ async def _columns(
         out[SortField.ARRIVAL] = arrival
     if SortField.SIZE in wanted:
         out[SortField.SIZE] = table.column("size")[where].astype(np.int64)
-    texts = {field: Texts() for field in wanted if field in TEXT_OF}
-    dates = arrival.copy() if SortField.DATE in wanted else None
-    if not texts and dates is None:
-        return out
-    gets = [(TEXT_OF[field], texts[field].add) for field in texts]
-    at = 0
-    async for envelope in envelopes(session, uids):
-        for get, add in gets:
-            add(get(envelope))
-        if dates is not None and (sent := sent_seconds(envelope)) is not None:
-            dates[at] = sent
-        at += 1
-    if dates is not None:
-        out[SortField.DATE] = dates
-    for field, some in texts.items():
-        out[field] = await in_turns(session, some.ranks())
+    fields = [field for field in wanted if field in TEXT_OF]
+    if fields or SortField.DATE in wanted:
+        known = await known_values(session, uids, fields, dated=SortField.DATE in wanted)
+        out |= {field: known.ranks(field, uids) for field in fields}
+        if SortField.DATE in wanted:
+            out[SortField.DATE] = known.sent(uids, arrival)
     return out
+
+
+@dataclass
+class Known:
+    """What is known of mails. readable: the mails whose ENVELOPE could be read; None
+    means all that are asked for."""
+
+    texts: dict[SortField, Ranked]
+    dates: Dated
+    readable: UidArray | None
+
+    def ranks(self, field: SortField, uids: UidArray) -> Numbers:
+        """Return a number for each mail: equal for equal texts, 0 for the empty
+        text."""
+        return self._of(uids, np.zeros(len(uids), dtype=np.int64), lambda some, _: self.texts[field].of(some))
+
+    def sent(self, uids: UidArray, arrival: Numbers) -> Numbers:
+        """Return the time of the Date field of each mail, or of its arrival."""
+        return self._of(uids, arrival.copy(), self.dates.of)
+
+    def _of(self, uids: UidArray, out: Numbers, get: Callable[[UidArray, Numbers], Numbers]) -> Numbers:
+        if self.readable is None:
+            return get(uids, out)
+        there = within(uids, self.readable)
+        out[there] = get(uids[there], out[there])
+        return out
+
+
+async def known_values(session: Session, uids: UidArray, fields: Sequence[SortField], *, dated: bool) -> Known:
+    """Return the values of mails for these criteria. ENVELOPEs are read of mails that
+    no earlier command has asked for. Raises Limit."""
+    mailbox, context = session.need_mailbox()[0], session.context
+    user = session.need_user().storage_id
+    enough = 2 * len(mailbox.state) + CHUNK
+    texts = {field: context.texts.get((user, mailbox.guid, field)) or Ranked() for field in fields}
+    dates = (context.dates.get((user, mailbox.guid)) or Dated()) if dated else Dated()
+    # What is known of too many expunged mails is forgotten.
+    texts = {field: one if len(one.uids) <= enough else Ranked() for field, one in texts.items()}
+    dates = dates if len(dates.uids) <= enough else Dated()
+    missing = np.zeros(len(uids), dtype=np.bool_)
+    for one in (*texts.values(), *((dates,) if dated else ())):
+        missing |= ~within(uids, one.uids)
+    if not missing.any():
+        return Known(texts, dates, None)
+    new = uids[missing]
+    found, values, sent = await _envelopes(session, new, fields, chars=sum(one.chars for one in texts.values()))
+    readable = new[found]
+    for field in fields:
+        fresh = ~within(readable, texts[field].uids)
+        some = [value for value, wanted in zip(values[field], fresh.tolist(), strict=True) if wanted]
+        texts[field] = await in_turns(session, texts[field].with_more(readable[fresh], some))
+        context.texts.put((user, mailbox.guid, field), texts[field])
+    if dated:
+        fresh = ~within(readable, dates.uids)
+        some_sent = [value for value, wanted in zip(sent, fresh.tolist(), strict=True) if wanted]
+        dates = dates.with_more(readable[fresh], some_sent)
+        context.dates.put((user, mailbox.guid), dates)
+    return Known(texts, dates, None if found.all() else uids[~within(uids, new[~found])])
+
+
+async def _envelopes(
+    session: Session, uids: UidArray, fields: Sequence[SortField], *, chars: int
+) -> tuple[npt.NDArray[np.bool_], dict[SortField, list[str]], list[int | None]]:
+    """Read ENVELOPEs. Return which could be read, and of these the texts and the sent
+    dates. chars: of texts that are known already. Raises Limit."""
+    found = np.zeros(len(uids), dtype=np.bool_)
+    values: dict[SortField, list[str]] = {field: [] for field in fields}
+    # A text that several mails have is in memory once.
+    adds: list[tuple[Callable[[Envelope], str], dict[str, str], Callable[[str], None]]]
+    adds = [(TEXT_OF[field], {}, values[field].append) for field in fields]
+    sent: list[int | None] = []
+    at = 0
+    async for one in ready_fields(session, uids):
+        if one is not None:
+            found[at] = True
+            envelope = read_envelope(one.envelope)
+            for get, once, add in adds:
+                text = get(envelope)
+                if text not in once:
+                    chars += len(text)
+                add(once.setdefault(text, text))
+            if chars > CHARS_MAX:
+                raise Limit("the texts to be sorted are too long")
+            sent.append(sent_seconds(envelope))
+        at += 1
+    return found, values, sent
 
 
 async def in_turns(session: Session, steps: Generator[None, None, T]) -> T:
@@ -138,12 +216,6 @@ async def in_turns(session: Session, steps: Generator[None, None, T]) -> T:
             result: T = end.value
             return result
         await session.pause()
-
-
-async def envelopes(session: Session, uids: UidArray) -> AsyncIterator[Envelope]:
-    """Yield the ENVELOPE of each mail, an empty one if it cannot be read."""
-    async for one in ready_fields(session, uids):
-        yield _NOTHING if one is None else read_envelope(one.envelope)
 
 
 async def ready_fields(session: Session, uids: UidArray) -> AsyncIterator[Fields | None]:

@@ -21,7 +21,8 @@ from .table import Report, Row
 RATE: Final = 100
 """Mails a second."""
 CONNECTIONS: Final = 32
-"""Connections that deliver. A mail waits if all of them are busy, and the wait counts."""
+"""Connections that deliver. If all of them are busy, a mail waits, and the wait
+counts."""
 READ_BYTES: Final = 1 << 18
 MAILDROP: Final = 10_000
 """Mails of the maildrop that is emptied in one session."""
@@ -85,7 +86,7 @@ class Paced:
 def deliver_at(port: int, recipients: Sequence[str], mails: Sequence[bytes], seconds: float) -> Paced:
     """Deliver RATE mails a second for so long, to the recipients in turn.
 
-    A mail is due whether or not earlier ones have been answered. Raises:
+    A mail is due whether or not earlier mails have been answered. Raises:
     DeliveryFailed, OSError.
     """
     import uvloop

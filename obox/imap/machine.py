@@ -9,7 +9,7 @@ after a pause of the process. AUTHENTICATE and IDLE return None, because their t
 line follows the client's next line.
 
 STORE commands that a client sends without waiting for answers share a commit. Their
-tagged lines wait, in order, until `settle` has committed the changes. The driver calls
+tagged lines wait, in order, until `commit` has committed the changes. The driver calls
 it once no other STORE is there, and the machine before any other command.
 
 Every exception of a handler becomes a tagged line. `replies.ERRORS` has the line for
@@ -35,7 +35,7 @@ from obox.imap.replies import SERVER_BUG, Reply, bad, no, of_error
 from obox.imap.session import NO_UIDS, BadSet, Session, State, UidRequired
 from obox.imap.updates import report
 
-UNSETTLED_MAX: Final = 256
+SHARED_COMMIT_MAX: Final = 256
 """STORE commands that share a commit. Each costs its session some 100 bytes."""
 
 Handler = Callable[[Any, Any], Awaitable[Reply | None]]
@@ -67,8 +67,8 @@ class Machine:
 
     async def handle(self, session: Session, event: events.Event) -> None:
         """Answer an event of the parser."""
-        if session.unsettled and (type(event) is not ast.Store or len(session.unsettled) >= UNSETTLED_MAX):
-            await self.settle(session)
+        if session.committing and (type(event) is not ast.Store or len(session.committing) >= SHARED_COMMIT_MAX):
+            await self.commit(session)
         if isinstance(event, ast.Command):
             await self._command(session, event)
         elif isinstance(event, events.NeedFlush):
@@ -87,11 +87,11 @@ class Machine:
         elif isinstance(event, events.TooBig | events.BadCommand):
             await _refused(session, event)
 
-    async def settle(self, session: Session) -> None:
+    async def commit(self, session: Session) -> None:
         """Commit what STORE commands have changed, and write their tagged lines."""
-        if not (waiting := session.unsettled):
+        if not (waiting := session.committing):
             return
-        session.unsettled = []
+        session.committing = []
         failed = None
         if session.uncommitted and session.user is not None:
             session.uncommitted = False
@@ -160,8 +160,8 @@ class Machine:
 
 def _finish(session: Session, command: ast.Command, reply: Reply) -> None:
     """Write the tagged line. It waits in order if a commit is awaited before it."""
-    if session.uncommitted or session.unsettled:
-        session.unsettled.append((command.tag, command.NAME, reply))
+    if session.uncommitted or session.committing:
+        session.committing.append((command.tag, command.NAME, reply))
     else:
         session.finish_command(command.tag, command.NAME, reply)
 

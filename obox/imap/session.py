@@ -55,6 +55,7 @@ class Session(login.Session[ImapSettings]):
         "_unwatch",
         "changed",
         "client_id",
+        "committing",
         "condstore",
         "emptied",
         "idling",
@@ -66,7 +67,6 @@ class Session(login.Session[ImapSettings]):
         "saved",
         "uidonly",
         "uncommitted",
-        "unsettled",
         "utf8",
         "view",
         "waiting_tag",
@@ -92,7 +92,7 @@ class Session(login.Session[ImapSettings]):
         """What SEARCH RETURN (SAVE) left for `$`. RFC 5182."""
         self.uncommitted = False
         """Whether a STORE has changed something that is not committed yet."""
-        self.unsettled: list[tuple[bytes, str, Reply]] = []
+        self.committing: list[tuple[bytes, str, Reply]] = []
         """Tags, names and replies of STORE commands that wait for the commit."""
         self.idling = False
         self.changed = False

@@ -135,9 +135,6 @@ class Channel(Protocol[S]):
         Raises: ConnectionResetError.
         """
 
-    def send_soon(self) -> None:
-        """Send what is gathered in the next turn of the loop."""
-
     async def yield_if_due(self) -> None:
         """Let other tasks run if this task has used its time."""
 

@@ -107,7 +107,6 @@ class Session(ABC, Generic[S]):
         if self.out.full:
             await self.out.flush()
         else:
-            self.out.send_soon()
             await self.out.yield_if_due()
 
     # -- counts ----------------------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ class Stream(asyncio.Protocol, ABC):
             self.bytes_out += len(data)
             self._transport.write(data)
 
-    def send_soon(self) -> None:
+    def _send_soon(self) -> None:
         """Send the output in the next turn of the loop, so that it does not wait for
         what this task awaits next."""
         if self._out and not self._send_due:
@@ -203,7 +203,9 @@ class Stream(asyncio.Protocol, ABC):
         return self._clock() - self._last_yield > YIELD_S
 
     async def yield_if_due(self) -> None:
-        """Let other tasks run if this task has had its time."""
+        """Let other tasks run if this task has had its time. Output that is gathered
+        leaves when this task next waits for something."""
+        self._send_soon()
         if self.due:
             await self.pause()
 

@@ -206,7 +206,7 @@ class MemoryUser:
         return self.boxes[Guid(self._entry(name).guid)]
 
     async def commit(self) -> None:
-        """Nothing here outlives the process."""
+        """Return at once, because a process that ends loses all that is here."""
 
     async def current(self) -> None:
         """No other backend has this memory."""

@@ -1,20 +1,21 @@
-"""STORE commands that a client sends without waiting for answers share a commit. Each is
-answered after the commit, in order, and before any command behind it."""
+"""STORE commands that a client sends without waiting for answers share a commit. Each
+is answered after the commit, in order, and before any command behind it."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from harness import Client, Running, serving_real
 
 from obox import errors
-from obox.imap.machine import UNSETTLED_MAX
+from obox.imap.machine import SHARED_COMMIT_MAX
 from obox.store.user.user import User
-from tests.imap.harness import Client, Running, serving_real
 
 MAILS = 12
 
 
 @pytest.fixture
-async def real(tmp_path: Path):  # type: ignore[no-untyped-def] # a fixture that yields
+async def real(tmp_path: Path) -> AsyncIterator[Running]:
     async with serving_real(tmp_path) as running:
         yield running
 
@@ -97,7 +98,7 @@ async def test_a_store_that_changes_nothing_commits_nothing(real: Running, monke
 async def test_no_more_than_a_bounded_number_share_a_commit(real: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     client = await selected(real)
     commits = counted(monkeypatch)
-    count = UNSETTLED_MAX + 10
+    count = SHARED_COMMIT_MAX + 10
     client.send(b"".join(b"s%d STORE 1 %cFLAGS.SILENT (\\Seen)\r\n" % (n, b"-+"[n % 2]) for n in range(1, count + 1)))
     await answers(client, b"s%d " % count)
     assert commits[0] >= 2

@@ -1,46 +1,31 @@
 """SORT and UID SORT, with RETURN. RFC 5256 §3, RFC 5267 §3 (ESORT), RFC 5957 (DISPLAY).
 
-The mails that match are sorted by columns (ARRIVAL, SIZE) and by values of their cached
-ENVELOPEs. A mail whose ENVELOPE cannot be read has empty values. The work is done in
-steps, and other sessions run between two steps.
+The mails that match are sorted by columns (ARRIVAL, SIZE) and by values of their
+ENVELOPEs (`obox.imap.known`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from obox.errors import Limit
 from obox.imap import ast, wire
 from obox.imap.ast import SearchReturn, SortField
 from obox.imap.commands.auth import enable_condstore
 from obox.imap.commands.search import asks_modseq, joined, matching, modseq_of, part_of, write_esearch
+from obox.imap.known import SENT, TEXTS, known
 from obox.imap.progress import in_progress
 from obox.imap.replies import Reply
 from obox.imap.session import NO_UIDS, Session
-from obox.mailbox import Table, UidArray, collated, collated_octets, distinct, within
-from obox.mailbox.sorting import CHARS_MAX, Numbers, sorted_rows
-from obox.mailbox.values import Dated, Ranked
-from obox.mime import parse_date
-from obox.mime.collating import converted, octets
-from obox.mime.readback import Envelope, first_address, read_envelope
-from obox.mime.subjects import SUBJECT_BYTES_MAX, base_of
-from obox.store.api import Fields
+from obox.mailbox import Table, UidArray, distinct
+from obox.mailbox.sorting import Numbers, sorted_rows
 
-CHUNK: Final = 500
-"""The ready fields of so many mails are read at a time, which takes about 5 ms."""
-CHUNK_BYTES: Final = 4 << 20
-"""These fields have so many octets at most."""
 INLINE_ROWS: Final = 20_000
 """At most 20,000 mails are sorted by number, or put into threads, on the loop: 5 ms.
 More are sorted in a thread."""
-
-T = TypeVar("T")
 
 
 async def sort(session: Session, command: ast.Sort) -> Reply:
@@ -112,186 +97,11 @@ async def _columns(
         out[SortField.ARRIVAL] = arrival
     if SortField.SIZE in wanted:
         out[SortField.SIZE] = table.column("size")[where].astype(np.int64)
-    fields = [field for field in wanted if field in TEXT_OF]
-    if fields or SortField.DATE in wanted:
-        known = await known_values(session, uids, fields, dated=SortField.DATE in wanted)
-        out |= {field: known.ranks(field, uids) for field in fields}
+    texts = {field: TEXTS[field] for field in wanted if field in TEXTS}
+    criteria = [*texts.values(), *([SENT] if SortField.DATE in wanted else [])]
+    if criteria:
+        values = await known(session, uids, criteria)
+        out |= {field: values.ranks(one, uids) for field, one in texts.items()}
         if SortField.DATE in wanted:
-            out[SortField.DATE] = known.sent(uids, arrival)
+            out[SortField.DATE] = values.numbers(SENT, uids, arrival)
     return out
-
-
-@dataclass
-class Known:
-    """What is known of mails. readable: the mails whose ENVELOPE could be read; None
-    means all that are asked for."""
-
-    texts: dict[SortField, Ranked]
-    dates: Dated
-    readable: UidArray | None
-
-    def ranks(self, field: SortField, uids: UidArray) -> Numbers:
-        """Return a number for each mail: equal for equal texts, 0 for the empty
-        text."""
-        return self._of(uids, np.zeros(len(uids), dtype=np.int64), lambda some, _: self.texts[field].of(some))
-
-    def sent(self, uids: UidArray, arrival: Numbers) -> Numbers:
-        """Return the time of the Date field of each mail, or of its arrival."""
-        return self._of(uids, arrival.copy(), self.dates.of)
-
-    def _of(self, uids: UidArray, out: Numbers, get: Callable[[UidArray, Numbers], Numbers]) -> Numbers:
-        if self.readable is None:
-            return get(uids, out)
-        there = within(uids, self.readable)
-        out[there] = get(uids[there], out[there])
-        return out
-
-
-async def known_values(session: Session, uids: UidArray, fields: Sequence[SortField], *, dated: bool) -> Known:
-    """Return the values of mails for these criteria. ENVELOPEs are read of mails that
-    no earlier command has asked for. Raises Limit."""
-    mailbox, context = session.need_mailbox()[0], session.context
-    user = session.need_user().storage_id
-    enough = 2 * len(mailbox.state) + CHUNK
-    texts = {field: context.texts.get((user, mailbox.guid, field)) or Ranked() for field in fields}
-    dates = (context.dates.get((user, mailbox.guid)) or Dated()) if dated else Dated()
-    # What is known of too many expunged mails is forgotten.
-    texts = {field: one if len(one.uids) <= enough else Ranked() for field, one in texts.items()}
-    dates = dates if len(dates.uids) <= enough else Dated()
-    missing = np.zeros(len(uids), dtype=np.bool_)
-    for one in (*texts.values(), *((dates,) if dated else ())):
-        missing |= ~within(uids, one.uids)
-    if not missing.any():
-        return Known(texts, dates, None)
-    new = uids[missing]
-    found, values, sent = await _envelopes(session, new, fields, chars=sum(one.chars for one in texts.values()))
-    readable = new[found]
-    for field in fields:
-        fresh = ~within(readable, texts[field].uids)
-        some = [value for value, wanted in zip(values[field], fresh.tolist(), strict=True) if wanted]
-        texts[field] = await in_turns(session, texts[field].with_more(readable[fresh], some))
-        context.texts.put((user, mailbox.guid, field), texts[field])
-    if dated:
-        fresh = ~within(readable, dates.uids)
-        some_sent = [value for value, wanted in zip(sent, fresh.tolist(), strict=True) if wanted]
-        dates = dates.with_more(readable[fresh], some_sent)
-        context.dates.put((user, mailbox.guid), dates)
-    return Known(texts, dates, None if found.all() else uids[~within(uids, new[~found])])
-
-
-async def _envelopes(
-    session: Session, uids: UidArray, fields: Sequence[SortField], *, chars: int
-) -> tuple[npt.NDArray[np.bool_], dict[SortField, list[str]], list[int | None]]:
-    """Read ENVELOPEs. Return which could be read, and of these the texts and the sent
-    dates. chars: of texts that are known already. Raises Limit."""
-    found = np.zeros(len(uids), dtype=np.bool_)
-    values: dict[SortField, list[str]] = {field: [] for field in fields}
-    # A text that several mails have is in memory once.
-    adds: list[tuple[Callable[[Envelope], str], dict[str, str], Callable[[str], None]]]
-    adds = [(TEXT_OF[field], {}, values[field].append) for field in fields]
-    sent: list[int | None] = []
-    at = 0
-    async for one in ready_fields(session, uids):
-        if one is not None:
-            found[at] = True
-            envelope = read_envelope(one.envelope)
-            for get, once, add in adds:
-                text = get(envelope)
-                if text not in once:
-                    chars += len(text)
-                add(once.setdefault(text, text))
-            if chars > CHARS_MAX:
-                raise Limit("the texts to be sorted are too long")
-            sent.append(sent_seconds(envelope))
-        at += 1
-    return found, values, sent
-
-
-async def in_turns(session: Session, steps: Generator[None, None, T]) -> T:
-    """Run steps and return their result. Other tasks run between two steps."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        await session.pause()
-
-
-async def ready_fields(session: Session, uids: UidArray) -> AsyncIterator[Fields | None]:
-    """Yield the ready fields of each mail, None if it cannot be read."""
-    mailbox, _ = session.need_mailbox()
-    autofix = session.settings.autofix_storage
-    at = 0
-    while at < len(uids):
-        part = uids[at : at + CHUNK].tolist()
-        found = await mailbox.fields(part, autofix=autofix, bytes_max=CHUNK_BYTES)
-        at += len(found)
-        for one in found:
-            # The values of a hostile mail take a millisecond.
-            if session.out.due:
-                await session.pause()
-            yield one if isinstance(one, Fields) else None
-
-
-def sent_seconds(envelope: Envelope) -> int | None:
-    """Return the time of the Date field, in UTC."""
-    date = None if envelope.date is None else parse_date(envelope.date)
-    return None if date is None else date.seconds
-
-
-def subject_of(envelope: Envelope) -> tuple[str, bool]:
-    """Return the base subject in the form in which it compares, and whether the mail is
-    a reply."""
-    if envelope.subject is None:
-        return "", False
-    value = envelope.subject[:SUBJECT_BYTES_MAX]
-    text = converted(value)
-    if text is None:
-        base, reply = base_of(octets(value).decode("latin-1"))
-        return collated_octets(base.encode("latin-1")), reply
-    base, reply = base_of(text)
-    return collated(base), reply
-
-
-def _subject(envelope: Envelope) -> str:
-    return subject_of(envelope)[0]
-
-
-def _plain(data: bytes) -> str:
-    """Return what has no encoded words as it compares."""
-    try:
-        return collated(data.decode())
-    except UnicodeDecodeError:
-        return collated_octets(data)
-
-
-def _mailbox(addresses: bytes) -> str:
-    first = first_address(addresses)
-    return "" if first is None or first.mailbox is None else _plain(first.mailbox)
-
-
-def _display(addresses: bytes) -> str:
-    """Return the name that a client shows for the first address. RFC 5957 §3."""
-    first = first_address(addresses)
-    if first is None:
-        return ""
-    if first.name:
-        name = converted(first.name)
-        if name is None:
-            return collated_octets(octets(first.name))
-        if name.strip():
-            return collated(name.strip())
-    mailbox = first.mailbox or b""
-    return _plain(mailbox if first.host is None else mailbox + b"@" + first.host)
-
-
-TEXT_OF: Final[dict[SortField, Callable[[Envelope], str]]] = {
-    SortField.SUBJECT: _subject,
-    SortField.FROM: lambda envelope: _mailbox(envelope.sender),
-    SortField.TO: lambda envelope: _mailbox(envelope.to),
-    SortField.CC: lambda envelope: _mailbox(envelope.cc),
-    SortField.DISPLAYFROM: lambda envelope: _display(envelope.sender),
-    SortField.DISPLAYTO: lambda envelope: _display(envelope.to),
-}
-"""The function that returns the value of a mail for each criterion."""

@@ -55,6 +55,7 @@ class Session(login.Session[ImapSettings]):
         "_unwatch",
         "changed",
         "client_id",
+        "committing",
         "condstore",
         "contexts",
         "emptied",
@@ -68,6 +69,7 @@ class Session(login.Session[ImapSettings]):
         "rev2",
         "saved",
         "uidonly",
+        "uncommitted",
         "utf8",
         "view",
         "waiting_tag",
@@ -97,6 +99,10 @@ class Session(login.Session[ImapSettings]):
         """Searches that are kept up to date."""
         self.notify: Notifier | None = None
         """What the client asked to hear without a command."""
+        self.uncommitted = False
+        """Whether a STORE has changed something that is not committed yet."""
+        self.committing: list[tuple[bytes, str, Reply]] = []
+        """Tags, names and replies of STORE commands that wait for the commit."""
         self.idling = False
         self.changed = False
         """Whether the mailbox has changed since the last poll."""

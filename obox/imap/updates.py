@@ -15,7 +15,7 @@ from typing import Final
 
 from obox.imap import wire
 from obox.imap.rows import Where, flag_column, flag_lines, flag_rows
-from obox.imap.session import NO_UIDS, Session
+from obox.imap.session import Session
 from obox.imap.sets import format_set
 from obox.mailbox import Table, UidArray
 from obox.mailbox.view import Updates, View
@@ -67,7 +67,7 @@ def flags_of(session: Session, table: Table, where: Where) -> list[bytes]:
     state = mailbox.state
     if view.has_new_names(state):
         write_names(session, besides=view.names)
-    recent = NO_UIDS if session.rev2 else view.recent_uids()
+    recent = None if session.rev2 else view.is_recent(table.uids[where])
     return flag_column(state.flags.names, table, where, recent)
 
 

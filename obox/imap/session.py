@@ -101,7 +101,7 @@ class Session(login.Session[ImapSettings]):
         """What the client asked to hear without a command."""
         self.uncommitted = False
         """Whether a STORE has changed something that is not committed yet."""
-        self.committing: list[tuple[bytes, str, Reply]] = []
+        self.committing: tuple[tuple[bytes, str, Reply], ...] = ()
         """Tags, names and replies of STORE commands that wait for the commit."""
         self.idling = False
         self.changed = False

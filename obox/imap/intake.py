@@ -89,7 +89,7 @@ class Incoming:
         self._spool: Spool | None = None
 
     def admit(self, size: int) -> bool:
-        """Return whether a mail of so many bytes is accepted. It sets `spooling`."""
+        """Return whether a mail of `size` bytes is accepted. It sets `spooling`."""
         intake = self._intake
         small = size <= MAIL_MEMORY_BYTES and self._memory + size <= SESSION_MEMORY_BYTES
         if small and intake.memory.take(self._user, size):

@@ -33,8 +33,8 @@ _LAST: Final = "\U0010ffff"
 """A noncharacter: no text begins with it."""
 
 _FILTER_FROM: Final = 16
-"""With at least so many needles, a text is first checked for those that it can contain
-at all.
+"""If there are at least 16 needles, a text is first checked for those that it can
+contain at all.
 """
 _GRAM: Final = 3
 _GRAMS_MAX: Final = 64

@@ -249,8 +249,8 @@ class Retrying:
             raise failure
 
     def _silence(self, size: int) -> float:
-        """Seconds without an answer, for a request of so many bytes, before another
-        attempt starts in parallel.
+        """Return how many seconds a request of `size` bytes may stay without an answer
+        before another attempt starts in parallel.
         """
         return min(SILENCE_S, self._deadline_s / 2) + size / UPLOAD_BYTES_PER_S
 

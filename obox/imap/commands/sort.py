@@ -30,9 +30,9 @@ from obox.mime.subjects import SUBJECT_BYTES_MAX, base_of
 from obox.store.api import Fields
 
 CHUNK: Final = 500
-"""The ready fields of so many mails are read at a time, which takes about 5 ms."""
+"""The ready fields of at most 500 mails are read at a time, which takes about 5 ms."""
 CHUNK_BYTES: Final = 4 << 20
-"""These fields have so many octets at most."""
+"""These fields have at most 4 MiB."""
 INLINE_ROWS: Final = 20_000
 """At most 20,000 mails are sorted by number, or put into threads, on the loop: 5 ms.
 More are sorted in a thread."""

@@ -30,7 +30,7 @@ from obox.mime.readback import Envelope, read_envelope
 from obox.store.api import Fields
 
 REFERENCES_OF_MAIL: Final = 100
-"""THREAD uses so many references of a mail: the first reference and the last 99."""
+"""THREAD uses at most 100 references of a mail: the first reference and the last 99."""
 _MESSAGE_ID: Final = re.compile(rb"<[^<>\s]{1,998}>")
 _ALGORITHMS: Final = ("ORDEREDSUBJECT", "REFERENCES", "REFS")
 

@@ -287,7 +287,7 @@ class Index(Box[State, Delta]):
 
     def require_room(self, mails: int) -> None:
         """Raises MailboxFull when the mailbox, with what is being written to it, has no
-        room for so many more."""
+        room for `mails` more."""
         most = self.env.settings.mailbox_mails_max
         if len(self.state) + sum(slot.count for slot in self.slots.in_flight()) + mails > most:
             raise MailboxFull(f"the mailbox has {len(self.state)} mails; allowed: {most}")

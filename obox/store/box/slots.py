@@ -150,8 +150,8 @@ class Slots:
         return bool(self._queue or self._waiting or self._asking)
 
     async def take(self, uidnext: int, counts: list[int]) -> list[Slot]:
-        """Hand out consecutive slots of so many UIDs each. Waits while a refresh is
-        under way, and for our turn.
+        """Hand out consecutive slots. counts: how many UIDs each slot has. The call
+        waits while a refresh is under way, and for our turn.
 
         Raises Unavailable.
         """

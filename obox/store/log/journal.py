@@ -282,7 +282,7 @@ class Journal:
         return 0.0 if self._staged_at is None else self._clock() - self._staged_at
 
     async def _wait(self, write: int) -> None:
-        """Wait until so many writes have been made."""
+        """Wait until `write` writes have been made."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((write, future))
         self._urgent.set()

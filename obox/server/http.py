@@ -86,6 +86,8 @@ def application(
     metrics: Callable[[], bytes] | None = None,
     draining: Callable[[], bool] | None = None,
     routes: Sequence[BaseRoute] = (),
+    clock: Callable[[], float] = time.monotonic,
+    cpu_clock: Callable[[], float] = time.thread_time,
 ) -> Starlette:
     """Make one ASGI application.
 
@@ -94,20 +96,21 @@ def application(
     section [metrics], [http] has none of the three. routes: the admin API;
     `request.state.local` says whether the request came over a unix socket from root or
     from the user that this process runs as, and `request.state.peer` is the Peer.
+    clock, cpu_clock: seconds, and the CPU seconds of this thread, for METRICS_SHARE.
     """
 
-    text, credit_s, counted_at = b"", METRICS_BURST_S, time.monotonic()
+    text, credit_s, counted_at = b"", METRICS_BURST_S, clock()
 
     async def show_metrics(request: Request) -> Response:
         nonlocal text, credit_s, counted_at
         assert metrics is not None
-        now = time.monotonic()
+        now = clock()
         credit_s = min(METRICS_BURST_S, credit_s + (now - counted_at) * METRICS_SHARE)
         counted_at = now
         if credit_s > 0:
-            begin = time.thread_time()
+            begin = cpu_clock()
             text = metrics()
-            credit_s -= time.thread_time() - begin
+            credit_s -= cpu_clock() - begin
         return Response(text, media_type=CONTENT_TYPE)
 
     async def healthz(request: Request) -> Response:

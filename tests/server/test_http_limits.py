@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import time
 import tracemalloc
 import weakref
 from collections.abc import AsyncIterator, Iterator

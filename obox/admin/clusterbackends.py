@@ -141,8 +141,9 @@ class BackendRemoveParams(OfBackend, kw_only=True):
 async def cluster_backend_remove(admin: Admin, params: BackendRemoveParams) -> AsyncIterator[Event]:
     """Remove a backend from the cluster.
 
-    The command is refused with exit code 75 while the backend has groups, or while groups
-    are to move to it: evacuate the backend first. Nothing is deleted in the bucket.
+    The command is refused with exit code 75 while the backend has groups, or while
+    groups are to move to it: evacuate the backend first. Nothing is deleted in the
+    bucket.
     """
     from ..cluster import Kind, State
 
@@ -208,9 +209,9 @@ async def cluster_backend_evacuate(admin: Admin, params: BackendEvacuateParams) 
     The backend gives its groups up a few at a time: it finishes commands, uploads, and
     ends the sessions of their users, who connect again. The command waits until the
     backend has no groups and is standby. If the command is interrupted or the time is
-    over, it ends with exit code 75, and the evacuation continues. Run the command again to
-    wait for the rest. The load factor stays, so that update --status online undoes the
-    evacuation.
+    over, it ends with exit code 75, and the evacuation continues. Run the command again
+    to wait for the rest. The load factor stays, so that update --status online undoes
+    the evacuation.
     """
     async with admin.cluster() as cluster:
         tables = await read(cluster)

@@ -133,8 +133,8 @@ async def cluster_site_evacuate(admin: Admin, params: SiteEvacuateParams) -> Asy
     """Move all groups of a site to other sites, and set its backends to standby.
 
     All backends of the site are evacuated at once, so that none gets the groups of
-    another. If the command is interrupted or the time is over, it ends with exit code 75,
-    and the evacuation continues. Run the command again to wait for the rest. site
+    another. If the command is interrupted or the time is over, it ends with exit code
+    75, and the evacuation continues. Run the command again to wait for the rest. site
     update --status online undoes the evacuation, but no group comes back by itself.
     """
     async with admin.cluster() as cluster:
@@ -180,8 +180,9 @@ async def _order(cluster: ClusterParts, tables: Tables, site: str) -> None:
 async def cluster_site_remove(admin: Admin, params: OfSite) -> AsyncIterator[Event]:
     """Remove a site from the cluster.
 
-    The command is refused with exit code 75 while the site has backends: evacuate the site,
-    and remove its backends. A member of the site that starts makes the site again.
+    The command is refused with exit code 75 while the site has backends: evacuate the
+    site, and remove its backends. A member of the site that starts makes the site
+    again.
     """
     from ..cluster import Kind, Site, State
 

@@ -189,7 +189,9 @@ class Metacache:
         kinds.TIME_OF_DAY, "", "everything is uploaded at this time of day, so that a stop has less to upload"
     )
     max_rescan_mail_count: int = _set(
-        kinds.integer(0, 100_000), "10", "new mails that an open reads singly before it uploads the index that it found"
+        kinds.integer(0, 100_000),
+        "10",
+        "more new mails than this are uploaded as an index; fewer stay in the journal, and an open reads them singly",
     )
     priority_weights: str = _set(
         kinds.string(

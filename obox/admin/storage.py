@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("obox.admin")
 
 CLOCK_SKEW_MAX_S: Final = 60.0
-"""Allowed difference between the bucket's clock and ours. Ages of objects come from its
-clock, and delays from ours."""
+"""The allowed difference between the bucket's clock and the clock of this machine. Ages
+of objects come from the bucket's clock, and delays from the clock of this machine."""
 
 NAMES: Final = ("a", "b", "c/d", "c0", "z")
 """Keys in byte order: `/` sorts before `0`."""

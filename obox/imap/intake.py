@@ -33,8 +33,8 @@ MAIL_MEMORY_BYTES: Final = 1 << 20
 SESSION_MEMORY_BYTES: Final = 4 << 20
 """Bytes of an APPEND's mails that stay in memory together."""
 COPIES: Final = 2
-"""Copies of a mail while it is stored: its bytes, and the object that is made of
-them."""
+"""A mail that is being stored is in memory twice: its bytes, and the object that is
+made of them."""
 TRY_LATER: Final = "Too many mails are on their way, try again later"
 
 

@@ -72,8 +72,8 @@ LIST_RESTARTS_MAX = 4
 """How often a LIST begins again without a new key in between."""
 
 LIST_EMPTY_PAGES_MAX = 1000
-"""Consecutive pages that name no new key: a store that repeats the same pages must not
-keep us for ever.
+"""A LIST ends after this number of consecutive pages that name no new key. Otherwise a
+store that repeats the same pages would keep the caller for ever.
 """
 
 SORTED_AT_ONCE = 10_000

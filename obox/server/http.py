@@ -64,8 +64,8 @@ READ_BYTES: Final = 4 * 1024
 """Bytes that are read from a connection in a turn. They may hold 700 chunks of a body,
 which take 5 ms."""
 SILENT_MAX: Final = 256
-"""Connections of a server without a request under way. With more, the oldest is
-closed."""
+"""The connections of a server without a request under way. If there are more, the
+oldest is closed."""
 SILENT_ADDRESS_MAX: Final = 64
 """Such connections of a single client address."""
 REQUESTS_MAX: Final = 256
@@ -74,8 +74,8 @@ PROBES_MAX: Final = 16
 """Requests of /healthz, /readyz and /metrics under way. They have this limit of their
 own."""
 METRICS_SHARE: Final = 0.1
-"""Share of the loop's time for making the text of /metrics, which takes some 5 ms. A
-client that asks more often gets the last text again."""
+"""The share of the loop's time for making the text of /metrics. A text takes some 5 ms.
+A client that asks more often gets the last text again."""
 METRICS_BURST_S: Final = 0.1
 """CPU time that may be used at once, for some 20 texts, before the share applies."""
 PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})

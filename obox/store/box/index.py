@@ -201,8 +201,8 @@ class Index(Box[State, Delta]):
         self.uidvalidity = uidvalidity
         self.deleted = False
         self.unborn = False
-        """Whether its creation is not yet in the bucket. No mail in it is acknowledged
-        before."""
+        """Whether the creation of the mailbox is not yet in the bucket. No mail in the
+        mailbox is acknowledged before it is."""
         self.sessions = 0
         self.used_at = env.clock()
         self.unflushed_mails = 0

@@ -49,7 +49,7 @@ WAIT_S: Final = 15.0
 """How long a sender waits for a refresh before it gets a temporary error."""
 
 LOSSES: Final = 2
-"""Turns in a row in which all UIDs were lost, after which UIDs are skipped."""
+"""After this number of turns in a row in which all UIDs were lost, UIDs are skipped."""
 
 AHEAD_MAX: Final = 1024
 """UIDs that may be skipped, and so burnt, at a time."""

@@ -63,8 +63,8 @@ LATE_S: Final = 10.0
 lose."""
 
 INLINE_BYTES: Final = 64 * 1024
-"""Deltas that are compressed on the loop; more are a change of many mails, and go to a
-thread."""
+"""Deltas of at most this size are compressed on the loop. Larger deltas come from a
+change of many mails, and go to a thread."""
 
 log = structlog.get_logger()
 

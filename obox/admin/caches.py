@@ -223,7 +223,7 @@ async def metacache_refresh(admin: Admin, account: Account, params: MetacacheRef
 
 @verb("metacache rescan", Nothing, columns=("users", "before_bytes", "bytes", "right", "wrong"))
 async def metacache_rescan(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
-    """Count the local copies again, and correct the accounts if they were wrong.
+    """Count the local copies again, and correct the counts if they were wrong.
 
     It can run while the backend serves.
     """
@@ -401,7 +401,7 @@ class FscacheRescanParams(Params, kw_only=True):
 
 @verb("fscache rescan", FscacheRescanParams)
 async def fscache_rescan(admin: Admin, params: FscacheRescanParams) -> AsyncIterator[Event]:
-    """Compare the accounts of the fscache with its directory, and correct them.
+    """Compare the counts of the fscache with its directory, and correct them.
 
     It can run while the backend serves.
     """

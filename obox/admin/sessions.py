@@ -153,7 +153,7 @@ class StopParams(Params, kw_only=True):
 
 @verb("stop", StopParams, needs=Needs.BACKEND, columns=("step", "count", "seconds"), asks="End this backend?")
 async def stop(admin: Admin, params: StopParams) -> AsyncIterator[Event]:
-    """Stop the backend in order, so that the end itself has little left to do.
+    """Stop the backend step by step, so that the end itself has little left to do.
 
     The steps are: flush important changes; accept no more logins and deliveries; kick;
     flush; wait; kick; flush; end. The row of a step says if the time limit cut it

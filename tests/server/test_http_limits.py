@@ -206,7 +206,7 @@ async def test_the_probes_have_places_of_their_own(log: Any, slow: Slow, monkeyp
     monkeypatch.setattr(http, "REQUESTS_MAX", 2)
     async with served(slow.app(), TCP, log) as client:
         waiting = [asyncio.create_task(client.get("/wait")) for _ in range(2)]
-        await asyncio.wait_for(slow.two.wait(), 10)
+        await asyncio.wait_for(slow.two.wait(), PATIENT_S)
         assert (await client.get("/wait")).status_code == 503
         assert (await client.get("/healthz")).text == "ok\n"
         assert (await client.get("/metrics")).text == "metrics"
@@ -389,5 +389,5 @@ async def test_a_client_that_does_not_read(log: Any, slow: Slow, monkeypatch: py
         _, writer = await opened(client)
         writer.write(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
         writer.transport.pause_reading()
-        await asyncio.wait_for(slow.left.wait(), 10)
+        await asyncio.wait_for(slow.left.wait(), PATIENT_S)
         writer.transport.abort()

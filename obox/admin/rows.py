@@ -207,15 +207,15 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
     "metacacheRefresh": {"asked": "open mailboxes that were compared with the bucket now"},
     "metacacheRescan": {
         "users": "users with local copies",
-        "before_bytes": "bytes by the accounts as they were",
+        "before_bytes": "how many bytes were counted before",
         "bytes": "bytes by the recount",
-        "right": "whether the accounts were right",
+        "right": "whether the counts were right",
         "wrong": "what was wrong, and is mended now",
     },
     "metacacheBoots": {
         "boot": "the name of the start: its time in milliseconds, in hexadecimal, and a random number",
         "began": "when it began, unix time",
-        "ended": "when it ended in order, unix time; empty for the running boot and for a boot that was killed",
+        "ended": "when it was stopped, unix time; empty for the running boot and for a boot that was killed",
         "before": "how the boot before it ended: clean, unclean, or unknown",
         "copies": "what was done with the local copies: kept, asked again (each mailbox is compared once when it is "
         "opened), dropped, or none (there were none)",
@@ -246,14 +246,14 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "hit_percent": "hits of all reads; empty before the first",
     },
     "fscacheRescan": {
-        "before": "bytes by the accounts as they were",
+        "before": "how many bytes were counted before",
         "bytes": "bytes in the directory",
         "files": "files in the directory",
-        "added": "files that the accounts did not know",
+        "added": "files that were not counted before",
         "removed": "files that another program had removed",
-        "changed": "files with another size than the accounts said",
+        "changed": "files with another size than was counted before",
         "expired": "files that were removed for their age",
-        "right": "whether the accounts were right",
+        "right": "whether the counts were right",
     },
     "oboxUserDelete": {
         "what": "what the row is about: mails, index, local copies, … and what the command cannot reach",
@@ -325,7 +325,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "backend": "the name of the backend",
         "boot": "the name of the boot, as in metacache boots",
         "began": "when it began, unix time",
-        "ended": "when it ended in order or was fenced, unix time; empty otherwise",
+        "ended": "when it was stopped or fenced, unix time; empty before",
         "state": "runs, silent (its beat is old), unclean (the bucket does not have everything in bundles yet), or "
         "clean",
     },

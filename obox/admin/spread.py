@@ -52,7 +52,7 @@ JOINED: Final = frozenset(
 """A cluster joins the rows of these verbs. Other verbs of a server run at the backend
 that is asked."""
 NAMED: Final = frozenset({"oboxUserRename"})
-"""About a single user, whom the parameter `user` names. They select no users."""
+"""Verbs about a single user, whom the parameter `user` names. They select no users."""
 OWNERS: Final = frozenset({"clusterUserKick"})
 """These verbs are about the directory, and the owner of the user runs them."""
 OWN_COPIES: Final = frozenset({"metacacheClean", "metacachePull"})

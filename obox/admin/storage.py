@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 log = structlog.get_logger("obox.admin")
 
 CLOCK_SKEW_MAX_S: Final = 60.0
-"""Allowed difference between the bucket's clock and ours. Ages of objects come from its
-clock, and delays from ours."""
+"""The allowed difference between the bucket's clock and the clock of this machine. Ages
+of objects come from the bucket's clock, and delays from the clock of this machine."""
 
 NAMES: Final = ("a", "b", "c/d", "c0", "z")
 """Keys in byte order: `/` sorts before `0`."""
 
 DELETES_MAX: Final = 4
-"""After so many deletions an object that is still listed is a fault. A slow PUT was
-sent again, and its first attempt may land after a DELETE.
+"""An object that is still listed after this number of deletions is a fault. A slow PUT
+was sent again, and its first attempt may land after a DELETE.
 """
 
 GIVE_UP_S: Final = 3.0
-"""The first request may fail without an answer for so long. A port without HTTP is
+"""The first request may fail without an answer for this time. A port without HTTP is
 reported after this time, and not at the deadline.
 """
 
@@ -56,9 +56,9 @@ async def storage_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
     It checks rights, create-only PUT, ranges, the order of LIST, deletion, the clock
     and the rules. It writes small objects below _probe/ and removes them. 160 of them
     are written at the same time, to check that of eight writers of a key only one
-    succeeds. Exit 65 if something that obox needs is wrong, or if the store refuses;
-    the row has the store's message. Exit 69 if it does not answer. Warnings are about
-    settings that you may want to change.
+    succeeds. The exit code is 65 if something that obox needs is wrong, or if the store
+    refuses; the row has the store's message. The exit code is 69 if the store does not
+    answer. Warnings are about settings that you may want to change.
     """
     from ..objectstore import StoreError, sweep
 

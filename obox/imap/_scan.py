@@ -39,10 +39,11 @@ class Limits:
     literals_bytes_max: int = 262_144
     """All such literals of a command."""
     append_bytes_max: int = 64 * 1024 * 1024
-    """A mail of an APPEND. The session sets it from limits.mail_bytes_max; it is 0
-    before login."""
+    """The largest mail of an APPEND. The session sets the value from
+    limits.mail_bytes_max; it is 0 before login."""
     multiappend_bytes_max: int = 128 * 1024 * 1024
-    """All mails of an APPEND. They wait for each other, large mails in a file."""
+    """The size of all mails of an APPEND together. They wait for each other, large
+    mails in a file."""
     discard_bytes_max: int = 1024 * 1024 * 1024
     """A `{n+}` beyond its limit is read and discarded up to this size. A larger literal
     ends the connection."""
@@ -70,8 +71,8 @@ class Limits:
     id_fields_max: int = 64
     """Fields of ID. RFC 2971 §3.3 allows 30."""
     depth_max: int = 32
-    """Depth of parentheses and NOTs. The parser and the code that uses its result
-    recurse."""
+    """The depth of parentheses and NOTs. The parser is recursive, and so is the code
+    that uses its result."""
 
 
 NAME_WIRE_BYTES_MAX: Final = 8 * NAME_BYTES_MAX

@@ -23,8 +23,8 @@ ANSWER_BYTES: Final = 1 << 20
 """At most a megabyte of lines is made at a time. A slow client may leave as much in the
 transport."""
 LINE_BYTES: Final = 128
-"""The numbers and dates of a line take so many bytes. Flags, strings and names of
-sections come beside them."""
+"""The numbers and dates of a line take 128 bytes. The bytes of flags, strings and names
+of sections are counted in addition."""
 
 Where = npt.NDArray[np.intp]
 Recent = npt.NDArray[np.bool_]

@@ -111,10 +111,10 @@ class ObjectStore(Protocol):
 
         after: only if keys below prefix have the same length and no `/` (mails of a
         mailbox, bundles of a box, a boot's journal): some stores leave out keys after a
-        key if another directory lies next to its directory. limit: at most so many, of
-        those that the store names first. exact: keys as they are, including those that
-        obox never makes (see CloudDriver). This is slower; code that deletes such keys
-        needs it.
+        key if another directory lies next to its directory. limit: the largest number
+        of keys, which are those that the store names first. exact: keys as they are,
+        including those that obox never makes (see CloudDriver). This is slower; code
+        that deletes such keys needs it.
         """
         ...
 

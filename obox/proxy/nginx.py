@@ -36,7 +36,7 @@ KEY: Final = "x-obox-key"
 WAIT_S: Final = "1"
 """After this time nginx lets a client try again. The delay of a failure came before."""
 HEADERS_BYTES_MAX: Final = 2048
-"""A name or a password has so many bytes at most, decoded."""
+"""A name or a password has at most 2 KiB when it is decoded."""
 
 
 class NginxAuth:

@@ -114,7 +114,8 @@ class StoreSettings:
     flush_at: str = ""
     """Local time of day, HH:MM."""
     autofix_storage: bool = False
-    """Default of reads: a lost mail is looked for again, and expunged if it is gone."""
+    """The default of reads: whether a lost mail is looked for again, and expunged if it
+    is gone."""
     lost_mailbox_prefix: str = "recovered-lost-folder-"
 
 

@@ -39,7 +39,7 @@ log = structlog.get_logger()
 PROGRAM: Final = (sys.executable, "-m", "obox.main", "worker")
 """The command of a worker. The worker's name comes after it."""
 CRASHES_MAX: Final = 3
-"""After so many ends of its process within `CRASHES_S`, other workers get the
+"""After three ends of a worker's process within `CRASHES_S`, other workers get its
 groups."""
 CRASHES_S: Final = 60.0
 REST_S: Final = 10.0

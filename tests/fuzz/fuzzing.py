@@ -28,8 +28,8 @@ from obox.store.backend.upload import unload
 from obox.store.user import search
 
 MEMORY_BYTES_MAX = 10 << 20
-"""The memory after a scenario may be larger by so many bytes than after the first
-scenario, which loads code and fills caches."""
+"""The memory after a scenario may be larger by 10 MiB than after the first scenario,
+which loads code and fills caches."""
 MALLOC_BYTES = 128 << 10
 """malloc returns free memory above this size to the system. By itself it raises the
 limit up to 64 MiB, for the arena of each thread, whenever a large block is freed. So

@@ -48,8 +48,8 @@ COLUMN_ROWS: Final = 1000
 FIELD_ROWS: Final = 250
 """Mails of a chunk that needs cached fields: about 200 KiB."""
 FIELDS_BYTES: Final = 4 << 20
-"""Octets of these fields in memory. Most mails have 1 kB; a hostile mail has
-megabytes."""
+"""A FETCH has at most 4 MiB of ready fields in memory. Most mails have 1 kB; a hostile
+mail has megabytes."""
 HEADER_CELLS: Final = 1000
 """Header sections of a chunk, over all its mails: each may be as large as a header that
 is kept, 8 KiB."""

@@ -52,8 +52,8 @@ TICK_S: Final = 0.02
 """The interval of checks whether the sessions have ended."""
 
 FLUSHES_AT_ONCE: Final = 8
-"""The mail of so many users is uploaded at the same time, while others of their unit
-wait."""
+"""The mail of eight users is uploaded at the same time. The other users of the unit
+wait meanwhile."""
 
 AGAIN_S: Final = 5.0
 """The interval of attempts to upload what was staged for users of another backend."""

@@ -201,8 +201,8 @@ class Index(Box[State, Delta]):
         self.uidvalidity = uidvalidity
         self.deleted = False
         self.unborn = False
-        """Whether its creation is not yet in the bucket. No mail in it is acknowledged
-        before."""
+        """Whether the creation of the mailbox is not yet in the bucket. No mail in the
+        mailbox is acknowledged before it is."""
         self.sessions = 0
         self.used_at = env.clock()
         self.unflushed_mails = 0
@@ -287,7 +287,7 @@ class Index(Box[State, Delta]):
 
     def require_room(self, mails: int) -> None:
         """Raises MailboxFull when the mailbox, with what is being written to it, has no
-        room for so many more."""
+        room for `mails` more."""
         most = self.env.settings.mailbox_mails_max
         if len(self.state) + sum(slot.count for slot in self.slots.in_flight()) + mails > most:
             raise MailboxFull(f"the mailbox has {len(self.state)} mails; allowed: {most}")

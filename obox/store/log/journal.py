@@ -63,8 +63,8 @@ LATE_S: Final = 10.0
 lose."""
 
 INLINE_BYTES: Final = 64 * 1024
-"""Deltas that are compressed on the loop; more are a change of many mails, and go to a
-thread."""
+"""Deltas of at most this size are compressed on the loop. Larger deltas come from a
+change of many mails, and go to a thread."""
 
 log = structlog.get_logger()
 
@@ -282,7 +282,7 @@ class Journal:
         return 0.0 if self._staged_at is None else self._clock() - self._staged_at
 
     async def _wait(self, write: int) -> None:
-        """Wait until so many writes have been made."""
+        """Wait until `write` writes have been made."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((write, future))
         self._urgent.set()

@@ -18,7 +18,8 @@ from .boxes import Boxes
 from .mailbox import Mailbox
 
 UNLOAD_AT_ONCE: Final = 100
-"""Mailboxes of a user that are unloaded in a turn of the loop: some 10 ms."""
+"""The number of mailboxes of a user that are unloaded in a turn of the loop, which
+takes some 10 ms."""
 
 WORKING_S: Final = 0.02
 """Interval of checks whether tasks have ended, a hundredth of their time limit."""

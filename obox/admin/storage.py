@@ -60,14 +60,14 @@ async def storage_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
     the row has the store's message. Exit 69 if it does not answer. Warnings are about
     settings that you may want to change.
     """
-    from ..objectstore import StoreError, sweep
+    from ..objectstore import OpenStore, StoreError, sweep
 
     store = admin.store
     bucket = store.env.bucket
     prefix = f"_probe/{store.env.random_bytes(16).hex()}/"
     wrong = []
     written, late = asyncio.Event(), asyncio.Event()
-    alone = bucket.settings.conditional_put == "off"
+    alone = isinstance(bucket, OpenStore) and bucket.settings.conditional_put == "off"
     try:
         for name, check in (
             ("rights", lambda bucket, prefix: _rights(bucket, prefix, written)),

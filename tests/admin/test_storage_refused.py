@@ -253,8 +253,8 @@ async def test_a_racy_store_fails_the_check(tmp_path: Path, monkeypatch: pytest.
 async def test_a_store_without_create_only_puts_passes_for_one_backend_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With `conditional_put = "off"` the check used to report the second PUT, the race, the
-    range and the copy as wrong."""
+    """With `conditional_put = "off"` the check used to report the second PUT, the race,
+    the range and the copy as wrong."""
 
     class Overwrites(MemoryDriver):
         creates_at_once = False

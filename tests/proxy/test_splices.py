@@ -345,8 +345,8 @@ async def test_an_owner_that_speaks_no_imap_or_too_much(tmp_path: Path) -> None:
     ],
 )
 async def test_a_server_that_proves_nothing_gets_no_client(tmp_path: Path, says: bytes) -> None:
-    """Somebody listens at the address of the owner, and does not know the secret. With the
-    first answer it used to get the session of the client."""
+    """Somebody listens at the address of the owner, and does not know the secret. With
+    the first answer it used to get the session of the client."""
     heard = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -121,10 +121,10 @@ async def at_rest(store: MailStore) -> None:
     search.MEMO.__init__()  # type: ignore[misc]  # as if nobody had searched before
 
 
-LONG_RUN: Final = 100
-"""In a run of more scenarios the memory is compared with that of the first half. The
-number of the interpreter's arenas with at least one object grows for so long: to 16 MB
-above the first scenarios, and no further after twice as many."""
+SETTLED: Final = 100
+"""Of a run of more scenarios the first half is what the later ones are compared with.
+The interpreter's arenas, which a few objects of long life keep, reach their number
+only then: 16 MB above the first scenarios, and no more after twice as many."""
 
 
 class Held:
@@ -141,7 +141,7 @@ class Held:
         """Measure the memory after a scenario."""
         self.bytes.append(memory_bytes())
         count = len(self.bytes)
-        grown = self.bytes[-1] - max(self.bytes[: self._first if count <= LONG_RUN else count // 2])
+        grown = self.bytes[-1] - max(self.bytes[: self._first if count <= SETTLED else count // 2])
         assert grown <= MEMORY_BYTES_MAX, f"{grown} bytes more after {len(self.bytes)} scenarios: {self}"
 
     def __str__(self) -> str:

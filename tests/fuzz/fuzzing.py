@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import structlog
 from turns import turns
@@ -121,12 +121,6 @@ async def at_rest(store: MailStore) -> None:
     search.MEMO.__init__()  # type: ignore[misc]  # as if nobody had searched before
 
 
-SETTLED: Final = 100
-"""Of a run of more scenarios the first half is what the later ones are compared with.
-The interpreter's arenas, which a few objects of long life keep, reach their number
-only then: 16 MB above the first scenarios, and no more after twice as many."""
-
-
 class Held:
     """The memory after each scenario, which must come back to that after the first.
 
@@ -140,8 +134,7 @@ class Held:
     def check(self) -> None:
         """Measure the memory after a scenario."""
         self.bytes.append(memory_bytes())
-        count = len(self.bytes)
-        grown = self.bytes[-1] - max(self.bytes[: self._first if count <= SETTLED else count // 2])
+        grown = self.bytes[-1] - max(self.bytes[: self._first])
         assert grown <= MEMORY_BYTES_MAX, f"{grown} bytes more after {len(self.bytes)} scenarios: {self}"
 
     def __str__(self) -> str:

@@ -314,10 +314,20 @@ async def test_a_backend_ends_at_a_racy_store_and_remembers_one_that_is_fit(
 ) -> None:
     racy = Racy()
     served_by(monkeypatch, racy)
-    config = load(write_config(tmp_path / "racy", f"file://{tmp_path}/unused"), {})
-    with pytest.raises(BaseExceptionGroup) as caught:
-        await asyncio.wait_for(Backend(config).run(signals=False), 30)
-    assert caught.group_contains(ConfigError, match="exactly one winner")
+    path = write_config(tmp_path / "racy", f"file://{tmp_path}/unused")
+    for _ in range(2):
+        before = list(racy.keys)
+        backend = Backend(load(path, {}))
+        with pytest.raises(BaseExceptionGroup) as caught:
+            await asyncio.wait_for(backend.run(signals=False), 30)
+        assert caught.group_contains(ConfigError, match="exactly one winner")
+        backend.listeners.stop()
+        await backend.parts.close()
+    assert racy.keys == before, "the second start serves nobody before the race has passed"
+    # It serves once the store lets one PUT succeed.
+    racy.every = 1 << 40
+    async with running(path) as service:
+        await service.backend.ready.wait()
 
     class Fit(MemoryDriver):
         creates_at_once = False

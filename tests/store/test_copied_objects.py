@@ -179,7 +179,7 @@ async def test_an_index_object_of_another_form(copied: Copied, form: str) -> Non
     before, _ = await copied.seen("before", {})
     for source in sources.keys() - {form}:
         version = 1 << 32 | 9 if form == "cache" else 1000
-        target = bundle_key(ANNA, inbox, version, parse_bundle_key(sources[source]).writer, form)  # type: ignore[arg-type]
+        target = bundle_key(ANNA, inbox, version, parse_bundle_key(sources[source]).writer, form)
         after, said = await copied.seen(source, {target: copied.objects[sources[source]]})
         if form == "cache":
             assert rows(after) == rows(before)

@@ -56,8 +56,10 @@ RACE_RETRY_S: Final = 60.0
 """Interval between attempts of the race, while the bucket does not answer."""
 
 RACED: Final = "raced"
-"""File in the local state that names the bucket that has passed the race."""
+"""File in the local state that names the bucket that has passed the race, or, behind
+FAILED, the bucket that has failed."""
 
+FAILED: Final = b"failed "
 
 boottime: Final[Callable[[], float]] = partial(
     time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -145,7 +147,15 @@ class Parts:
                 probing.cancel()
         if self.joining is not None and not patient:
             await self.joining.membership.member.look()  # a tool, which is no member
+        if self.metacache.get_state(RACED) == FAILED + self._mark:
+            await self.race()  # nothing is served before it has passed
         await self.store.start()
+
+    @property
+    def _mark(self) -> bytes:
+        """Return what identifies the bucket in the local state."""
+        settings = self.bucket.settings
+        return f"{settings.url} {settings.endpoint_url}".encode()
 
     async def drop_unused(self) -> None:
         """Drop local copies that were not used for the time that the settings say."""
@@ -156,17 +166,21 @@ class Parts:
         """Check once for each bucket that only one of several concurrent PUTs of a key
         succeeds.
 
-        Call it once the store has started. Raises ConfigError for a bucket that lets
-        several succeed.
+        It runs while the store serves, which may take seconds. After a bucket has
+        failed, it runs before the next start serves. Raises ConfigError for a bucket
+        that lets several succeed.
         """
-        settings, metacache = self.bucket.settings, self.metacache
-        mark = f"{settings.url} {settings.endpoint_url}".encode()
+        metacache, mark = self.metacache, self._mark
         if not needs_race(self.bucket) or metacache.get_state(RACED) == mark:
             return
         while True:
             try:
                 await require_one_winner(self.bucket, now=time.time())
                 break
+            except ConfigError:
+                metacache.put_state(RACED, FAILED + mark)
+                await self.store.env.commit_staged()
+                raise
             except StoreError as exc:
                 log.warning("check of create-only PUTs failed, it tries again", error=str(exc))
                 await asyncio.sleep(RACE_RETRY_S)

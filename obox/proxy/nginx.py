@@ -70,7 +70,12 @@ class NginxAuth:
             key = self._key()
             if not key or not hmac.compare_digest(request.headers.get(KEY, "").encode(), key.encode()):
                 return PlainTextResponse("X-Obox-Key is not http.api_key\n", 403)
-            return Response(headers=await self.answer(request.headers))
+            answer = Response()
+            # starlette would write Latin-1; nginx passes the bytes on
+            answer.raw_headers += [
+                (name.encode(), said.encode()) for name, said in (await self.answer(request.headers)).items()
+            ]
+            return answer
 
         return [Route(PATH, ask)]
 

@@ -218,11 +218,11 @@ class Box(ABC, Generic[S, D]):
         if self.due_at is None and self._wants_bundle(change):
             self.due_at = self.env.clock() + self.env.settings.upload_interval_s
 
-    def restate(self) -> None:
+    def restate(self, *, again: bool = False) -> None:
         """Write what the bundles lack to the journal again, because the journal of the
-        boot before may not have it."""
+        boot before may not have it. again: whether it has it."""
         edit = Edit(self.sid)
-        edit.add_journal_only(self.box, self._lacking())
+        edit.add_journal_only(self.box, self._lacking(), again=again)
         self.log.stage(edit)
 
     @abstractmethod

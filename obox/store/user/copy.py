@@ -140,6 +140,8 @@ async def _copy(
     await user.journal.sync()
     if lease is not None:
         await lease
+    if user.env.settle is not None:
+        await user.env.settle()
     user.env.owned.require(user.storage_id)
     return uids, new
 

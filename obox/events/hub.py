@@ -80,7 +80,7 @@ class Events:
         self._gained: set[str] = set()
         self._look = asyncio.Event()
         self._begun = False
-        self._soon_until = float("-inf")
+        self._hurries = False
         self._marks: list[tuple[int, float]] = []
         store.journal.follower = self
         if self._sync:
@@ -111,7 +111,9 @@ class Events:
 
     def released(self) -> None:
         """See `Follower`."""
-        self._soon_until = self._env.clock() + SOON_FOR_S
+        if self._begun and not self._hurries:
+            self._hurries = True
+            self._spawn(self._write_soon())
 
     async def let_go(self, boot: str, below: int, since: float) -> bool:
         """See `Follower`. Raises Unavailable."""
@@ -227,20 +229,24 @@ class Events:
     # -- cursors -------------------------------------------------------------------------------------------------------
 
     async def _write_cursors(self) -> None:
-        env = self._env
-        at = env.clock()
         while True:
-            await env.sleep(SOON_S)
-            now = env.clock()
-            self._mark(now)
-            if now - at < CURSOR_S and now > self._soon_until:
-                continue
-            at = now
-            for runner in self.runners:
-                try:
-                    await self._write_cursor(runner)
-                except OboxError as exc:
-                    log.info("cursor is written later", group=runner.group.name, error=str(exc))
+            await self._env.sleep(CURSOR_S)
+            self._mark(self._env.clock())
+            await self._write_all()
+
+    async def _write_soon(self) -> None:
+        until = self._env.clock() + SOON_FOR_S
+        while self._env.clock() < until:
+            await self._env.sleep(SOON_S)
+            await self._write_all()
+        self._hurries = False
+
+    async def _write_all(self) -> None:
+        for runner in self.runners:
+            try:
+                await self._write_cursor(runner)
+            except OboxError as exc:
+                log.info("cursor is written later", group=runner.group.name, error=str(exc))
 
     async def _write_cursor(self, runner: Runner) -> None:
         """Raises Unavailable."""
@@ -270,6 +276,11 @@ class Events:
         behind = runner.behind
         at = next((at for end, at in self._marks if end > behind), None)
         return 0.0 if at is None else max(0.0, self._env.clock() - at)
+
+    def idle(self) -> bool:
+        """Return whether nothing is left to be handled."""
+        barred = self._bars.everybody or self._bars.units
+        return not barred and not any(one.lag() or one.lanes.own or one.lanes.rest for one in self.runners)
 
     def figures(self) -> Mapping[str, float]:
         """Return numbers for metrics."""

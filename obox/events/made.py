@@ -114,22 +114,19 @@ def _of_mailbox(place: Place, sid: str, box: str, delta: Delta) -> Iterator[Even
             seq=seq,
             size=int(rows.size[0]) if len(rows) == 1 else int(rows.size.sum(dtype=np.uint64)),
         )
-    if delta.flags:
-        uids = delta.flags[0][2]
-        if len(delta.flags) > 1:
-            uids = distinct(np.concatenate([uids for _, _, uids in delta.flags]))
-        if len(uids):
-            yield Event(
-                kind="FlagsUpdated",
-                user=sid,
-                mailbox=box,
-                uids=ranges_of(uids),
-                stamp=max(stamp for _, stamp, _ in delta.flags) >> 1,
-                backend=backend,
-                boot=boot,
-                seq=seq,
-                flags=tuple((flag, bool(stamp & 1), ranges_of(uids)) for flag, stamp, uids in delta.flags if len(uids)),
-            )
+    if flags := _flags_of(delta):
+        uids = flags[0][2] if len(flags) == 1 else distinct(np.concatenate([uids for _, _, uids in flags]))
+        yield Event(
+            kind="FlagsUpdated",
+            user=sid,
+            mailbox=box,
+            uids=ranges_of(uids),
+            stamp=max(stamp for _, stamp, _ in flags) >> 1,
+            backend=backend,
+            boot=boot,
+            seq=seq,
+            flags=tuple((flag, bool(stamp & 1), ranges_of(uids)) for flag, stamp, uids in flags),
+        )
     if gone is not None and len(gone.uid):
         yield Event(
             kind="Expunged",
@@ -141,6 +138,24 @@ def _of_mailbox(place: Place, sid: str, box: str, delta: Delta) -> Iterator[Even
             boot=boot,
             seq=seq,
         )
+
+
+def _flags_of(delta: Delta) -> list[tuple[str, int, UidArray]]:
+    """Return the changes of flags: flag, the newest stamp, UIDs. What a crash left may
+    be in the records themselves. Flags at delivery have the stamp of the save date."""
+    found = [(flag, stamp, uids) for flag, stamp, uids in delta.flags if len(uids)]
+    if delta.rows is None or not delta.rows.stamps:
+        return found
+    saved = delta.rows.savedate.astype(np.uint64)
+    for flag, stamps in delta.rows.stamps.items():
+        later = (stamps != 0) & (stamps >> np.uint64(1) != saved)
+        if not later.any():
+            continue
+        for on in (0, 1):
+            mask = later & (stamps & np.uint64(1) == on)
+            if mask.any():
+                found.append((flag, largest(stamps[mask]), delta.rows.uid[mask]))
+    return found
 
 
 def _of_root(place: Place, sid: str, delta: RootDelta) -> Iterator[Event]:

@@ -297,6 +297,8 @@ def _check(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
         refuse("cluster.events", 'a bus between backends is not there yet; allowed: "local"')
     if values["cluster.directory"] != "local" and values["cluster.secret_file"] is None:
         refuse("cluster.directory", "members forward users to each other; allowed: together with cluster.secret_file")
+    if list(values["events.quota_warnings"]) != sorted(values["events.quota_warnings"]):
+        refuse("events.quota_warnings", "allowed: percents that ascend")
     bucket = urlsplit(values["storage.url"])
     if bucket.scheme == "s3" and not re.fullmatch(r"[A-Za-z0-9._-]{3,255}", bucket.netloc):
         refuse("storage.url", "allowed: after s3:// a bucket name of 3 to 255 letters, digits, dots, - and _")

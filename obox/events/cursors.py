@@ -20,7 +20,8 @@ import structlog
 
 from ..objectstore import CorruptObject, NewerFormat, ObjectInfo, StoreError, put_once
 from ..objectstore.codec import ObjectKind
-from ..objectstore.keys import CursorKey, cursor_key, cursors_prefix, owner_of, parse_cursor_key
+from ..objectstore.eventkeys import CursorKey, cursor_key, cursors_prefix, parse_cursor_key
+from ..objectstore.keys import owner_of
 from ..store.env import Env
 
 log = structlog.get_logger()

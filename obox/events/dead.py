@@ -17,7 +17,8 @@ import structlog
 
 from ..objectstore import CorruptObject, NewerFormat, StoreError, put_once
 from ..objectstore.codec import ObjectKind
-from ..objectstore.keys import DeadKey, dead_key, dead_prefix, events_prefix, owner_of, parse_dead_key
+from ..objectstore.eventkeys import DeadKey, dead_key, dead_prefix, events_prefix, parse_dead_key
+from ..objectstore.keys import owner_of
 from ..store.env import Env
 from ..types import StorageId
 from .event import Event, Format
@@ -71,7 +72,7 @@ def key_of(text: str) -> DeadKey:
     return parse_dead_key(f"{dead_prefix(group)}{rest}")
 
 
-async def bury(env: Env, group: str, event: Event, form: Format, failures: int, error: str) -> DeadKey:
+async def put_letter(env: Env, group: str, event: Event, form: Format, failures: int, error: str) -> DeadKey:
     """PUT a dead letter. Raises Unavailable."""
     key = DeadKey(group, StorageId(event.user), env.now_ms(), env.random_bytes(4).hex())
     body = DeadBody(event.encode(form), form, failures, error[:ERROR_CHARS_MAX], env.now())

@@ -108,7 +108,7 @@ class Runner:
         """The number of the first object of the present boot."""
         self.rescan: set[str] = set()
         """Users of whom the group has still to hear `Rescan`."""
-        self.handled = self.failed = self.buried = 0
+        self.handled = self.failed = self.letters = 0
 
     # -- taking --------------------------------------------------------------------------------------------------------
 
@@ -228,7 +228,7 @@ class Runner:
             error, failures = failure, failures + 1
             self.failed += 1
             if failures > RETRIES:
-                await self._bury(item, failures, error)
+                await self._put_letter(item, failures, error)
                 return
 
     def _jitter_s(self) -> float:
@@ -256,22 +256,22 @@ class Runner:
             except Unavailable:
                 await self._env.sleep(AGAIN_S)
 
-    async def _bury(self, item: Item, failures: int, error: str) -> None:
+    async def _put_letter(self, item: Item, failures: int, error: str) -> None:
         event, group = item.event, self.group.name
         while self.lanes.holds(item):
             try:
-                key = await dead.bury(self._env, group, event, self._form, failures, error)
+                key = await dead.put_letter(self._env, group, event, self._form, failures, error)
             except Unavailable:
                 await self._env.sleep(AGAIN_S)
                 continue
-            self.buried += 1
+            self.letters += 1
             log.error(
                 "event not handled, it is a dead letter now",
                 group=group,
                 user=event.user,
                 kind=event.kind,
-                id=dead.id_of(key),
-                failures=failures,
+                key=dead.id_of(key),
+                attempts=failures,
                 error=error,
                 next_step="oboxadm events dead-letters",
             )

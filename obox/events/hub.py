@@ -84,7 +84,7 @@ class Events:
         self._marks: list[tuple[int, float]] = []
         store.journal.follower = self
         if self._sync:
-            env.settle = self._settle
+            env.until_heard = self._until_heard
 
     def _journal(self) -> Journal:
         return self._store.journal
@@ -133,7 +133,7 @@ class Events:
             runner.ask_to_rescan(list(runner.rescan))
         return True
 
-    async def _settle(self) -> None:
+    async def _until_heard(self) -> None:
         """Return when the groups for which acknowledgements wait have handled all that
         was staged before, SYNC_S at most. Raises Unavailable."""
         try:
@@ -143,7 +143,7 @@ class Events:
                 for runner in self._sync:
                     await runner.caught_up(number)
         except TimeoutError:
-            log.warning("acknowledged before the listeners were done", limit_s=SYNC_S)
+            log.warning("acknowledged before the listeners were done")
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -161,6 +161,7 @@ class Events:
         """Let the groups handle what has come, STOP_S at most, and write their cursors.
         The store is closed."""
         if self._begun:
+            self._begun = False
             try:
                 async with asyncio.timeout(STOP_S):
                     for runner in self.runners:
@@ -287,7 +288,7 @@ class Events:
         return {
             "handled_total": sum(runner.handled for runner in self.runners),
             "failures_total": sum(runner.failed for runner in self.runners),
-            "dead_letters_total": sum(runner.buried for runner in self.runners),
+            "dead_letters_total": sum(runner.letters for runner in self.runners),
             "waiting": sum(runner.lanes.own + runner.lanes.rest for runner in self.runners),
             "lag_objects": max((runner.lag() for runner in self.runners), default=0),
             "lag_seconds": max((self.lag_s(runner) for runner in self.runners), default=0.0),

@@ -23,7 +23,7 @@ from typing import Final
 import structlog
 
 from ..errors import Corrupt, Unavailable
-from ..objectstore.keys import CursorKey, cursor_key
+from ..objectstore.eventkeys import CursorKey, cursor_key
 from ..store.env import Env
 from ..store.log.fence import Boot as ListedBoot
 from ..store.log.fence import boots_of, list_journals, read
@@ -151,7 +151,7 @@ class Rest:
             await env.sleep(LIVE_TICK_S)
         if lives:
             names = sorted({one.backend for one in lives})
-            log.warning("events of users who have moved do not wait any longer", for_backends=names)
+            log.warning("events of users who have moved do not wait any longer", backends=len(names))
 
     async def _forget(self, keys: Iterable[CursorKey], known: Collection[Boot]) -> None:
         """Delete cursors of boots of which the journal has nothing."""
@@ -215,17 +215,17 @@ class Rest:
         units: Collection[str] | None,
         named: dict[tuple[str, Boot], set[str]],
     ) -> None:
-        told = await heard(written)
+        of_line = await heard(written)
         for one in wanted:
             work, runner = one.work, one.work.runner
             group = runner.group.name
             if group not in written.groups:
                 continue
-            for sid in told.deleted:
+            for sid in of_line.deleted:
                 runner.lanes.drop_rest(sid)
                 work.add()
                 self._spawn(self._forget_letters(work, sid))
-            for sid, events in told.events.items():
+            for sid, events in of_line.events.items():
                 named.setdefault((group, work.boot), set()).add(sid)
                 ours = self._is_ours(sid, units) and sid not in self._handled[group, work.boot]
                 if not ours or one.progress.users.get(sid, -1) >= written.seq:

@@ -5,8 +5,7 @@ Recent objects are in memory, with their events decoded once for all groups. Oth
 read back from the bucket, so a group that is slow costs no memory.
 
 Invariant: numbers are without a gap, and the objects of a boot have ascending numbers.
-Diagnostics: an object that is gone or damaged has no events; the group is told to
-rescan nobody, because the line was let go before.
+Diagnostics: an object that is damaged is logged and has no events.
 """
 
 from __future__ import annotations

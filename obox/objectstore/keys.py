@@ -72,8 +72,6 @@ _MAIL = re.compile(r"([0-9a-f]{2})/([^/]+)/m/([0-9a-f]{32})/([0-9a-f]{8})", re.A
 _BUNDLE = re.compile(
     r"([0-9a-f]{2})/([^/]+)/x/([0-9a-f]{32}|root)/([0-9a-f]{16})\.([^/]+)\.(base|diff|cache)", re.ASCII
 )
-_CURSOR = re.compile(r"_events/([^/]+)/cursor/([^/]+)/([^/]+)/([0-9a-f]{16})\.([^/]+)", re.ASCII)
-_DEAD = re.compile(r"_events/([^/]+)/dead/([^/]+)/([0-9a-f]{16})\.([0-9a-f]{8})", re.ASCII)
 _JOURNAL = re.compile(r"_journal/([^/]+)/([^/]+)/([0-9a-f]{16})", re.ASCII)
 
 
@@ -101,25 +99,6 @@ class JournalKey(NamedTuple):
     backend: str
     boot: str
     seq: int
-
-
-class CursorKey(NamedTuple):
-    """The content of a cursor's key. writer: the boot that wrote it."""
-
-    group: str
-    backend: str
-    boot: str
-    seq: int
-    writer: str
-
-
-class DeadKey(NamedTuple):
-    """The content of a dead letter's key. at: unix milliseconds; id: 8 hex digits."""
-
-    group: str
-    sid: StorageId
-    at: int
-    id: str
 
 
 def _box(box: str) -> str:
@@ -229,52 +208,6 @@ def parse_journal_key(key: str) -> JournalKey:
     return JournalKey(element(m[1]), element(m[2]), int(m[3], 16))
 
 
-def events_prefix(group: str | None = None) -> str:
-    """Return the prefix of all objects for events, or of those of a group."""
-    return "_events/" if group is None else f"_events/{element(group)}/"
-
-
-def cursors_prefix(group: str, backend: str | None = None, boot: str | None = None) -> str:
-    """Return the prefix of a group's cursors: of all, of a backend's, of a boot's."""
-    parts = [element(part) for part in (backend, boot) if part is not None]
-    return "".join(f"{part}/" for part in (f"_events/{element(group)}/cursor", *parts))
-
-
-def cursor_key(key: CursorKey) -> str:
-    """Return the key of a cursor."""
-    if not 0 <= key.seq <= _U64_MAX:
-        raise ValueError(f"not a journal seq: {key.seq}")
-    return f"{cursors_prefix(key.group, key.backend, key.boot)}{key.seq:016x}.{element(key.writer)}"
-
-
-def parse_cursor_key(key: str) -> CursorKey:
-    """Return the argument of cursor_key. Raises: ValueError on any other key."""
-    m = _CURSOR.fullmatch(key)
-    if m is None:
-        raise ValueError(f"not the key of a cursor: {key[:200]!r}")
-    return CursorKey(element(m[1]), element(m[2]), element(m[3]), int(m[4], 16), element(m[5]))
-
-
-def dead_prefix(group: str, sid: str | None = None) -> str:
-    """Return the prefix of a group's dead letters: of all, or of a user's."""
-    return f"_events/{element(group)}/dead/" if sid is None else f"_events/{element(group)}/dead/{element(sid)}/"
-
-
-def dead_key(key: DeadKey) -> str:
-    """Return the key of a dead letter."""
-    if not 0 <= key.at <= _U64_MAX:
-        raise ValueError(f"not a time: {key.at}")
-    return f"{dead_prefix(key.group, key.sid)}{key.at:016x}.{element(key.id)}"
-
-
-def parse_dead_key(key: str) -> DeadKey:
-    """Return the argument of dead_key. Raises: ValueError on any other key."""
-    m = _DEAD.fullmatch(key)
-    if m is None:
-        raise ValueError(f"not the key of a dead letter: {key[:200]!r}")
-    return DeadKey(element(m[1]), StorageId(element(m[2])), int(m[3], 16), m[4])
-
-
 def owner_of(key: str) -> Owner:
     """Return the owner of the object under a key that was made here.
 
@@ -306,6 +239,8 @@ def owner_in(path: str) -> Owner | None:
 
     None if the path ends with no key.
     """
+    from obox.objectstore.eventkeys import parse_cursor_key, parse_dead_key  # most backends have no such objects
+
     parts = path.split("/")
     parsers: tuple[tuple[Callable[[str], object], int], ...] = (
         (parse_mail_key, 5),

@@ -140,7 +140,7 @@ class Env:
     """Whose turn it is among the long tasks of a user."""
     local_failures: int = 0
     recent: Recent = field(default_factory=Recent)
-    settle: Callable[[], Awaitable[None]] | None = None
+    until_heard: Callable[[], Awaitable[None]] | None = None
     """Returns when listeners for which acknowledgements wait have heard of what was
     staged before. None: none does."""
     trouble: EveryMinute = field(init=False)

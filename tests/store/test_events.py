@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from machines import Bucket, Life, Machine, Time, uids
 from obox.events import Event, Events, EventSettings, Group
 from obox.events import dead as dead_letters
 from obox.events import group as group_module
-from obox.objectstore.keys import parse_cursor_key
+from obox.objectstore.eventkeys import parse_cursor_key
 from obox.store import NewMail
 from obox.types import StorageId
 
@@ -72,6 +71,13 @@ async def until(reached: Callable[[], Any]) -> None:
     async with asyncio.timeout(20):
         while not reached():  # noqa: ASYNC110 - a listener has no event for it
             await asyncio.sleep(0.005)
+
+
+async def until_letters(life: Life, reached: Callable[[int], bool]) -> None:
+    """Wait for the dead letters of anna in the group `bad`."""
+    async with asyncio.timeout(20):
+        while not reached(len(await dead_letters.list_keys(life.store.env, "bad", "anna"))):  # noqa: ASYNC110 - as `until`
+            await asyncio.sleep(0.01)
 
 
 def requests(life: Life) -> dict[tuple[str, str], int]:
@@ -198,7 +204,7 @@ async def test_after_a_crash_the_rest_is_handled(machine: Machine) -> None:
     async with following(machine, Group("all", late := Recorder())) as (life, _):
         await (await life.user()).append("INBOX", [MAIL])
         await life.store.journal.sync()
-        await until(lambda: late.kinds())
+        await until(late.kinds)
     assert [event.uids for event in late.heard if event.kind == "Added"] == [((4, 4),)], "nothing is handled again"
 
 
@@ -248,16 +254,13 @@ async def test_the_deletion_of_a_user_drops_events_and_dead_letters(machine: Mac
         anna = await life.user("anna")
         await anna.append("INBOX", [MAIL])
         await life.store.journal.sync()
-        env = life.store.env
-        while not await dead_letters.list_keys(env, "bad", "anna"):
-            await asyncio.sleep(0.01)
+        await until_letters(life, lambda count: count > 0)
         await anna.append("INBOX", [MAIL])
         await anna.release()
         life.users.clear()
         async for _ in users.delete(life.store, StorageId("anna")):
             pass
-        while await dead_letters.list_keys(env, "bad", "anna"):
-            await asyncio.sleep(0.01)
+        await until_letters(life, lambda count: count == 0)
         await until(lambda: not events.figures()["waiting"])
 
 

@@ -141,8 +141,8 @@ class Boxes:
                 await self.journal.sync()
             if self.journal.expired():
                 await self.journal.lease()
-        if self.env.settle is not None:
-            await self.env.settle()
+        if self.env.until_heard is not None:
+            await self.env.until_heard()
         self._require_ours()
 
     def require_there(self) -> None:
@@ -185,8 +185,8 @@ class Boxes:
         edit.add(self.rootbox, delta, Change.IMPORTANT)
         self.log.stage(edit)
         await self.journal.sync()
-        if self.env.settle is not None:
-            await self.env.settle()
+        if self.env.until_heard is not None:
+            await self.env.until_heard()
 
     # -- opening ------------------------------------------------------------------------------------------------------
 

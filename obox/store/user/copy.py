@@ -140,8 +140,8 @@ async def _copy(
     await user.journal.sync()
     if lease is not None:
         await lease
-    if user.env.settle is not None:
-        await user.env.settle()
+    if user.env.until_heard is not None:
+        await user.env.until_heard()
     user.env.owned.require(user.storage_id)
     return uids, new
 

@@ -151,8 +151,8 @@ class User(Boxes):
                     for mail in mails
                 ]
                 uids = await write_mails(box, drafts, room)
-                if self.env.settle is not None:
-                    await self.env.settle()
+                if self.env.until_heard is not None:
+                    await self.env.until_heard()
                 return Appended(entry.uidvalidity, uids)
         finally:
             room.end()

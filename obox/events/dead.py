@@ -128,9 +128,9 @@ async def delete(env: Env, keys: list[DeadKey]) -> None:
     await env.delete(list(map(dead_key, keys)), kind="events")
 
 
-async def delete_user(env: Env, group: str, sid: str) -> int:
-    """Delete the dead letters of a user who was deleted. Returns how many. Raises
-    Unavailable."""
+async def delete_all(env: Env, group: str, sid: str | None = None) -> int:
+    """Delete the dead letters of a group, or those of a user who was deleted. Returns
+    how many. Raises Unavailable."""
     count = 0
     for _ in range(PASSES_MAX):
         if not (keys := await list_keys(env, group, sid, limit=LISTED_MAX)):

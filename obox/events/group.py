@@ -179,7 +179,7 @@ class Runner:
         """Delete the dead letters of a user who was deleted."""
         while True:
             try:
-                await dead.delete_user(self._env, self.group.name, sid)
+                await dead.delete_all(self._env, self.group.name, sid)
                 return
             except Unavailable:
                 await self._env.sleep(AGAIN_S)
@@ -222,7 +222,7 @@ class Runner:
                 await self._env.sleep(FIRST_RETRY_S * 2 ** (failures - 1) + self._jitter_s())
                 if not self.lanes.holds(item):
                     return
-            if (failure := await self._call(item.event)) is None:
+            if (failure := await self.call(item.event)) is None:
                 self.handled += 1
                 return
             error, failures = failure, failures + 1
@@ -234,7 +234,7 @@ class Runner:
     def _jitter_s(self) -> float:
         return JITTER_S * int.from_bytes(self._env.random_bytes(2), "big") / 2**16
 
-    async def _call(self, event: Event) -> str | None:
+    async def call(self, event: Event) -> str | None:
         """Call the listener. Returns why it failed."""
         async with self._gate:
             await self._sure()

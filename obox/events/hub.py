@@ -49,6 +49,15 @@ SYNC_S: Final = 5.0
 STOP_S: Final = 5.0
 """How long a stop waits for groups. What is left is handled by the next owner."""
 
+COUNT_S: Final = 900.0
+"""Interval at which dead letters are counted: a LIST for each group."""
+
+COUNTED_MAX: Final = 1000
+"""Dead letters of a group that are counted: a page of a LIST."""
+
+MARKS_MAX: Final = 1000
+"""Times of objects that wait. With more, every second is forgotten."""
+
 
 @dataclass(frozen=True)
 class EventSettings:
@@ -82,6 +91,9 @@ class Events:
         self._begun = False
         self._hurries = False
         self._marks: list[tuple[int, float]] = []
+        self._letters: dict[str, int] = {}
+        """How many dead letters each group had in the bucket when they were
+        counted."""
         store.journal.follower = self
         if self._sync:
             env.until_heard = self._until_heard
@@ -156,6 +168,7 @@ class Events:
             self._spawn(runner.run())
         self._spawn(self._look_again())
         self._spawn(self._write_cursors())
+        self._spawn(self._count_again())
 
     async def close(self) -> None:
         """Let the groups handle what has come, STOP_S at most, and write their cursors.
@@ -289,16 +302,21 @@ class Events:
             "handled_total": sum(runner.handled for runner in self.runners),
             "failures_total": sum(runner.failed for runner in self.runners),
             "dead_letters_total": sum(runner.letters for runner in self.runners),
+            "dead_letters": sum(self._letters.values()),
             "waiting": sum(runner.lanes.own + runner.lanes.rest for runner in self.runners),
             "lag_objects": max((runner.lag() for runner in self.runners), default=0),
             "lag_seconds": max((self.lag_s(runner) for runner in self.runners), default=0.0),
         }
 
-    async def dead_letters(self, limit: int) -> dict[str, int]:
-        """Return how many dead letters each group has, at most `limit` of each. Raises
-        Unavailable."""
-        return {name: len(await dead.list_keys(self._env, name, limit=limit)) for name in self._names}
+    async def count_letters(self) -> None:
+        """Count the dead letters in the bucket, for `figures`. Raises Unavailable."""
+        for name in self._names:
+            self._letters[name] = len(await dead.list_keys(self._env, name, limit=COUNTED_MAX))
 
-
-MARKS_MAX: Final = 1000
-"""Times of objects that wait. With more, every second is forgotten."""
+    async def _count_again(self) -> None:
+        while True:
+            try:
+                await self.count_letters()
+            except OboxError as exc:
+                log.info("dead letters are counted later", error=str(exc))
+            await self._env.sleep(COUNT_S)

@@ -114,12 +114,26 @@ class Events:
         if self._tail.add(written) and before and self._begun:
             self._fenced(written.boot)
 
-    def gained(self, units: Collection[str]) -> None:
+    def gained(self, units: Collection[str], *, orderly: bool) -> None:
         """See `Follower`."""
         if units and self._begun:
             self._bars.units |= dict.fromkeys(units, self._tail.end)
-            self._gained |= set(units)
-            self._look.set()
+            if orderly:
+                self._spawn(self._wait_and_look(frozenset(units)))
+            else:
+                self._look_for(units)
+
+    def _look_for(self, units: Collection[str]) -> None:
+        self._gained |= set(units)
+        self._look.set()
+
+    async def _wait_and_look(self, units: frozenset[str]) -> None:
+        """Wait until the previous owner has handled what it wrote."""
+        try:
+            await self._rest.wait_for_others()
+        except OboxError as exc:
+            log.warning("cursors of other backends cannot be read", error=str(exc))
+        self._look_for(units)
 
     def released(self) -> None:
         """See `Follower`."""

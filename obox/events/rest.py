@@ -1,9 +1,10 @@
 """The rest: lines of other boots whose events a group has not handled.
 
 Theory of operation. After a start, a gain of units and a fence, a look reads the
-journals. A boot that lives handles its own lines; after a gain the look waits until it
-has passed what it had written until then. Of a boot that is over, the owner of each
-user handles the lines behind the cursor, in the order of the bucket's clock:
+journals. A boot that lives handles its own lines; if it has released the units, the
+look comes after it has passed what it had written until then. Of a boot that is over,
+the owner of each user handles the lines behind the cursor, in the order of the bucket's
+clock:
 
     lives: wait for its cursor
     over: behind the cursor -> lanes -> done -> a cursor that names the users
@@ -110,8 +111,6 @@ class Rest:
         me = env.settings.backend, self._present()
         others = [boot for boot in listed if (boot.backend, boot.name) != me]
         newest = dict(zip(map(_name, others), await self._read_all([(one, one.last) for one in others]), strict=True))
-        if units is not None:
-            await self._wait_for(newest.values())
         over = [one for one in others if (end := newest[_name(one)]) is None or end.closed]
         wanted: list[tuple[ListedBoot, _Wanted]] = []
         for runner in self._runners:
@@ -132,9 +131,13 @@ class Rest:
             for _, one in wanted:
                 one.work.done()
 
-    async def _wait_for(self, newest: Iterable[JournalObject | None]) -> None:
-        """Wait until boots that live have passed what they have written until now."""
-        env, lives = self._env, [one for one in newest if one is not None and not one.closed]
+    async def wait_for_others(self) -> None:
+        """Wait until boots that live have passed what they have written until now,
+        LIVE_S at most. Raises Unavailable."""
+        env = self._env
+        listed = boots_of(await list_journals(env))
+        found = await self._read_all([(one, one.last) for one in listed if one.name != self._present()])
+        lives = [one for one in found if one is not None and not one.closed]
         until = env.clock() + LIVE_S
         while lives and env.clock() < until:
             left = []

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from obox.events import Event, Events, EventSettings, Group
 from obox.mailbox import State
 from obox.store import MailStore
+from obox.store.log.journal import JournalObject
 
 from .cluster import ClusterStory
 from .loop import simulate
@@ -68,12 +69,23 @@ class Ears:
         self.rng = random.Random(world.seed + 11)
         self.heard: dict[str, list[Heard]] = {group: [] for group in GROUPS}
         self.failed = 0
-        self.seen: dict[str, dict[str, Any]] = {}
+        self.strays: set[tuple[str, int]] = set()
+        """Journal objects of a backend that did not own the user any more. They have no
+        order with those of the owner."""
         world.listen = self._listen
 
     def _listen(self, node: Node, store: MailStore) -> Events:
         groups = [Group(name, _Ear(self, node, name)) for name in GROUPS]
-        return Events(store, groups, EventSettings())
+        events = Events(store, groups, EventSettings())
+        before = events.landed
+
+        def landed(written: JournalObject) -> None:
+            if not store.env.owned.owns(SID):
+                self.strays.add((written.boot, written.seq))
+            before(written)
+
+        events.landed = landed  # type: ignore[method-assign]
+        return events
 
     async def quiet(self, node: Node) -> None:
         """Wait until the groups of a backend have handled everything. Then compare what
@@ -150,7 +162,7 @@ class Ears:
             expunged: dict[tuple[str, int], float] = {}
             last: dict[tuple[str, int], float] = {}
             for one in self.heard[group]:
-                if one.event.kind == "Expunged":
+                if one.event.kind == "Expunged" and (one.event.boot, one.event.seq) not in self.strays:
                     for mail in one.mails():
                         expunged.setdefault(mail, one.at)
                 if one.event.kind != "Added":

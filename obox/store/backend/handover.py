@@ -92,7 +92,7 @@ async def gain(
             await _adopt(store, user.storage_id)
         owned.gain(units, unclean=found.unclean)
         if journal.follower is not None:
-            journal.follower.gained(units)
+            journal.follower.gained(units, orderly=orderly)
         store.remember_units()
         for user in here:
             store.spawn(user.recheck(every=True))

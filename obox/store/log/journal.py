@@ -134,8 +134,9 @@ class Follower(Protocol):
         """Take an object that is in the bucket, in the order of the objects. It must
         not wait."""
 
-    def gained(self, units: Collection[str]) -> None:
-        """Note that this backend serves users of these units from now on."""
+    def gained(self, units: Collection[str], *, orderly: bool) -> None:
+        """Note that this backend serves users of these units from now on. orderly:
+        whether another backend that lives has released them."""
 
     def released(self) -> None:
         """Note that another backend gets users, and waits for the cursors."""

@@ -146,7 +146,7 @@ class Rows:
     @classmethod
     def empty(cls) -> Rows:
         columns = {name: np.empty(0, dtype=kind) for name, kind in _COLUMNS}
-        return cls(**columns, oid=np.empty((0, 16), dtype=np.uint8), stamps={})  # type: ignore[arg-type]
+        return cls(**columns, oid=np.empty((0, 16), dtype=np.uint8), stamps={})  # type: ignore[arg-type]  # _COLUMNS has the names of the fields
 
     @classmethod
     def one(

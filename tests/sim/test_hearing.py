@@ -4,6 +4,8 @@ A failure names its seed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from obox.events import rest
@@ -43,15 +45,18 @@ def test_a_backend_that_leaves_the_rest_is_noticed(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(rest.Rest, "look", look)
     with pytest.raises(Broken, match="has not heard"):
-        for seed in range(8):
-            play(seed)
+        _play_all(range(8))
 
 
 def test_a_backend_that_does_not_keep_the_order_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Bars, "since", lambda self, sid: None)
     with pytest.raises(Broken, match="before its mail"):
-        for seed in range(20):
-            play(seed)
+        _play_all(range(20))
+
+
+def _play_all(seeds: Iterable[int]) -> None:
+    for seed in seeds:
+        play(seed)
 
 
 def test_two_owners_after_each_other() -> None:

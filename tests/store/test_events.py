@@ -164,7 +164,7 @@ async def test_carried_changes_make_no_second_event(machine: Machine) -> None:
         await user.append("INBOX", [MAIL])
         box = await user.select("INBOX")
         await life.store.journal.sync()
-        await box.carry()
+        await life.store.upkeep.carry("anna", box.guid)
         await life.store.journal.sync()
         await user.append("INBOX", [MAIL])
         await life.store.journal.sync()

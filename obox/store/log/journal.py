@@ -208,6 +208,9 @@ class Journal:
         self._again: dict[str, list[int]] = {}
         """See `JournalObject.again`, of what is staged."""
         self.follower: Follower | None = None
+        self.unloaded: set[tuple[str, str]] = set()
+        """(user, box) of boxes that were unloaded from memory although no bundle covers
+        their changes, because this journal has all of them."""
 
     # -- writers ---------------------------------------------------------------------------------------------------
 
@@ -297,6 +300,7 @@ class Journal:
         self._again.pop(sid, None)
         if not self._staged:
             self._staged_at = None
+        self.unloaded -= {key for key in self.unloaded if key[0] == sid}
         for table in (self._first, self._carried):
             for key in [key for key in table if key[0] == sid]:
                 del table[key]
@@ -345,6 +349,7 @@ class Journal:
         self._carried.pop(key, None)
         if not more:
             self._first.pop(key, None)
+            self.unloaded.discard(key)
         elif key in self._first and position[0] == self.boot:
             # Otherwise it was staged at a fence and is in the new boot.
             self._first[key] = max(self._first[key][0], position[1]), self._clock()

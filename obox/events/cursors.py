@@ -132,7 +132,7 @@ class Keeper:
         self._writing = asyncio.Lock()
 
     def is_new(self, boot: Boot, seq: int, rescan: frozenset[str]) -> bool:
-        """Return whether a cursor would say more than the last one."""
+        """Return whether a cursor would say more than the newest does."""
         last = self._last.get(boot)
         return seq > (-1 if last is None else last.seq) or (last is not None and rescan != self._rescan)
 

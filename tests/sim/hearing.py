@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from obox.events import Event, Events, EventSettings, Group
@@ -84,7 +85,7 @@ class Ears:
                 self.strays.add((written.boot, written.seq))
             before(written)
 
-        events.landed = landed  # type: ignore[method-assign]
+        events.landed = landed  # type: ignore[method-assign]  # the store calls it through the object
         return events
 
     async def quiet(self, node: Node) -> None:
@@ -94,7 +95,7 @@ class Ears:
         user = await node.user(USER)
         for guid, entry in user.root.entries.items():
             if not entry.cleared:  # what a LIST finds is an event
-                await node.run(lambda store, guid=guid: user.box(guid))  # type: ignore[misc]
+                await node.run(partial(_box, user, guid))
         await node.run(lambda store: store.journal.sync())
         until = self.world.clock() + DRAIN_S
         while not node.events.idle():
@@ -102,7 +103,7 @@ class Ears:
             await asyncio.sleep(5)
         for guid, entry in user.root.entries.items():
             if not entry.cleared:
-                box = await node.run(lambda store, guid=guid: user.box(guid))  # type: ignore[misc]
+                box = await node.run(partial(_box, user, guid))
                 self._check_mails(guid, box.state)
             self._check_name(guid, entry)
         await user.release()
@@ -177,6 +178,10 @@ class Ears:
         require(not self.world.keys("_events/good/dead/"), "the good group has dead letters")
         cursors = self.world.keys("/cursor/")
         require(len(cursors) <= 300, "cursors are left:", len(cursors))
+
+
+async def _box(user: Any, guid: str, store: MailStore) -> Any:
+    return await user.box(guid)
 
 
 def _is_accident(line: str) -> bool:

@@ -1,6 +1,6 @@
-"""Random lives whose backends have groups of events. Each group hears of everything that
-has changed at least once, through crashes, takeovers, fences, lost answers and merges.
-A failure names its seed."""
+"""Random lives whose backends have groups of events. Each group hears of everything
+that has changed at least once, through crashes, takeovers, fences, lost answers and
+merges. A failure names its seed."""
 
 from __future__ import annotations
 

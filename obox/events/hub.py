@@ -27,6 +27,7 @@ from .group import Runner
 from .lanes import Bars
 from .listener import Delivery, Group, is_sync
 from .rest import Rest
+from .scan import Scan
 from .tail import Tail
 
 log = structlog.get_logger()
@@ -85,6 +86,7 @@ class Events:
         ]
         self._keepers = {group.name: Keeper(env, group.name) for group in groups}
         self._rest = Rest(env, lambda: store.journal.boot, self.runners, self._spawn)
+        self._scan = Scan(store)
         self._sync = [runner for runner in self.runners if is_sync(runner.group, settings.delivery)]
         self._gained: set[str] = set()
         self._look = asyncio.Event()
@@ -122,6 +124,8 @@ class Events:
                 self._spawn(self._wait_and_look(frozenset(units)))
             else:
                 self._look_for(units)
+            if not self._env.owned.unclean.isdisjoint(units):
+                self._scan.want()
 
     def _look_for(self, units: Collection[str]) -> None:
         self._gained |= set(units)
@@ -148,7 +152,7 @@ class Events:
         if number is None or not self._begun:
             return late
         if boot != self._store.journal.boot:
-            return late or not self._bars.everybody
+            return late or not self._rest.holds((self._env.settings.backend, boot))
         for runner in self.runners:
             if runner.behind >= number:
                 continue
@@ -183,6 +187,8 @@ class Events:
         self._spawn(self._look_again())
         self._spawn(self._write_cursors())
         self._spawn(self._count_again())
+        self._scan.begin()
+        self._spawn(self._scan.run())
 
     async def close(self) -> None:
         """Let the groups handle what has come, STOP_S at most, and write their cursors.

@@ -17,6 +17,7 @@ does not know how events are handled.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Final
@@ -96,12 +97,19 @@ class Rest:
         """Users in the rest of a boot, by group, once it was read."""
         self._handled: dict[tuple[str, Boot], set[str]] = {}
         """Users of whom this process has put the rest into lanes."""
+        self._works: Counter[Boot] = Counter()
+        """How much of each boot is in lanes."""
         self._skipped: set[tuple[str, Boot]] = set()
         """Boots that are over, and whose rest has nothing for a group."""
 
     def clear(self) -> None:
         """Forget what was put into lanes, because the lanes were cleared."""
         self._handled.clear()
+        self._works.clear()
+
+    def holds(self, boot: Boot) -> bool:
+        """Return whether some of the rest of a boot is in lanes."""
+        return self._works[boot] > 0
 
     async def look(self, units: Collection[str] | None) -> None:
         """Put the rest into lanes: of users of these units, or of all users of this
@@ -188,6 +196,7 @@ class Rest:
             # Settings of groups change only with a start, so no line is for it.
             self._skipped.add((group, name))
             return None
+        self._works[name] += 1
         return _Wanted(_Work(runner, name, boot.last, self._finish), progress, seqs)
 
     async def _put(self, wanted: list[tuple[ListedBoot, _Wanted]], units: Collection[str] | None) -> None:
@@ -284,6 +293,7 @@ class Rest:
     # -- cursors -------------------------------------------------------------------------------------------------------
 
     def _finish(self, work: _Work) -> None:
+        self._works[work.boot] -= 1
         if work.users:
             self._spawn(self._write(work))
 

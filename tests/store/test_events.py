@@ -208,6 +208,21 @@ async def test_after_a_crash_the_rest_is_handled(machine: Machine) -> None:
     assert [event.uids for event in late.heard if event.kind == "Added"] == [((4, 4),)], "nothing is handled again"
 
 
+async def test_a_mail_whose_line_died_with_the_machine_is_found(machine: Machine) -> None:
+    """Nobody opens the mailbox. Its user is looked through after the unclean end."""
+    machine.bucket.time = Time(speed=50)
+    async with following(machine, Group("all", Recorder()), kill=True) as (life, _):
+        user = await life.user()
+        await user.append("INBOX", [MAIL])
+        await life.store.journal.sync()
+        life.store.journal.interval_s = 1e9
+        await user.append("INBOX", [MAIL])
+    machine.lose_disk()
+    async with following(machine, Group("all", heard := Recorder())) as (life, _):
+        await until(lambda: ((2, 2),) in [event.uids for event in heard.heard if event.kind == "Added"])
+        assert life.store.env.metacache.get_state("events-scan") in (b"1", b"")
+
+
 async def test_a_new_group_hears_of_what_happens_from_its_start(machine: Machine) -> None:
     async with following(machine, Group("old", Recorder())) as (life, _):
         await (await life.user()).append("INBOX", [MAIL])

@@ -97,8 +97,6 @@ class Events:
         """How many dead letters each group had in the bucket when they were
         counted."""
         store.journal.follower = self
-        if self._sync:
-            env.until_heard = self._until_heard
 
     def _journal(self) -> Journal:
         return self._store.journal
@@ -180,6 +178,8 @@ class Events:
     def begin(self) -> None:
         """Call the listeners from now on. The store has started."""
         self._begun = True
+        if self._sync:
+            self._env.until_heard = self._until_heard
         self._look.set()
         for runner in self.runners:
             runner.clear()

@@ -6,16 +6,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from machines import Bucket, Life, Machine, Time, uids
+from owners import Member, Rows
 
 from obox.events import Event, Events, EventSettings, Group
 from obox.events import dead as dead_letters
 from obox.events import group as group_module
 from obox.objectstore.eventkeys import parse_cursor_key
 from obox.store import NewMail
+from obox.store.log.fence import boots_of, fence, list_journals
 from obox.types import StorageId
 
 MAIL = NewMail(b"Subject: a\r\n\r\ntext")
@@ -83,6 +87,10 @@ async def until_letters(life: Life, reached: Callable[[int], bool]) -> None:
 def requests(life: Life) -> dict[tuple[str, str], int]:
     """Return the requests of a life by operation and kind."""
     return life.bucket.stats.requests()
+
+
+def _has(heard: Recorder, uid: int) -> bool:
+    return ((uid, uid),) in [event.uids for event in heard.heard]
 
 
 async def cursors(bucket: Bucket) -> list[str]:
@@ -258,6 +266,130 @@ async def test_a_poisoned_event_becomes_a_dead_letter_and_nobody_else_waits(
         assert await dead_letters.list_keys(life.store.env, "good") == []
         assert events.figures()["dead_letters_total"] == 1
         assert dead_letters.key_of(letter.id) == key
+
+
+async def test_a_hanging_listener_delays_neither_mail_nor_other_groups(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_module, "CALL_S", 0.05)
+    monkeypatch.setattr(group_module, "FIRST_RETRY_S", 0.0)
+    monkeypatch.setattr(group_module, "JITTER_S", 0.0)
+    hung: list[Event] = []
+
+    class Hangs:
+        async def handle(self, event: Event) -> None:
+            hung.append(event)
+            if event.user == "anna":
+                await asyncio.Event().wait()
+
+    async with following(machine, Group("hangs", Hangs()), Group("good", good := Recorder())) as (life, events):
+        for name in ("anna", "ben"):
+            user = await life.user(name)
+            await user.append("INBOX", [MAIL])
+            await user.append("INBOX", [MAIL])
+        await life.store.journal.sync()
+        await until(lambda: {"anna", "ben"} <= {event.user for event in good.heard})
+        await until(lambda: "ben" in {event.user for event in hung})
+        await until(lambda: events.figures()["dead_letters_total"])
+        (key, *_) = await dead_letters.list_keys(life.store.env, "hangs", "anna")
+        letter = await dead_letters.read(life.store.env, key)
+        assert letter is not None
+        assert "no answer within" in letter.error
+
+
+async def test_what_is_written_again_after_a_fence_makes_no_second_event(
+    machine: Machine, rows: Rows, tmp_path: Path
+) -> None:
+    """The new boot states what no bundle covers. The groups have heard of it before."""
+    one = Member(rows, "first")
+    rows.give("first", "anna")
+    async with machine.run(start=False, cluster=one) as life:
+        one.life = life
+        events = Events(life.store, [Group("all", heard := Recorder())], EventSettings())
+        await life.store.start()
+        events.begin()
+        await one.gain("anna")
+        user = await life.user()
+        await user.append("INBOX", [MAIL])
+        box = await user.select("INBOX")
+        await box.store_flags(uids(1), "add", ["\\Seen"])
+        await life.store.journal.sync()
+        await until(lambda: "FlagsUpdated" in heard.kinds())
+        before = life.store.journal.boot
+        async with machine.renamed("second", tmp_path / "second").run(start=False) as other:
+            for boot in boots_of(await list_journals(other.store.env)):
+                await fence(other.store.env, boot)
+        await user.append("INBOX", [MAIL])
+        await life.store.journal.sync()
+        assert life.store.journal.boot != before
+        await until(lambda: not life.store.journal.late() and events.idle())
+        await until(lambda: ((2, 2),) in [event.uids for event in heard.heard])
+        await life.store.upkeep.carry("anna", box.guid)
+        await life.store.journal.sync()
+        await until(events.idle)
+        await one.kick(list(life.store.users))
+        await life.store.close()
+        await events.close()
+        await stop(events)
+    assert sorted(event.uids for event in heard.heard if event.kind == "Added")[-1] == ((2, 2),)
+    assert heard.kinds().count("FlagsUpdated") == 1
+
+
+async def test_who_takes_users_over_handles_what_the_dead_backend_left(
+    machine: Machine, other: Machine, rows: Rows
+) -> None:
+    """Two backends share the users of a dead backend. Each handles the rest of its own
+    users, once, and before what it writes itself."""
+
+    class Hangs:
+        async def handle(self, event: Event) -> None:
+            await asyncio.Event().wait()
+
+    dead_one = Member(rows, "first")
+    rows.give("first", "anna", "ben")
+    async with machine.run(start=False, cluster=dead_one, kill=True) as life:
+        dead_one.life = life
+        events = Events(life.store, [Group("all", Hangs())], EventSettings())
+        await life.store.start()
+        events.begin()
+        await dead_one.gain("anna", "ben")
+        for name in ("anna", "ben"):
+            user = await life.user(name)
+            await user.append("INBOX", [MAIL])
+            await (await user.select("INBOX")).expunge(uids(1))
+        await life.store.journal.sync()
+        boot = life.store.journal.boot
+        life.users.clear()
+        await stop(events)
+    heirs = {}
+    third = machine.renamed("third", machine.path.parent / "third")
+    for heir, name in ((other, "anna"), (third, "ben")):
+        one = Member(rows, heir.settings.backend)
+        async with heir.run(start=False, cluster=one) as life:
+            one.life = life
+            events = Events(life.store, [Group("all", heard := Recorder())], EventSettings())
+            await life.store.start()
+            events.begin()
+            await until(events.idle)
+            assert heard.heard == [], "users of others are left alone"
+            await one.gain(name, dead=(("first", boot),))
+            user = await life.user(name)
+            await user.append("INBOX", [MAIL])
+            await life.store.journal.sync()
+            await until(partial(_has, heard, 2))
+            await until(events.idle)
+            heirs[name] = heard
+            await one.kick(list(life.store.users))
+            await life.store.close()
+            await events.close()
+            await stop(events)
+    for name, heard in heirs.items():
+        assert {event.user for event in heard.heard} == {name}
+        assert [(event.kind, event.uids) for event in heard.heard if event.kind != "QuotaUsageUpdated"] == [
+            ("Added", ((1, 1),)),
+            ("Expunged", ((1, 1),)),
+            ("Added", ((2, 2),)),
+        ]
 
 
 async def test_the_deletion_of_a_user_drops_events_and_dead_letters(machine: Machine) -> None:

@@ -119,6 +119,8 @@ class Backend(Serving):
             metrics.source("tls", self.certificates.figures)
         if opened.events is not None:
             metrics.source("events", opened.events.figures)
+        if opened.news is not None:
+            metrics.source("news", opened.news.figures)
         if opened.joining is not None:
             metrics.source("cluster", opened.joining.membership.member.figures)
 
@@ -271,6 +273,8 @@ class Backend(Serving):
         await self.parts.start()
         if self.parts.events is not None:
             self.parts.events.begin()
+        if self.parts.news is not None:
+            self.parts.news.begin()
         self.ready.set()
         await self.parts.drop_unused()
 

@@ -18,6 +18,7 @@ import structlog
 from .config import Config
 from .errors import ConfigError, NotFound
 from .events import Context, Delivery, Events, EventSettings, Format, Group, Listener, Usage
+from .events.news import News
 from .store import MailStore
 from .types import StorageId
 
@@ -45,6 +46,16 @@ def open_events(config: Config, store: MailStore, closing: AsyncExitStack) -> Ev
     )
     closing.push_async_callback(events.close)
     return events
+
+
+def open_news(config: Config, store: MailStore, closing: AsyncExitStack) -> News:
+    """Make the news between backends. Raises ConfigError."""
+    from .events.nats import NatsBus
+
+    cluster = config.cluster
+    news = News(store, lambda news: NatsBus(cluster.events, cluster.backend, news))
+    closing.push_async_callback(news.close)
+    return news
 
 
 def _groups(config: Config, context: Context, threads: ThreadPoolExecutor) -> list[Group]:

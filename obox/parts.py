@@ -40,6 +40,7 @@ from .store.backend.copies import Copies
 
 if TYPE_CHECKING:
     from .events import Events
+    from .events.news import News
     from .membership import Joining, Membership
 
 log = structlog.get_logger()
@@ -106,6 +107,8 @@ class Parts:
     """The cluster; None for a backend alone."""
     events: Events | None
     """The groups of events; None if there are none."""
+    news: News | None
+    """News between backends; None without a bus."""
     closing: AsyncExitStack
 
     async def close(self) -> None:
@@ -209,6 +212,11 @@ async def open(config: Config) -> Parts:
             from .listening import open_events  # most backends have none
 
             events = open_events(config, store, closing)
+        news = None
+        if config.cluster.events != "local":
+            from .listening import open_news  # few have a bus
+
+            news = open_news(config, store, closing)
         warn_of_small_disks(config)
         copies = Copies(store, close_delay_s=config.metacache.close_delay)
         users = PasswdFile(config.auth.passwd_file, config.auth.default_domain)
@@ -228,6 +236,7 @@ async def open(config: Config) -> Parts:
             authenticator=authenticator,
             joining=joining,
             events=events,
+            news=news,
             closing=closing.pop_all(),
         )
 

@@ -293,8 +293,8 @@ def _check(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
         refuse("server.workers", 'workers share a directory of their own; allowed: 1, or cluster.directory = "local"')
     if values["server.workers"] > 1 and values["storage.url"].startswith("memory:"):
         refuse("server.workers", "workers share a bucket, and memory:// is of one process; allowed: 1")
-    if values["cluster.events"] != "local":
-        refuse("cluster.events", 'a bus between backends is not there yet; allowed: "local"')
+    if values["cluster.events"] != "local" and values["cluster.directory"] == "local":
+        refuse("cluster.events", 'news are for other backends; allowed: "local", or together with cluster.directory')
     if values["cluster.directory"] != "local" and values["cluster.secret_file"] is None:
         refuse("cluster.directory", "members forward users to each other; allowed: together with cluster.secret_file")
     if list(values["events.quota_warnings"]) != sorted(values["events.quota_warnings"]):

@@ -449,7 +449,7 @@ class Cluster:
     events: str = _set(
         kinds.url("local or nats://host:4222", "nats", words=("local",)),
         "local",
-        "the bus for news between backends; only local for now: there is none",
+        "the bus for news between backends: nats://host:4222; local: there is none",
         restart=True,
     )
 

@@ -315,6 +315,8 @@ class Boxes:
         entry = self.root.entries.get(guid)
         if entry is None:
             raise NotFound("no such mailbox")
+        if self.env.before_load is not None:
+            await self.env.before_load(guid)
         box = self.unloaded(entry)
         infos = None if self._infos is None else self._infos.pop(guid, None)
         old = self.env.clock() - self._infos_at > LISTING_S

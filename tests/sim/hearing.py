@@ -117,7 +117,7 @@ class Ears:
             missing = gone - self._mails(group, "Expunged")
             require(not missing, group, "has not heard of expunges:", missing)
             saved = dict(zip(state.uids.tolist(), state.column("savedate").tolist(), strict=True))
-            rows = state.rows(slice(None))
+            rows = state.rows()
             for flag, stamps in rows.stamps.items():
                 for uid, stamp in zip(rows.uid.tolist(), stamps.tolist(), strict=True):
                     if stamp and stamp >> 1 != saved[uid]:

@@ -54,10 +54,10 @@ class Bus(Protocol):
         """Pass news on, or drop them if the bus does not answer. It does not wait."""
 
     async def register(self, guid: str) -> None:
-        """Hear news of a mailbox from now on. It waits for the bus, but not long."""
+        """Begin to listen to news of a mailbox. It waits for the bus, but not long."""
 
     async def unregister(self, guid: str) -> None:
-        """Hear no more news of a mailbox."""
+        """Stop listening to news of a mailbox."""
 
     def is_up(self) -> bool:
         """Return whether the bus answers."""
@@ -78,7 +78,7 @@ class News:
         self.published = self.heard_total = self.dropped = 0
 
     def begin(self) -> None:
-        """Publish and hear from now on. The store has started."""
+        """Begin to publish, and to listen. The store has started."""
         self._store.log.listeners.append(self._altered)
         self._env.before_load = self._register
         self._bus.begin()
@@ -132,7 +132,7 @@ class News:
             await self._bus.register(guid)
 
     async def _tidy(self) -> None:
-        """Unregister mailboxes that are not in memory any more."""
+        """Remove the registrations of mailboxes that are not in memory any more."""
         seen: set[str] = set()
         while True:
             await self._env.sleep(TIDY_S)

@@ -48,18 +48,18 @@ class Scan:
         """How many users were opened since the start."""
 
     def begin(self) -> None:
-        """Scan if the last owner crashed, or if an earlier scan was not over."""
+        """Begin a scan if the last owner crashed, or if an earlier scan was not over."""
         if self._store.unclean or self._env.metacache.get_state(_KEY):
             self.want()
 
     def want(self) -> None:
-        """Scan all users of this backend, because some of them are of an owner who
-        crashed."""
+        """Begin a scan of all users of this backend, because some of them are of an owner
+        who crashed."""
         self._env.metacache.put_state(_KEY, b"1")
         self._wanted.set()
 
     async def run(self) -> None:
-        """Scan whenever it is wanted, until cancelled."""
+        """Make a scan whenever one is wanted, until cancelled."""
         while True:
             await self._wanted.wait()
             self._wanted.clear()

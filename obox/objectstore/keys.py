@@ -239,7 +239,8 @@ def owner_in(path: str) -> Owner | None:
 
     None if the path ends with no key.
     """
-    from obox.objectstore.eventkeys import parse_cursor_key, parse_dead_key  # few have them
+    # Few buckets have such objects.
+    from obox.objectstore.eventkeys import parse_cursor_key, parse_dead_key
 
     parts = path.split("/")
     parsers: tuple[tuple[Callable[[str], object], int], ...] = (

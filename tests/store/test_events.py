@@ -300,7 +300,7 @@ async def test_a_hanging_listener_delays_neither_mail_nor_other_groups(
 async def test_what_is_written_again_after_a_fence_makes_no_second_event(
     machine: Machine, rows: Rows, tmp_path: Path
 ) -> None:
-    """The new boot states what no bundle covers. The groups have heard of it before."""
+    """The new boot writes again what no bundle covers. The groups have heard of it."""
     one = Member(rows, "first")
     rows.give("first", "anna")
     async with machine.run(start=False, cluster=one) as life:

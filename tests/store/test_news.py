@@ -21,7 +21,7 @@ from obox.store import Mailbox
 
 @asynccontextmanager
 async def serving(machine: Machine, rows: Rows, url: str) -> AsyncIterator[tuple[Member, Life, News]]:
-    """Run a backend that serves anna, whoever else does."""
+    """Run a backend that serves anna, even if another one does."""
     one = Member(rows, machine.settings.backend)
     async with machine.run(start=False, cluster=one) as life:
         one.life = life

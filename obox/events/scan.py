@@ -48,13 +48,13 @@ class Scan:
         """How many users were opened since the start."""
 
     def begin(self) -> None:
-        """Begin a scan if the last owner crashed, or if an earlier scan was not over."""
+        """Begin a scan if the last owner crashed, or an earlier scan was not over."""
         if self._store.unclean or self._env.metacache.get_state(_KEY):
             self.want()
 
     def want(self) -> None:
-        """Begin a scan of all users of this backend, because some of them are of an owner
-        who crashed."""
+        """Begin a scan of all users of this backend, because an owner of some of them
+        has crashed."""
         self._env.metacache.put_state(_KEY, b"1")
         self._wanted.set()
 

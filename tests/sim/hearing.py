@@ -25,9 +25,10 @@ from .story import Story
 from .world import Crash, Node, World
 
 GROUPS = ("good", "picky")
-CARRY_S = 150.0
+CARRY_S = 400.0
 """An event may come twice only if a backend has begun, died, or was suspended within
-this time before."""
+this time before. A mailbox that was open then is carried forward after 240 s, and is
+loaded and compared for that."""
 DRAIN_S = 4000.0
 """The groups have handled everything by then. Some events fail 9 times, which takes 26
 s, and the user's later events wait for them."""

@@ -68,7 +68,7 @@ class Event(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
 
     @property
     def identity(self) -> str:
-        """Return a text that only this event has, also if it comes twice."""
+        """Return a text that only this event has, also if its line is read again."""
         uids = ",".join(f"{first}-{last}" if last > first else str(first) for first, last in self.uids)
         return f"{self.user}/{self.mailbox}/{uids or self.name}/{self.kind}/{self.stamp}"
 

@@ -39,6 +39,8 @@ from .store import Env, MailStore
 from .store.backend.copies import Copies
 
 if TYPE_CHECKING:
+    from .events import Events
+    from .events.news import News
     from .membership import Joining, Membership
 
 log = structlog.get_logger()
@@ -105,6 +107,10 @@ class Parts:
     authenticator: Authenticator
     joining: Joining | None
     """The cluster; None for a backend alone."""
+    events: Events | None
+    """The groups of events; None if there are none."""
+    news: News | None
+    """News between backends; None without a bus."""
     closing: AsyncExitStack
 
     async def close(self) -> None:
@@ -215,6 +221,16 @@ async def open(config: Config) -> Parts:
         store = _store(config, bucket, metacache, fscache, None if joining is None else joining.membership)
         if joining is not None:
             joining.join(store)
+        events = None
+        if _has_listeners(config):
+            from .listening import open_events  # most backends have none
+
+            events = open_events(config, store, closing)
+        news = None
+        if config.cluster.events != "local":
+            from .listening import open_news  # few have a bus
+
+            news = open_news(config, store, closing)
         warn_of_small_disks(config)
         copies = Copies(store, close_delay_s=config.metacache.close_delay)
         users = PasswdFile(config.auth.passwd_file, config.auth.default_domain)
@@ -233,8 +249,16 @@ async def open(config: Config) -> Parts:
             users=users,
             authenticator=authenticator,
             joining=joining,
+            events=events,
+            news=news,
             closing=closing.pop_all(),
         )
+
+
+def _has_listeners(config: Config) -> bool:
+    """Return whether the configuration has a listener of events."""
+    events = config.events
+    return bool(events.listeners or events.audit_file or events.webhook_url or events.quota_command or events.quota_url)
 
 
 def _store(

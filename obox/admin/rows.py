@@ -53,7 +53,42 @@ _EVACUATE: Final = "whether it gives its groups up"
 _SITE: Final = {"site": "the name of the site", "status": "online, standby or offline", "comment": "for operators"}
 _OWNER: Final = "the backend that has the group; empty: nobody yet"
 
+_LETTER: Final = {
+    "id": "how commands name the dead letter",
+    "group": "the group that could not handle the event",
+    "user": "the storage id of the user",
+    "kind": "what has happened; empty if the dead letter does not decode",
+    "mailbox": "the GUID of the mailbox; empty if the event is about none",
+    "uids": "UIDs of the mails",
+    "failures": "how often the listener failed",
+    "error": "the last failure",
+    "at": "when it became a dead letter, unix time",
+}
+
 COLUMNS: Final[dict[str, dict[str, str]]] = {
+    "eventsGroups": {
+        "group": "the name of the group",
+        "here": "whether this backend runs it",
+        "health": "ok, or degraded while there are dead letters",
+        "dead_letters": "dead letters in the bucket",
+        "waiting": "events that wait in the memory of this backend",
+        "handled": "events that it has handled since the start of this backend",
+        "failures": "how often its listener has failed since then",
+        "lag_s": "for how many seconds the oldest event of this backend has waited",
+    },
+    "eventsLag": {
+        "group": "the name of the group",
+        "backend": "the backend that wrote the journal",
+        "boot": "the name of the boot, as in metacache boots",
+        "state": "lives, or over: the owners of its users handle the events",
+        "behind": "journal objects with events that were not handled",
+        "users": "users in them",
+        "since": "the time of the oldest, unix time",
+    },
+    "eventsDeadLettersList": _LETTER,
+    "eventsDeadLettersShow": {**_LETTER, "event": "the event, as JSON"},
+    "eventsDeadLettersRedeliver": {"id": "the dead letter", "result": "handled, or why the event could not be handled"},
+    "eventsDeadLettersPurge": {"group": "the group", "dead_letters": "dead letters that are deleted"},
     "userList": _ENTRY,
     "userAdd": _ENTRY,
     "userPassword": _ENTRY,
@@ -450,6 +485,11 @@ NONE: Final[dict[str, str]] = {
     "clusterSiteList": "no site matches",
     "clusterSiteStatus": "no site matches",
     "clusterGroupList": "no group matches",
+    "eventsGroups": "no listener is configured",
+    "eventsLag": "no group is behind",
+    "eventsDeadLettersList": "there are no dead letters",
+    "eventsDeadLettersRedeliver": "there are no dead letters",
+    "eventsDeadLettersPurge": "there are no dead letters",
 }
 """The message on stderr if a verb that usually has rows has none, by API name."""
 

@@ -45,7 +45,18 @@ class Goes(enum.Enum):
     the same answer."""
 
 
-ONE: Final = frozenset({"storageCheck", "storageFinishUpgrade", "metacacheUnpack"})
+ONE: Final = frozenset(
+    {
+        "storageCheck",
+        "storageFinishUpgrade",
+        "metacacheUnpack",
+        "eventsLag",
+        "eventsDeadLettersList",
+        "eventsDeadLettersShow",
+        "eventsDeadLettersRedeliver",
+        "eventsDeadLettersPurge",
+    }
+)
 JOINED: Final = frozenset(
     {"who", "kick", "metacacheList", "metacacheStatus", "metacacheFlushall", "fscacheStatus", "logErrors"}
 )

@@ -16,21 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from obox.config import _values as kinds
-from obox.config._values import Amount, Kind, Listen, Network, NewMailbox, Secret
-
-
-def _set(kind: Kind, default: str, doc: str, *, remote: bool = False, restart: bool = False) -> Any:
-    """Return a row of the table.
-
-    default: the text that an operator would write in the environment.
-    remote: a [remote] section may have another value for some clients.
-    restart: a change waits for a restart; a reload (`obox.reload`) uses changes of
-    all other settings.
-    """
-    return field(
-        default_factory=lambda: kind.parse(default, Path()),
-        metadata={"kind": kind, "default": default, "doc": doc, "remote": remote, "restart": restart},
-    )
+from obox.config._events import Events
+from obox.config._row import row as _set
+from obox.config._values import Amount, Listen, Network, NewMailbox, Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -467,7 +455,7 @@ class Cluster:
     events: str = _set(
         kinds.url("local or nats://host:4222", "nats", words=("local",)),
         "local",
-        "the bus for news between backends; only local for now: there is none",
+        "the bus for news between backends: nats://host:4222; local: there is none",
         restart=True,
     )
 
@@ -565,6 +553,7 @@ class Config:
     socketmap: Socketmap | None
     tls: Tls
     cluster: Cluster
+    events: Events
     server: Server
     quota: MailLimits
     log: Log

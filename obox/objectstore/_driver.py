@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-Kind = Literal["mail", "index", "journal", "fts", "format"]
+Kind = Literal["mail", "index", "journal", "fts", "events", "format"]
 """The purpose of an object. Statistics are kept for each kind."""
 
 REQUEST_KEYS_MAX = 1000

@@ -141,6 +141,12 @@ class Env:
     """Whose turn it is among the long tasks of a user."""
     local_failures: int = 0
     recent: Recent = field(default_factory=Recent)
+    before_load: Callable[[str], Awaitable[None]] | None = None
+    """Called with a mailbox's GUID before it is loaded, so that news of it are heard
+    from then on (`obox.events.news`)."""
+    until_heard: Callable[[], Awaitable[None]] | None = None
+    """Returns when listeners for which acknowledgements wait have heard of what was
+    staged before. None: none does."""
     trouble: EveryMinute = field(init=False)
     undecided: EveryMinute = field(init=False)
 

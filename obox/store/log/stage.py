@@ -122,14 +122,14 @@ class Absent:
 class _Part:
     """A delta of an edit. target: None if memory has the delta already. copied: whether
     the local copy gets it. journal: what the journal does with it; "carry" is for
-    `Edit.carry`."""
+    `Edit.carry`, and "again" for a change that it had before."""
 
     box: str
     delta: Delta | RootDelta
     target: Target[Any] | None = None
     change: Change = Change.NONE
     copied: bool = False
-    journal: Literal["add", "carry", "nothing"] = "add"
+    journal: Literal["add", "again", "carry", "nothing"] = "add"
 
 
 @dataclass(slots=True)
@@ -157,10 +157,11 @@ class Edit:
         after the load."""
         self.parts.append(_Part(target.box, delta, target, change))
 
-    def add_journal_only(self, box: str, delta: Delta | RootDelta) -> None:
+    def add_journal_only(self, box: str, delta: Delta | RootDelta, *, again: bool = False) -> None:
         """Add a change only for the journal. Local copy and memory have it already, or
-        get it before a session sees it."""
-        self.parts.append(_Part(box, delta))
+        get it before a session sees it. again: whether an earlier boot of this process
+        has it in its journal."""
+        self.parts.append(_Part(box, delta, journal="again" if again else "add"))
 
     def carry(self, box: str, delta: Delta | RootDelta) -> None:
         """Write to the journal again all that no bundle has of a box, so that readers
@@ -192,8 +193,8 @@ class Log:
         for part, data in zip(parts, encoded, strict=True):
             if part.journal == "carry":
                 self.journal.carry(sid, part.box, data)
-            elif part.journal == "add":
-                self.journal.add(sid, part.box, data)
+            elif part.journal != "nothing":
+                self.journal.add(sid, part.box, data, again=part.journal == "again")
         done = [None if part.target is None else part.target.join_staged(part.delta, part.change) for part in parts]
         for part in parts:
             if part.target is not None:

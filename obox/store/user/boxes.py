@@ -153,6 +153,8 @@ class Boxes:
                 await self.journal.sync()
             if self.journal.expired():
                 await self.journal.lease()
+        if self.env.until_heard is not None:
+            await self.env.until_heard()
         self._require_ours()
 
     def require_there(self) -> None:
@@ -184,6 +186,8 @@ class Boxes:
         edit.add(self.rootbox, delta, Change.IMPORTANT)
         self.log.stage(edit)
         await self.journal.sync()
+        if self.env.until_heard is not None:
+            await self.env.until_heard()
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
@@ -313,6 +317,8 @@ class Boxes:
         entry = self.root.entries.get(guid)
         if entry is None:
             raise NotFound("no such mailbox")
+        if self.env.before_load is not None:
+            await self.env.before_load(guid)
         box = self.unloaded(entry)
         infos = None if self._infos is None else self._infos.pop(guid, None)
         old = self.env.clock() - self._infos_at > LISTING_S

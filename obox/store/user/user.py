@@ -150,7 +150,10 @@ class User(Boxes):
                     Draft(mail.source, tuple(box.state.spell(mail.flags)), mail.internaldate, mail.zone)
                     for mail in mails
                 ]
-                return Appended(entry.uidvalidity, await write_mails(box, drafts, room))
+                uids = await write_mails(box, drafts, room)
+                if self.env.until_heard is not None:
+                    await self.env.until_heard()
+                return Appended(entry.uidvalidity, uids)
         finally:
             room.end()
 

@@ -74,7 +74,7 @@ async def events_lag(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
 
 class ListParams(Params, kw_only=True):
     group: Annotated[str | None, Meta(description="Only of this group")] = None
-    limit: Annotated[int, Meta(ge=0, description="At most so many of each group; 0: all")] = 0
+    limit: Annotated[int, Meta(ge=0, description="How many of each group at most; 0: all")] = 0
 
 
 @verb(
@@ -108,7 +108,7 @@ class RedeliverParams(Params, kw_only=True):
     id: Annotated[str | None, Meta(description="The id of a dead letter, as in the list")] = None
     group: Annotated[str | None, Meta(description="All of this group")] = None
     all: Annotated[bool, Meta(description="All of all groups")] = False
-    limit: Annotated[int, Meta(ge=0, description="At most so many of each group; 0: all")] = 0
+    limit: Annotated[int, Meta(ge=0, description="How many of each group at most; 0: all")] = 0
 
 
 @verb("events dead-letters redeliver", RedeliverParams, needs=Needs.BACKEND, columns=("id", "result"))

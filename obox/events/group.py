@@ -51,7 +51,7 @@ FIRST_RETRY_S: Final = 0.1
 """Pause before the first retry. It doubles with each retry, up to 12.8 s."""
 
 JITTER_S: Final = 0.05
-"""At most so much is added to each pause, at random, so that events that failed
+"""The most that is added to each pause, at random, so that events that failed
 together are not tried together."""
 
 CALL_S: Final = 30.0

@@ -26,7 +26,7 @@ from .event import Event, Kind, Place, Ranges
 log = structlog.get_logger()
 
 MOVED_MAX: Final = 50_000
-"""Mails of a `Moved`: a MOVE of more is made in parts of so many."""
+"""Most mails of one `Moved`. A MOVE of more mails is made in parts of this size."""
 
 
 def events_by_user(written: JournalObject) -> dict[str, list[Event]]:

@@ -147,8 +147,8 @@ async def at_rest(store: MailStore) -> None:
 
 LONG_RUN: Final = 100
 """In a run of more scenarios the memory is compared with that of the first half. The
-fuzzer of mails starts a backend in each scenario: caches that have a limit of their own
-take 10 MB more after 180 of them, and hardly grow from then on."""
+fuzzer of mails starts a backend in each scenario. Some 10 MB more are taken after 180
+scenarios, and hardly any from then on. What takes them is not known."""
 
 
 class Held:

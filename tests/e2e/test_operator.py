@@ -144,6 +144,17 @@ async def sample(backend: Backend, bounds: list[str], crowd: Crowd) -> None:
             await asyncio.sleep(0.1)
 
 
+async def events(run: Operator) -> None:
+    """Run the verbs of events. Nothing has failed, so there is no dead letter."""
+    assert [row["group"] for row in await run("eventsGroups")] == ["audit"]
+    await run("eventsLag")
+    assert await run("eventsDeadLettersList") == []
+    await run("eventsDeadLettersRedeliver", all=True)
+    await run("eventsDeadLettersPurge", all=True)
+    await run("eventsDeadLettersShow", id=f"audit/someone/{1:016x}.{2:08x}")
+    assert "no dead letter" in run.failed.pop()
+
+
 async def every_verb(run: Operator, backend: Backend) -> None:
     """Run all verbs of the table except `stop` and `metacachePull`, and the verbs of
     the caches several times."""
@@ -174,6 +185,7 @@ async def every_verb(run: Operator, backend: Backend) -> None:
     await run("rebuild", user=HANDS["barred"])
     await run("search", user="user0002*", query=["subject", "mail"])
     await run("fetch", user=someone, query=["mailbox", "INBOX", "uid", "1"], field=["uid", "hdr.subject", "flags"])
+    await events(run)
     await hands(run)
     await run("reload")
     await removals(run)
@@ -294,6 +306,7 @@ def loaded(make: Callable[..., Backend]) -> Backend:
             "fscache": {"max_size": MAX_SIZE},
             "http": {"api_key": KEY},
             "imap": {"max_address_sessions": 0},
+            "events": {"audit_file": "audit"},
         },
     )
     backend.start()

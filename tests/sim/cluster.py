@@ -45,12 +45,14 @@ from obox.cluster import (
 )
 from obox.cluster import World as MemberWorld
 from obox.errors import OboxError, Unavailable
+from obox.forms import reads
 from obox.lmtp import LmtpServer
 from obox.membership import Membership
 from obox.objectstore.faults import Rates
 from obox.store import MailStore
 from obox.types import StorageId
 
+from .batches import allow_batches
 from .caches import Disk, SimKeeper
 from .loop import SimLoop, simulate
 from .model import require
@@ -127,7 +129,10 @@ class ClusterStory:
         if self.proxied:
             self._start_proxy()
             self.player.checks.append(self.senders.nothing_lost)
-        for _ in range(self.steps):
+        raised_at = (self.seed % 3 == 0) * self.steps // 2 if self.seed % 4 else None
+        for step in range(self.steps):
+            if step == raised_at:
+                allow_batches(self.replica.rows(), self._put)
             self._weather()
             if rng.random() < 0.3:
                 await self._accident()
@@ -252,7 +257,7 @@ class ClusterStory:
             membership.bind(store, member)
             membership.kick = self._kicker(node)
             self.members[name] = member
-            myself = Member("backend", site, name, {"lmtp": LMTP_PORT})
+            myself = Member("backend", site, name, {"lmtp": LMTP_PORT}, reads())
             node.host.spawn(member.run(Myself(myself, State.ONLINE, begin)))
             deliverer = SimDeliverer(self.senders, node)
             self.deliverers[name] = (

@@ -45,6 +45,7 @@ from ...types import Guid, StorageId
 from ..env import Env
 from ..log.journal import Journal
 from ..log.stage import Edit, Log
+from .arrivals import Arrivals
 from .box import Box
 from .root import RootBox
 from .slots import Slot, Slots
@@ -208,6 +209,7 @@ class Index(Box[State, Delta]):
         """Held while lost mails are looked for again."""
         self._refresh = refresh
         self.slots = Slots(self._show, self._taken, self._chance)
+        self.arrivals = Arrivals()
         self._watchers: list[Callable[[], None]] = []
 
     # -- the state (box.Box) -------------------------------------------------------------------------------------------
@@ -324,18 +326,34 @@ class Index(Box[State, Delta]):
         the edit has already used.
         """
         foreign = self.foreign(uids)
+        batches = self._batches_of(uids) if lost else {}
         delta, gone = expunge_delta(self.state, uids, max(self.env.now_ms(), above + 1))
         if delta is None:
             return gone
         if lost:
             delta.purged = gone
+            delta.batches = self.state.without_object(batches.get(self.guid, ()))
         edit.add(self, delta, Change.IMPORTANT)
         for home, (own, far) in foreign.items():
             released = Holders()
             released.add(self.guid, far, own, delta.highestmodseq)
             purged = np.intersect1d(uid_array(far), homes[home].state.gone_uid, assume_unique=True) if lost else None
-            edit.add(homes[home], Delta(holders=released, purged=purged), Change.IMPORTANT)
+            there = Delta(holders=released, purged=purged)
+            if home != self.guid:
+                there.batches = homes[home].state.without_object(batches.get(home, ()))
+            edit.add(homes[home], there, Change.IMPORTANT)
         return gone
+
+    def _batches_of(self, uids: UidArray) -> dict[Guid, list[int]]:
+        """Return the batches in which mails lie: home -> their first UIDs."""
+        state, out = self.state, dict[Guid, list[int]]()
+        where, there = state.positions(uids)
+        where = where[there]
+        home, first = state.column("home")[where], state.column("place")[where, 0]
+        for number, batch in sorted({*zip(home.tolist(), first.tolist(), strict=True)}):
+            if batch:
+                out.setdefault(self.guid if number < 0 else state.homes[number], []).append(batch)
+        return out
 
     def foreign(self, uids: UidArray) -> dict[Guid, tuple[UidArray, UidArray]]:
         """Return those live `uids` whose mail is in another object than that of their
@@ -355,7 +373,8 @@ class Index(Box[State, Delta]):
         """Raises MailboxFull when the mailbox, with what is being written to it, has no
         room for so many more."""
         most = self.env.settings.mailbox_mails_max
-        if len(self.state) + sum(slot.count for slot in self.slots.in_flight()) + mails > most:
+        coming = sum(slot.count for slot in self.slots.in_flight()) + self.arrivals.mails
+        if len(self.state) + coming + mails > most:
             raise MailboxFull(f"the mailbox has {len(self.state)} mails; allowed: {most}")
 
     def require_there(self) -> None:
@@ -424,4 +443,5 @@ class Index(Box[State, Delta]):
         return int(np.searchsorted(uids, high, side="right")) - int(np.searchsorted(uids, low))
 
     def busy(self) -> bool:
-        return bool(self.sessions or self.slots.pending or self._watchers or self.flushing.locked())
+        writing = self.slots.pending or self.arrivals.writing
+        return bool(self.sessions or writing or self._watchers or self.flushing.locked())

@@ -67,6 +67,9 @@ TURN_UIDS: Final = 4
 with a single sender then writes a fifth of the mails. With all ten in each turn it
 would write an eleventh."""
 
+UIDS_AT_ONCE: Final = 1 << 30
+"""What `ready` returns if no other writer is known: any number."""
+
 SHOW_AT_ONCE: Final = 100
 """Slots that become visible in one turn of the loop: 4 ms. The others follow in the
 next turns."""
@@ -156,11 +159,7 @@ class Slots:
         Raises Unavailable.
         """
         if not self._open.is_set():
-            try:
-                async with asyncio.timeout(WAIT_S):
-                    await self._opened()
-            except TimeoutError:
-                raise Unavailable("the storage does not answer; try again later") from None
+            await self.ready()
         loop = asyncio.get_running_loop()
         self._next = max(self._next, uidnext)
         if self._turns:
@@ -181,6 +180,19 @@ class Slots:
             slots.append(slot)
         self._idle.clear()
         return slots
+
+    async def ready(self) -> int:
+        """Return when UIDs are handed out: how many `take` should hand out at once.
+
+        Raises Unavailable.
+        """
+        if not self._open.is_set():
+            try:
+                async with asyncio.timeout(WAIT_S):
+                    await self._opened()
+            except TimeoutError:
+                raise Unavailable("the storage does not answer; try again later") from None
+        return max(1, self._left) if self._turns else UIDS_AT_ONCE
 
     async def _opened(self) -> None:
         """Return when UIDs are handed out."""

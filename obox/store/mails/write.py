@@ -13,9 +13,8 @@ disconnects.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Final
 
@@ -27,12 +26,14 @@ from ...mailbox import Delta, Rows
 from ...objectstore import StoreError, find_outcome, put_once
 from ...objectstore.codec import ObjectKind
 from ...objectstore.keys import mail_key, owner_of
+from ...turn import Turn
 from ...types import Oid, Uid
-from ..api import Source
+from ..box.arrivals import Arrival, Draft
 from ..box.index import Index
 from ..box.slots import Fate, Slot
 from ..env import TRY_LATER
 from ..fields import Fields
+from .batch import BATCHES, FORM, made, rows_of
 from .meta import INLINE_MAX, MailMeta, quick_fields, ready_fields
 from .quota import Room
 
@@ -40,6 +41,14 @@ log = structlog.get_logger()
 
 PUTS_AT_ONCE: Final = 8
 """PUTs in flight for a single MULTIAPPEND."""
+
+SHARED_MAX: Final = 1 << 20
+"""Octets of a mail that shares an object with others. A reader of a part of a larger
+mail reads only the frames that it needs, and its PUT makes no other mail wait."""
+
+GROUP_BYTES_MAX: Final = 16 << 20
+"""Octets of a MULTIAPPEND that is written as one object. They are in memory at once.
+The mails of a larger MULTIAPPEND are objects of their own."""
 
 CLAIM_INLINE: Final = 1000
 """Mails of a claim that is compressed on the loop: two milliseconds."""
@@ -58,16 +67,6 @@ ATTEMPTS_MAX: Final = 8
 temporary."""
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A mail to be written. internaldate: None means now."""
-
-    source: bytes | Source
-    flags: tuple[str, ...]
-    internaldate: int | None
-    zone: int
-
-
 async def write_mails(mailbox: Index, drafts: list[Draft], room: Room) -> list[Uid]:
     """Write mails under consecutive UIDs. All become visible or none does. They are
     durable on return. Raises Unavailable.
@@ -82,15 +81,10 @@ async def write_mails(mailbox: Index, drafts: list[Draft], room: Room) -> list[U
     journal = mailbox.user.journal
     journal.check()
     lease = mailbox.user.spawn(journal.lease()) if journal.stale() else None
+    write = _write_shared if _may_share(mailbox, drafts) else _write_singly
     with _keywords_held(mailbox, (flag for draft in drafts for flag in draft.flags)) as held:
         for _ in range(ATTEMPTS_MAX):
-            slots = await mailbox.slots.take(mailbox.state.uidnext, [1] * len(drafts))
-            held.append(slots[-1])
-            room.slots = slots
-            for slot, draft in zip(slots, drafts, strict=True):
-                slot.also = partial(room.used, len(draft.source))
-            mailbox.user.spawn(_put_group(mailbox, slots, drafts))
-            if all([await asyncio.shield(slot.done) for slot in slots]):
+            if uids := await write(mailbox, drafts, room, held):
                 break
             if any(draft.source.lost for draft in drafts if not isinstance(draft.source, bytes)):
                 raise Unavailable(TRY_LATER)
@@ -103,7 +97,190 @@ async def write_mails(mailbox: Index, drafts: list[Draft], room: Room) -> list[U
         await journal.sync()
     await journal.lease()  # again, because the machine may have been suspended since
     mailbox.env.owned.require(mailbox.user.storage_id)
-    return [Uid(slot.uid) for slot in slots]
+    return uids
+
+
+def _may_share(mailbox: Index, drafts: list[Draft]) -> bool:
+    """Return whether mails are written in one object, also with mails of others."""
+    if mailbox.env.forms.writes(FORM) < BATCHES:
+        return False
+    if len(drafts) == 1:
+        return len(drafts[0].source) <= SHARED_MAX
+    sizes = [len(draft.source) for draft in drafts]
+    return max(sizes) <= SHARED_MAX and sum(sizes) <= GROUP_BYTES_MAX
+
+
+async def _write_singly(mailbox: Index, drafts: list[Draft], room: Room, held: list[Slot]) -> list[Uid]:
+    """Write each mail as an object of its own. Returns no UIDs if they were lost to
+    another writer. Raises Unavailable."""
+    slots = await mailbox.slots.take(mailbox.state.uidnext, [1] * len(drafts))
+    held.append(slots[-1])
+    room.slots = slots
+    for slot, draft in zip(slots, drafts, strict=True):
+        slot.also = partial(room.used, len(draft.source))
+    mailbox.user.spawn(_put_group(mailbox, slots, drafts))
+    landed = all([await asyncio.shield(slot.done) for slot in slots])
+    return [Uid(slot.uid) for slot in slots] if landed else []
+
+
+async def _write_shared(mailbox: Index, drafts: list[Draft], room: Room, held: list[Slot]) -> list[Uid]:
+    """Write mails with those that others write to the mailbox at the same time. Returns
+    and raises as `_write_singly`."""
+
+    def taken(slot: Slot) -> None:
+        held.append(slot)
+        room.slots = (slot,)
+
+    visible = partial(room.used, sum(len(draft.source) for draft in drafts), len(drafts))
+    arrival = Arrival(drafts, visible, taken, asyncio.get_running_loop().create_future())
+    arrivals = mailbox.arrivals
+    arrivals.add(arrival)
+    if not arrivals.writing:
+        arrivals.writing = True
+        mailbox.user.spawn(_write_arrivals(mailbox))
+    try:
+        slot = await arrival.slot
+    except asyncio.CancelledError:
+        arrivals.withdraw(arrival)
+        raise
+    first = slot.uid + arrival.first
+    return [Uid(uid) for uid in range(first, first + len(drafts))] if await asyncio.shield(slot.done) else []
+
+
+async def _write_arrivals(mailbox: Index) -> None:
+    """Write all that waits, an object at a time, until nothing waits."""
+    arrivals, env = mailbox.arrivals, mailbox.env
+    try:
+        while len(arrivals):
+            if env.settings.batch_linger_s and not arrivals.is_full():
+                await env.sleep(env.settings.batch_linger_s)
+            try:
+                part = arrivals.take(await mailbox.slots.ready())
+            except Unavailable as error:
+                arrivals.fail(error)
+                continue
+            if part:
+                await _put_arrivals(mailbox, part)
+    except BaseException as error:
+        arrivals.fail(error if isinstance(error, Exception) else Unavailable(TRY_LATER))
+        raise
+    finally:
+        arrivals.writing = False
+
+
+async def _put_arrivals(mailbox: Index, part: list[Arrival]) -> None:
+    """Take the UIDs of arrivals, PUT their mails as one object, and resolve it, however
+    long it takes. A single mail is an object of its own."""
+    drafts = [draft for arrival in part for draft in arrival.drafts]
+    (slot,) = await mailbox.slots.take(mailbox.state.uidnext, [len(drafts)])
+    slot.also = part[0].visible if len(part) == 1 else partial(_all_visible, part)
+    for arrival in part:
+        arrival.taken(slot)
+        if not arrival.slot.done():
+            arrival.slot.set_result(slot)
+    if len(drafts) == 1:
+        fate, delta, fields = await _put_mail(mailbox, slot, drafts[0])
+        if fields is not None:
+            mailbox.put_fields([(slot.uid, fields.packed)])
+    else:
+        fate, delta = await _put_batch(mailbox, slot, drafts)
+    mailbox.slots.resolve(slot, fate, delta)
+
+
+def _all_visible(part: list[Arrival]) -> None:
+    for arrival in part:
+        arrival.visible()
+
+
+async def _put_batch(mailbox: Index, slot: Slot, drafts: list[Draft]) -> tuple[Fate, Delta | None]:
+    """PUT several mails as one object. Their fields are made while the bucket works."""
+    env, now = mailbox.env, mailbox.env.now()
+    uids = range(slot.uid, slot.uid + len(drafts))
+    keys = [mail_key(mailbox.user.storage_id, mailbox.guid, Uid(uid)) for uid in uids]
+    metas = [_meta(mailbox, uid, draft, now) for uid, draft in zip(uids, drafts, strict=True)]
+    oids, head_oid = [env.new_oid() for _ in drafts], env.new_oid()
+    envelopes: list[bytes] = []
+    fields: list[tuple[int, bytes]] = []
+
+    def encode(at: int, source: bytes) -> None:
+        what = ObjectKind.MAIL, owner_of(keys[at]), oids[at], metas[at].encode(), source
+        envelopes.append(env.codec.encode(*what))
+
+    def make(sources: list[bytes]) -> tuple[bytes, Delta]:
+        for at, source in enumerate(sources):
+            encode(at, source)
+        return made(env.codec, keys[0], head_oid, rows_of(metas, oids), envelopes)
+
+    sources = [draft.source for draft in drafts if isinstance(draft.source, bytes)]
+    if len(sources) < len(drafts):
+        sources = []
+        try:
+            for at, draft in enumerate(drafts):
+                # One at a time: the bytes of such mails are limited for all senders
+                # together.
+                async with _opened(draft) as source:
+                    await asyncio.to_thread(encode, at, source)
+                    await _make_fields(mailbox, [(uids[at], source)], fields)
+        except Temporary as exc:
+            log.error("mail cannot be read back", user=mailbox.user.name, uid=slot.uid, error=str(exc))
+            return await _decided(mailbox, keys[0], head_oid), None
+    small = sum(map(len, sources)) <= INLINE_MAX and len(drafts) <= CLAIM_INLINE
+    data, delta = make(sources) if small else await asyncio.to_thread(make, sources)
+    putting = mailbox.user.spawn(put_slot(mailbox, slot, data, head_oid))
+    await asyncio.sleep(0)  # the request is sent
+    await _make_fields(mailbox, list(zip(uids, sources, strict=False)), fields)
+    fate = await putting
+    if fate != "landed":
+        return fate, None
+    turn = Turn(env.clock)
+    for key, envelope in zip(keys, envelopes, strict=True):
+        await env.fscache.put(key, envelope)
+        if turn.over():
+            await turn.end()
+    mailbox.put_fields(fields)
+    return fate, delta
+
+
+@asynccontextmanager
+async def _opened(draft: Draft) -> AsyncIterator[bytes]:
+    """Read a mail. Raises Temporary."""
+    if isinstance(draft.source, bytes):
+        yield draft.source
+        return
+    async with draft.source.open() as source:
+        yield source
+
+
+async def _make_fields(mailbox: Index, mails: list[tuple[int, bytes]], fields: list[tuple[int, bytes]]) -> None:
+    """Make the ready fields of mails (UID, source) of a batch. Those that take longer
+    than FIELDS_S are made by the first reader."""
+    turn, slow = Turn(mailbox.env.clock), dict[int, asyncio.Task[Fields | None]]()
+    for uid, source in mails:
+        found = quick_fields(source)
+        if found is None:
+            slow[uid] = mailbox.user.spawn(ready_fields(source, mailbox=mailbox.guid, uid=uid))
+        else:
+            fields.append((uid, found.packed))
+        if turn.over():
+            await turn.end()
+    if slow:
+        await asyncio.wait(slow.values(), timeout=FIELDS_S)
+    for uid, task in slow.items():
+        made_now = task.result() if task.done() else None
+        if made_now is not None:
+            fields.append((uid, made_now.packed))
+
+
+def _meta(mailbox: Index, uid: int, draft: Draft, now: float) -> MailMeta:
+    return MailMeta(
+        guid=mailbox.guid,
+        uid=uid,
+        size=len(draft.source),
+        internaldate=int(now) if draft.internaldate is None else draft.internaldate,
+        zone=draft.zone,
+        savedate=int(now * 1000),
+        flags=draft.flags,
+    )
 
 
 @contextmanager
@@ -173,16 +350,7 @@ async def _put_source(
 ) -> tuple[Fate, Delta | None, Fields | None]:
     """PUT the bytes of a mail. Its fields are made while the bucket works."""
     env = mailbox.env
-    now = env.now()
-    meta = MailMeta(
-        guid=mailbox.guid,
-        uid=slot.uid,
-        size=len(source),
-        internaldate=int(now) if draft.internaldate is None else draft.internaldate,
-        zone=draft.zone,
-        savedate=int(now * 1000),
-        flags=draft.flags,
-    )
+    meta = _meta(mailbox, slot.uid, draft, env.now())
     oid, key = env.new_oid(), mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid))
     what = ObjectKind.MAIL, owner_of(key), oid, meta.encode(), source
     data = env.codec.encode(*what) if len(source) <= INLINE_MAX else await asyncio.to_thread(env.codec.encode, *what)

@@ -115,8 +115,9 @@ async def _lost_mails(box: Mailbox, listed: dict[int, int]) -> dict[int, str]:
         home, home_uid = state.home_of(at)
         if home not in homes:
             homes[home] = await listed_uids(box.env, sid, home)
-        key = mail_key(sid, home, Uid(home_uid))
-        if not homes[home].get(home_uid) and not await box.env.get(key, kind="mail"):
+        under = int(state.column("place")[at, 0]) or home_uid
+        key = mail_key(sid, home, Uid(under))
+        if not homes[home].get(under) and not await box.env.get(key, kind="mail", end=1):
             out[uid] = key
     return out
 
@@ -125,6 +126,8 @@ def _known(box: Mailbox, uid: int) -> bool:
     """Return whether the index has the object under a UID."""
     state = box.state
     if state.position(uid) is not None or uid in state.gone_uid:
+        return True
+    if bool(state.in_batches(np.array([uid], dtype=np.uint32))[0]):
         return True
     return any(first <= uid < first + max(1, count) for first, count in state.claims.items())
 

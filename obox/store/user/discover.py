@@ -30,8 +30,9 @@ from ..box.slots import Slot
 from ..env import GETS_AT_ONCE
 from ..log.stage import Edit
 from ..log.takeover import one_history
+from ..mails.batch import claimed
 from ..mails.listed import listed_uids, near
-from ..mails.meta import MailMeta, check_claim, check_meta
+from ..mails.meta import MailMeta, check_meta
 from ..mails.write import burn
 from ..stamp import Trust, name_of
 
@@ -227,7 +228,8 @@ async def read_listed(
 
 
 async def _read_one(mailbox: Index, uid: int, prefix: bytes) -> tuple[Delta, int]:
-    """Return the delta of the object under a UID: a mail, or a claim of a range.
+    """Return the delta of the object under a UID: a mail, or a claim or batch of a
+    range.
 
     An object that is damaged, or belongs to another user, mailbox or UID, is skipped,
     logged and never deleted. Raises Corrupt if its key is not configured, or its format
@@ -246,10 +248,11 @@ async def _read_one(mailbox: Index, uid: int, prefix: bytes) -> tuple[Delta, int
             check_meta(meta, key)
             return Delta(rows=meta.row(header.oid, 0), uidnext=uid + 1), 1
         if header.kind == ObjectKind.CLAIM:
-            body = prefix if len(prefix) == header.object_bytes else await env.get(key, kind="mail") or b""
-            delta = Delta.decode((await env.decode(body, owner)).payload)
-            check_claim(delta, uid)
-            return delta, max(delta.claims.values(), default=1)
+            # The mails of a batch lie behind its head, and are not read here.
+            size = header.object_bytes
+            head = prefix[:size] if len(prefix) >= size else await env.get(key, kind="mail", end=size) or b""
+            delta = claimed(key, head, await env.decode(head, owner))
+            return delta, max((delta.batches or delta.claims).values(), default=1)
         raise CorruptObject(f"an object of kind {header.kind} among the mails")
     except UnknownKey as exc:
         log.error("mail under an unknown key", user=mailbox.user.name, key=key, next_step="storage.encryption_keys")
@@ -288,13 +291,13 @@ async def refresh(mailbox: Index) -> None:
         except Exception as exc:
             log.warning("refresh after a lost UID", user=mailbox.user.name, mailbox=mailbox.guid, error=str(exc))
             await mailbox.env.sleep(1.0)
-    claimed = [
+    ranges = [
         (uid, uid + count)
         for delta in deltas
-        for uid, count in delta.claims.items()
+        for uid, count in (delta.batches or delta.claims).items()
         if delta.rows is not None or count > 1  # otherwise it is a burnt UID
     ]
-    lost = {slot.uid for slot in mailbox.slots.in_flight() if any(a <= slot.uid < b for a, b in claimed)}
+    lost = {slot.uid for slot in mailbox.slots.in_flight() if any(a <= slot.uid < b for a, b in ranges)}
     lost |= {slot.uid for slot in mailbox.slots.in_flight() if _is_anothers(mailbox.state, slot)}
     if deltas or lost:
         mailbox.stamp = replace(mailbox.stamp, need_base=True)

@@ -18,10 +18,11 @@ from ...objectstore.keys import ROOT, bundles_prefix
 from ...types import Guid, StorageId
 from .. import api
 from ..api import Appended, Copied, MailboxInfo, NewMail, Status, Usage
+from ..box.arrivals import Draft
 from ..box.index import Index
 from ..env import ANSWER_S, Env, answer_within
 from ..mails.quota import Reservations
-from ..mails.write import PUTS_AT_ONCE, Draft, write_mails
+from ..mails.write import PUTS_AT_ONCE, write_mails
 from . import copy as _copy
 from . import mailboxes as _mailboxes
 from .boxes import Backend, Boxes

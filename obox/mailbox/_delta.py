@@ -130,9 +130,9 @@ class Rows:
     uid; size (octets, RFC822.SIZE); internaldate (unix seconds) and zone (minutes east
     of UTC); savedate (unix milliseconds); modseq; home (-1: the object lies in this
     mailbox, else an index into `homes`) and home_uid: the object that holds the mail;
-    oid: (n, 16) bytes of its envelope; stamps: by flag name, modseq * 2 + value, 0 if
-    the flag was never set; place: (n, 3), where the envelope lies: the first UID of its
-    batch in the home mailbox, offset and length there; 0 if the mail lies alone.
+    oid: (n, 16) bytes of its envelope; place: (n, 3), where the envelope lies: the
+    first UID of its batch in the home mailbox, offset and length there, 0 if the mail
+    lies alone; stamps: by flag name, modseq * 2 + value, 0 if the flag was never set.
     """
 
     uid: UidArray
@@ -144,13 +144,9 @@ class Rows:
     home: npt.NDArray[np.int32]
     home_uid: npt.NDArray[np.uint32]
     oid: npt.NDArray[np.uint8]
+    place: npt.NDArray[np.uint32]
     stamps: dict[str, npt.NDArray[np.uint64]]
     homes: list[Guid] = field(default_factory=list)
-    place: npt.NDArray[np.uint32] = field(default_factory=lambda: _ALONE)
-
-    def __post_init__(self) -> None:
-        if self.place is _ALONE and len(self.uid) != 1:
-            self.place = np.zeros((len(self.uid), 3), dtype=_U4)
 
     def __len__(self) -> int:
         return len(self.uid)
@@ -158,7 +154,8 @@ class Rows:
     @classmethod
     def empty(cls) -> Rows:
         columns = {name: np.empty(0, dtype=kind) for name, kind in _COLUMNS}
-        return cls(**columns, oid=np.empty((0, 16), dtype=np.uint8), stamps={})  # type: ignore[arg-type]
+        oid, place = np.empty((0, 16), dtype=np.uint8), np.empty((0, 3), dtype=_U4)
+        return cls(**columns, oid=oid, place=place, stamps={})  # type: ignore[arg-type]
 
     @classmethod
     def one(
@@ -187,6 +184,7 @@ class Rows:
             home=_AT_HOME if home is None else np.array([0], dtype=_I4),
             home_uid=uids if home_uid in (0, uid) else np.array([home_uid], dtype=_U4),
             oid=np.frombuffer(oid, dtype=np.uint8).reshape(1, 16),
+            place=_ALONE,
             stamps={flag: np.array([modseq * 2 + 1], dtype=_U8) for flag in flags},
             homes=[] if home is None else [home],
         )
@@ -205,9 +203,9 @@ class Rows:
             self.home[index],
             self.home_uid[index],
             self.oid[index],
+            self.place[index],
             {flag: stamps[index] for flag, stamps in self.stamps.items()},
             self.homes,
-            self.place[index],
         )
 
     def parted(self, mask: npt.NDArray[np.bool_]) -> tuple[Rows, Rows]:
@@ -239,10 +237,8 @@ class Rows:
         count = len(columns["uid"])
         oid = np.frombuffer(raw.oid, dtype=np.uint8).reshape(-1, 16)
         stamps = {flag: np.frombuffer(s, dtype="<u8") for flag, s in raw.stamps.items()}
-        place = _ALONE if raw.place is None else np.frombuffer(raw.place, dtype=_U4).reshape(-1, 3)
-        lengths = {len(column) for column in (*columns.values(), oid, *stamps.values())}
-        if raw.place is not None:
-            lengths.add(len(place))
+        place = np.frombuffer(bytes(12 * count) if raw.place is None else raw.place, dtype=_U4).reshape(-1, 3)
+        lengths = {len(column) for column in (*columns.values(), oid, place, *stamps.values())}
         if lengths != {count}:
             raise ValueError(f"index columns of different lengths: {sorted(lengths)}")
         homes = [Guid(guid.hex()) for guid in raw.homes]
@@ -251,7 +247,7 @@ class Rows:
             raise ValueError("index records are not in UID order")
         if count and not -1 <= int(home.min()) <= int(home.max()) < len(homes):
             raise ValueError("an index record names a home that is not there")
-        return cls(**columns, oid=oid, stamps=stamps, homes=homes, place=place)
+        return cls(**columns, oid=oid, place=place, stamps=stamps, homes=homes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ import numpy as np
 
 from fscache import Fscache
 from metacache import Metacache
+from obox.forms import Gate
 from obox.mailbox import UidArray
 from obox.mailbox.invariants import check
 from obox.objectstore import Codec, Driver, OpenStore, Settings, open_store
@@ -151,8 +152,18 @@ class Life:
         await self.store.journal.lease()
 
 
+class OneEach(Gate):
+    """The gate of a bucket in which each mail is an object of its own."""
+
+    def writes(self, name: str) -> int:
+        return 1 if name == "mails" else super().writes(name)
+
+
 class Machine:
-    """The name and the local disk of a backend."""
+    """The name and the local disk of a backend. batches: whether it may write several
+    mails as one object."""
+
+    batches = True
 
     def __init__(self, bucket: Bucket, path: Path, **settings: Any) -> None:
         self.bucket = bucket
@@ -165,6 +176,7 @@ class Machine:
     def renamed(self, backend: str, path: Path) -> Machine:
         """Return another machine for the same bucket, with an empty disk."""
         other = Machine(self.bucket, path)
+        other.batches = self.batches
         other.settings = replace(self.settings, backend=backend)
         return other
 
@@ -202,6 +214,7 @@ class Machine:
             clock=clock.clock,
             sleep=clock.sleep,
             random_bytes=os.urandom,
+            forms=Gate() if self.batches else OneEach(),
         )
         store = MailStore(env, cluster=cluster)
         life = Life(store, bucket, clock, self.settings)

@@ -301,7 +301,7 @@ async def test_what_comes_during_a_put_is_the_next_batch(plain: Site) -> None:
         assert requests.count("put", "mail") == 2
         assert (await user.status("INBOX")).messages == 5, "the mail of a sender that gave up is not written"
         box = await user.select("INBOX")
-        assert not len(box.arrivals)
+        assert not box.arrivals.waiting
         assert not box.arrivals.writing
         await box.release()
 

@@ -282,6 +282,7 @@ async def fill_columns(box: object, count: int) -> None:
         home=np.full(count, -1, dtype=np.int32),
         home_uid=numbers.astype(np.uint32),
         oid=np.random.default_rng(3).integers(0, 256, (count, 16), dtype=np.uint8),
+        place=np.zeros((count, 3), dtype=np.uint32),
         stamps={},
     )
     delta = Delta(rows=rows, uidnext=count + 1, highestmodseq=box.state.next_modseq(1))

@@ -1,10 +1,10 @@
 """Mails that wait to be written to a mailbox while another write is under way.
 
-A sender adds an `Arrival` and waits for its slot. The writer takes as many as fit into
-one object, in the order of their arrival, and gives all of them the same slot.
+A sender adds an `Arrival` and waits until it is done. The writer takes as many as fit
+into one object, in the order of their arrival, and gives all of them the same slot.
 
-Invariant: an arrival is either waiting, or has a slot, or has failed. A sender that
-gives up while it waits withdraws its arrival, so that nothing of it is written.
+Invariant: an arrival is either waiting, or has a slot, or is done. A sender that gives
+up while its arrival waits withdraws it, so that nothing of it is written.
 
 This module does not know how mails are written, or what a sender does with its slot.
 """
@@ -12,10 +12,9 @@ This module does not know how mails are written, or what a sender does with its 
 from __future__ import annotations
 
 import asyncio
-from bisect import insort
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from ..api import Source
 from .slots import Slot
@@ -39,69 +38,57 @@ class Draft:
     zone: int
 
 
-@dataclass(eq=False, slots=True)
+class Reserved(Protocol):
+    """What mails have reserved of the quota; see `mails.quota.Room`."""
+
+    slots: Sequence[Slot]
+
+    def used(self, size: int, messages: int = 1) -> None:
+        """Count mails as usage from now on."""
+
+
 class Arrival:
-    """The mails of a sender that become visible together. visible: called when they
-    have become visible. taken: called with the slot. first: the place of its first mail
-    in the slot."""
+    """The mails of a sender that become visible together.
 
-    drafts: list[Draft]
-    visible: Callable[[], None]
-    taken: Callable[[Slot], None]
-    slot: asyncio.Future[Slot]
-    octets: int = 0
-    serial: int = 0
-    first: int = 0
-    alone: bool = field(init=False)
-    """Whether it shares no object with the mails of others: a mail has to be read from
-    a file, which may fail."""
+    octets: of all mails. alone: whether it shares no object with the mails of others,
+    because a mail has to be read from a file, which may fail. held: gets the slot. done:
+    its result is the UID of the first mail, 0 if the UIDs were lost.
+    """
 
-    def __post_init__(self) -> None:
-        self.octets = sum(len(draft.source) for draft in self.drafts)
-        self.alone = not all(isinstance(draft.source, bytes) for draft in self.drafts)
+    __slots__ = ("alone", "done", "drafts", "first", "held", "octets", "room")
 
-
-def _serial(arrival: Arrival) -> int:
-    return arrival.serial
+    def __init__(
+        self, drafts: list[Draft], octets: int, alone: bool, room: Reserved, held: list[Slot], done: asyncio.Future[int]
+    ) -> None:
+        self.drafts, self.octets, self.alone = drafts, octets, alone
+        self.room, self.held, self.done = room, held, done
+        self.first = 0
+        """The place of its first mail among those of the slot."""
 
 
 class Arrivals:
     """The arrivals of a mailbox."""
 
-    __slots__ = ("_count", "_waiting", "writing")
+    __slots__ = ("waiting", "writing")
 
     def __init__(self) -> None:
-        self._waiting: list[Arrival] = []
-        self._count = 0
+        self.waiting: list[Arrival] = []
         self.writing = False
         """Whether a task writes what waits."""
-
-    def __len__(self) -> int:
-        return len(self._waiting)
 
     @property
     def mails(self) -> int:
         """Return how many mails wait."""
-        return sum(len(arrival.drafts) for arrival in self._waiting)
-
-    def add(self, arrival: Arrival) -> None:
-        """Let an arrival wait. If it has waited before, and its UIDs were lost, it is
-        before those that came later."""
-        if not arrival.serial:
-            self._count += 1
-            arrival.serial = self._count
-            self._waiting.append(arrival)
-        else:
-            insort(self._waiting, arrival, key=_serial)
+        return sum([len(arrival.drafts) for arrival in self.waiting])
 
     def withdraw(self, arrival: Arrival) -> None:
         """Forget an arrival that still waits."""
-        if arrival in self._waiting:
-            self._waiting.remove(arrival)
+        if arrival in self.waiting:
+            self.waiting.remove(arrival)
 
     def is_full(self) -> bool:
         """Return whether what waits fills an object."""
-        octets = sum(arrival.octets for arrival in self._waiting)
+        octets = sum(arrival.octets for arrival in self.waiting)
         return self.mails >= BATCH_MAILS_MAX or octets >= BATCH_BYTES_MAX
 
     def take(self, uids: int) -> list[Arrival]:
@@ -109,7 +96,7 @@ class Arrivals:
         uids: at most so many mails, unless the first arrival has more."""
         most = min(uids, BATCH_MAILS_MAX)
         count = mails = octets = 0
-        for arrival in self._waiting:
+        for arrival in self.waiting:
             mails += len(arrival.drafts)
             octets += arrival.octets
             if count and (arrival.alone or mails > most or octets > BATCH_BYTES_MAX):
@@ -117,7 +104,7 @@ class Arrivals:
             count += 1
             if arrival.alone:
                 break
-        part, self._waiting = self._waiting[:count], self._waiting[count:]
+        part, self.waiting = self.waiting[:count], self.waiting[count:]
         first = 0
         for arrival in part:
             arrival.first = first
@@ -126,7 +113,7 @@ class Arrivals:
 
     def fail(self, error: BaseException) -> None:
         """Let all that wait fail."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self.waiting = self.waiting, []
         for arrival in waiting:
-            if not arrival.slot.done():
-                arrival.slot.set_exception(error)
+            if not arrival.done.done():
+                arrival.done.set_exception(error)

@@ -373,7 +373,8 @@ class Index(Box[State, Delta]):
         """Raises MailboxFull when the mailbox, with what is being written to it, has no
         room for so many more."""
         most = self.env.settings.mailbox_mails_max
-        coming = sum(slot.count for slot in self.slots.in_flight()) + self.arrivals.mails
+        waiting = self.arrivals.mails if self.arrivals.waiting else 0
+        coming = sum([slot.count for slot in self.slots.in_flight()]) + waiting
         if len(self.state) + coming + mails > most:
             raise MailboxFull(f"the mailbox has {len(self.state)} mails; allowed: {most}")
 
@@ -400,6 +401,7 @@ class Index(Box[State, Delta]):
             self.user.log.stage(edit)
             if slot.also is not None:
                 slot.also()
+                slot.also = None  # it refers to the sender, whose list has this slot
         elif slot.fate == "orphan":
             self.apply(self.taken_back(slot), Change.IMPORTANT)
         else:

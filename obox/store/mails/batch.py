@@ -58,6 +58,7 @@ def rows_of(metas: Sequence[MailMeta], oids: Sequence[bytes]) -> Rows:
         home=np.full(len(metas), -1, dtype=np.int32),
         home_uid=uids,
         oid=np.frombuffer(b"".join(oids), dtype=np.uint8).reshape(-1, 16),
+        place=np.zeros((len(metas), 3), dtype=np.uint32),
         stamps={flag: np.array([flag in meta.flags for meta in metas], dtype=np.uint64) for flag in flags},
     )
 

@@ -81,10 +81,23 @@ async def write_mails(mailbox: Index, drafts: list[Draft], room: Room) -> list[U
     journal = mailbox.user.journal
     journal.check()
     lease = mailbox.user.spawn(journal.lease()) if journal.stale() else None
-    write = _write_shared if _may_share(mailbox, drafts) else _write_singly
+    shared = mailbox.env.forms.writes(FORM) >= BATCHES and (
+        len(drafts[0].source) <= SHARED_MAX if len(drafts) == 1 else _may_share(drafts)
+    )
     with _keywords_held(mailbox, (flag for draft in drafts for flag in draft.flags)) as held:
         for _ in range(ATTEMPTS_MAX):
-            if uids := await write(mailbox, drafts, room, held):
+            if not shared:
+                uids = await _write_singly(mailbox, drafts, room, held)
+            else:
+                arrival = _arrive(mailbox, drafts, room, held)
+                try:
+                    first = await arrival.done
+                except asyncio.CancelledError:
+                    mailbox.arrivals.withdraw(arrival)
+                    raise
+                uids = [Uid(first)] if len(drafts) == 1 else [Uid(first + number) for number in range(len(drafts))]
+                uids = uids if first else []
+            if uids:
                 break
             if any(draft.source.lost for draft in drafts if not isinstance(draft.source, bytes)):
                 raise Unavailable(TRY_LATER)
@@ -100,18 +113,14 @@ async def write_mails(mailbox: Index, drafts: list[Draft], room: Room) -> list[U
     return uids
 
 
-def _may_share(mailbox: Index, drafts: list[Draft]) -> bool:
-    """Return whether mails are written in one object, also with mails of others."""
-    if mailbox.env.forms.writes(FORM) < BATCHES:
-        return False
-    if len(drafts) == 1:
-        return len(drafts[0].source) <= SHARED_MAX
+def _may_share(drafts: list[Draft]) -> bool:
+    """Return whether several mails of a sender are written as one object."""
     sizes = [len(draft.source) for draft in drafts]
     return max(sizes) <= SHARED_MAX and sum(sizes) <= GROUP_BYTES_MAX
 
 
 async def _write_singly(mailbox: Index, drafts: list[Draft], room: Room, held: list[Slot]) -> list[Uid]:
-    """Write each mail as an object of its own. Returns no UIDs if they were lost to
+    """Write each mail as an object of its own. Returns no UIDs if some were lost to
     another writer. Raises Unavailable."""
     slots = await mailbox.slots.take(mailbox.state.uidnext, [1] * len(drafts))
     held.append(slots[-1])
@@ -123,44 +132,57 @@ async def _write_singly(mailbox: Index, drafts: list[Draft], room: Room, held: l
     return [Uid(slot.uid) for slot in slots] if landed else []
 
 
-async def _write_shared(mailbox: Index, drafts: list[Draft], room: Room, held: list[Slot]) -> list[Uid]:
-    """Write mails with those that others write to the mailbox at the same time. Returns
-    and raises as `_write_singly`."""
-
-    def taken(slot: Slot) -> None:
-        held.append(slot)
-        room.slots = (slot,)
-
-    visible = partial(room.used, sum(len(draft.source) for draft in drafts), len(drafts))
-    arrival = Arrival(drafts, visible, taken, asyncio.get_running_loop().create_future())
-    arrivals = mailbox.arrivals
-    arrivals.add(arrival)
-    if not arrivals.writing:
-        arrivals.writing = True
+def _arrive(mailbox: Index, drafts: list[Draft], room: Room, held: list[Slot]) -> Arrival:
+    """Let mails be written, with those that others write to the mailbox at the same
+    time."""
+    if len(drafts) == 1:
+        octets, alone = len(drafts[0].source), not isinstance(drafts[0].source, bytes)
+    else:
+        octets = sum([len(draft.source) for draft in drafts])
+        alone = any([not isinstance(draft.source, bytes) for draft in drafts])
+    arrival = Arrival(drafts, octets, alone, room, held, asyncio.get_running_loop().create_future())
+    mailbox.arrivals.waiting.append(arrival)
+    if not mailbox.arrivals.writing:
+        mailbox.arrivals.writing = True
         mailbox.user.spawn(_write_arrivals(mailbox))
-    try:
-        slot = await arrival.slot
-    except asyncio.CancelledError:
-        arrivals.withdraw(arrival)
-        raise
-    first = slot.uid + arrival.first
-    return [Uid(uid) for uid in range(first, first + len(drafts))] if await asyncio.shield(slot.done) else []
+    return arrival
 
 
 async def _write_arrivals(mailbox: Index) -> None:
-    """Write all that waits, an object at a time, until nothing waits."""
-    arrivals, env = mailbox.arrivals, mailbox.env
+    """Write all that waits, an object at a time, until nothing waits. Each object is
+    resolved, however long it takes. A single mail is an object of its own."""
+    arrivals, env, slots = mailbox.arrivals, mailbox.env, mailbox.slots
     try:
-        while len(arrivals):
+        while arrivals.waiting:
             if env.settings.batch_linger_s and not arrivals.is_full():
                 await env.sleep(env.settings.batch_linger_s)
-            try:
-                part = arrivals.take(await mailbox.slots.ready())
-            except Unavailable as error:
-                arrivals.fail(error)
-                continue
-            if part:
-                await _put_arrivals(mailbox, part)
+            if not slots.open.is_set():
+                try:
+                    await slots.ready()
+                except Unavailable as error:
+                    arrivals.fail(error)
+                continue  # senders may have given up meanwhile
+            if len(arrivals.waiting) == 1:
+                part, arrivals.waiting = arrivals.waiting, []
+                drafts = part[0].drafts
+            else:
+                part = arrivals.take(slots.at_once())
+                drafts = [draft for arrival in part for draft in arrival.drafts]
+            # This does not wait, so that no arrival is lost in between.
+            (slot,) = await slots.take(mailbox.state.uidnext, [len(drafts)])
+            for arrival in part:
+                arrival.held.append(slot)
+                arrival.room.slots = (slot,)
+            one = part[0]
+            slot.also = partial(one.room.used, one.octets, len(drafts)) if len(part) == 1 else partial(_visible, part)
+            slot.done.add_done_callback(partial(_done, part, slot.uid))
+            if len(drafts) == 1:
+                fate, delta, fields = await _put_mail(mailbox, slot, drafts[0])
+                if fields is not None:
+                    mailbox.put_fields([(slot.uid, fields.packed)])
+            else:
+                fate, delta = await _put_batch(mailbox, slot, drafts)
+            slots.resolve(slot, fate, delta)
     except BaseException as error:
         arrivals.fail(error if isinstance(error, Exception) else Unavailable(TRY_LATER))
         raise
@@ -168,28 +190,17 @@ async def _write_arrivals(mailbox: Index) -> None:
         arrivals.writing = False
 
 
-async def _put_arrivals(mailbox: Index, part: list[Arrival]) -> None:
-    """Take the UIDs of arrivals, PUT their mails as one object, and resolve it, however
-    long it takes. A single mail is an object of its own."""
-    drafts = [draft for arrival in part for draft in arrival.drafts]
-    (slot,) = await mailbox.slots.take(mailbox.state.uidnext, [len(drafts)])
-    slot.also = part[0].visible if len(part) == 1 else partial(_all_visible, part)
+def _visible(part: list[Arrival]) -> None:
+    """Count mails as usage of the quota, because they have become visible."""
     for arrival in part:
-        arrival.taken(slot)
-        if not arrival.slot.done():
-            arrival.slot.set_result(slot)
-    if len(drafts) == 1:
-        fate, delta, fields = await _put_mail(mailbox, slot, drafts[0])
-        if fields is not None:
-            mailbox.put_fields([(slot.uid, fields.packed)])
-    else:
-        fate, delta = await _put_batch(mailbox, slot, drafts)
-    mailbox.slots.resolve(slot, fate, delta)
+        arrival.room.used(arrival.octets, len(arrival.drafts))
 
 
-def _all_visible(part: list[Arrival]) -> None:
+def _done(part: list[Arrival], uid: int, landed: asyncio.Future[bool]) -> None:
+    """Tell senders which UIDs their mails have, now that these are visible or lost."""
     for arrival in part:
-        arrival.visible()
+        if not arrival.done.done():
+            arrival.done.set_result(uid + arrival.first if landed.result() else 0)
 
 
 async def _put_batch(mailbox: Index, slot: Slot, drafts: list[Draft]) -> tuple[Fate, Delta | None]:

@@ -30,7 +30,7 @@ from ._delta import (
 from ._flags import NARROW
 from ._holders import Holders
 from ._records import RETAINED_MAX
-from ._uidset import UidArray, merged, uid_array, united
+from ._uidset import UidArray, distinct, merged, uid_array, united
 
 ANSWERED, FLAGGED, DELETED, SEEN, DRAFT = (1 << i for i in range(5))
 _EMPTY: Final[UidArray] = np.empty(0, dtype=np.uint32)
@@ -116,7 +116,7 @@ class State(Columns):
         """Return the first UIDs of batches of this mailbox that have the mail of a
         record."""
         first = self._columns["place"][: self._n, 0][self._columns["home"][: self._n] < 0]
-        return set(np.unique(first).tolist()) - {0}
+        return set(distinct(first).tolist()) - {0}
 
     def without_object(self, first: Iterable[int]) -> dict[int, int]:
         """Return the entries of batches for a delta that says that their objects are

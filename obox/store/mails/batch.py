@@ -24,7 +24,7 @@ import numpy as np
 
 from ...errors import Corrupt
 from ...mailbox import Delta, Rows
-from ...objectstore import CorruptObject, Header, ShortPrefix
+from ...objectstore import CorruptObject, Header, NewerFormat, ShortPrefix
 from ...objectstore.codec import Codec, Decoded, ObjectKind, envelope_bytes
 from ...objectstore.keys import mail_key, owner_of, parse_mail_key
 from ...types import Oid, Owner, Uid
@@ -103,6 +103,14 @@ def claimed(key: str, head: bytes, decoded: Decoded) -> Delta:
     return delta
 
 
+def head_of(data: bytes) -> bytes:
+    """Return the head if an object is a batch, otherwise the object as it is."""
+    try:
+        return data[: envelope_bytes(data)[0]] if data[6:7] == bytes([ObjectKind.CLAIM]) else data
+    except (CorruptObject, NewerFormat, ShortPrefix):
+        return data
+
+
 def cut(data: bytes) -> bytes:
     """Return the envelope at the beginning of what lies at its place, without the NULs
     behind it. Raises CorruptObject if it is not whole."""
@@ -110,6 +118,8 @@ def cut(data: bytes) -> bytes:
         size, room = envelope_bytes(data)
     except ShortPrefix as exc:
         raise CorruptObject(f"an envelope of {len(data)} bytes, at least {exc.need} expected") from None
+    except NewerFormat as exc:
+        raise CorruptObject(str(exc)) from None
     if not size <= len(data) <= room:
         raise CorruptObject(f"an envelope of {len(data)} bytes, {size} expected")
     return data[:size]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import structlog
@@ -27,7 +28,7 @@ from ...types import Uid
 from ..box.box import Found
 from ..box.index import Index, give_modseq
 from ..box.slots import Slot
-from ..env import GETS_AT_ONCE
+from ..env import GETS_AT_ONCE, is_large
 from ..log.stage import Edit
 from ..log.takeover import one_history
 from ..mails.batch import claimed
@@ -251,7 +252,9 @@ async def _read_one(mailbox: Index, uid: int, prefix: bytes) -> tuple[Delta, int
             # The mails of a batch lie behind its head, and are not read here.
             size = header.object_bytes
             head = prefix[:size] if len(prefix) >= size else await env.get(key, kind="mail", end=size) or b""
-            delta = claimed(key, head, await env.decode(head, owner))
+            decoded = await env.decode(head, owner)
+            work = partial(claimed, key, head, decoded)
+            delta = await asyncio.to_thread(work) if is_large(head) else work()
             return delta, max((delta.batches or delta.claims).values(), default=1)
         raise CorruptObject(f"an object of kind {header.kind} among the mails")
     except UnknownKey as exc:

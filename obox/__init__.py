@@ -9,7 +9,7 @@ if "structlog" not in sys.modules and "rich" not in sys.modules:
     # structlog imports rich if it is installed, for tracebacks that our log does not
     # use: 45 ms of each start. A name that is None in sys.modules raises ImportError,
     # for which structlog is prepared.
-    sys.modules["rich"] = None  # type: ignore[assignment]
+    sys.modules["rich"] = None  # type: ignore[assignment]  # the import system allows None, typeshed does not
     try:
         import structlog  # noqa: F401 - only its import counts
     finally:

@@ -103,7 +103,7 @@ class Backend(Serving):
         """Show numbers of the rooms as metrics."""
         opened, metrics = self.parts, self.metrics
         fs_path, meta_path = opened.config.fscache.path, opened.config.metacache.path
-        metrics.objectstore(opened.bucket.stats.snapshot, BUCKETS_S)  # type: ignore[arg-type]
+        metrics.objectstore(opened.bucket.stats.snapshot, BUCKETS_S)  # type: ignore[arg-type]  # its values are more exact than the declared type
         metrics.source("fscache", lambda: {**_of_fscache(opened.fscache.stats()), **parts.disk_room(fs_path)})
 
         def of_metacache() -> dict[str, float]:

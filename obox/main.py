@@ -10,7 +10,7 @@ import asyncio
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -162,7 +162,7 @@ def proxy(path: str | None) -> None:
     _serve(run)
 
 
-def _serve(run: Callable[[], object]) -> NoReturn:
+def _serve(run: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
     """Run a process to its end, with sysexits' code."""
     from .net import ListenError, TlsError
 
@@ -190,7 +190,7 @@ def _first(group: BaseException) -> BaseException:
     return group
 
 
-def _run(main: Callable[[], object]) -> int:
+def _run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """Run on uvloop if it is installed."""
     from .server.memory import one_arena
 
@@ -205,7 +205,7 @@ def _run(main: Callable[[], object]) -> int:
     gc.set_threshold(*GC_THRESHOLD)
     gc.enable()
     with asyncio.Runner(loop_factory=factory) as runner:
-        return int(runner.run(main()))  # type: ignore[arg-type]
+        return runner.run(main())
 
 
 @cli.command("config")

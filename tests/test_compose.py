@@ -83,7 +83,7 @@ def test_a_member_starts_and_its_ports_are_those_of_its_listeners(name: str) -> 
     assert [int(port) for _, port in shown] in ([], ports)
     assert all(host.startswith("127.0.0.1:") for host, _ in shown)
     assert f"http://127.0.0.1:{ports[-1]}/healthz" in IMAGE, "its health check"
-    grace = int(re.fullmatch(r"(\d+)s", SERVICES[name]["stop_grace_period"])[1])  # type: ignore[index]
+    grace = int(re.fullmatch(r"(\d+)s", SERVICES[name]["stop_grace_period"])[1])
     assert grace > got.server.shutdown_timeout
 
 

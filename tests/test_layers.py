@@ -197,7 +197,7 @@ def test_no_two_files_import_each_other() -> None:
     assert circles(edges(TREE)) == []
 
 
-PRIVATE_NAMES_IN_TESTS_MAX = 155
+PRIVATE_NAMES_IN_TESTS_MAX = 129
 """The number of places in tests that use a private name (`_x`) of the product. It may
 only become smaller."""
 

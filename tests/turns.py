@@ -202,7 +202,7 @@ def turns(tick_s: float = 0.005, *, mine: bool = True) -> Iterator[Turns]:
         timers[0] = loop.call_later(tick_s, tick)
 
     timers = [loop.call_later(tick_s, tick)]
-    asyncio.events.Handle._run = run  # type: ignore[method-assign,assignment]
+    asyncio.events.Handle._run = run  # type: ignore[method-assign,assignment]  # counts the turns of the loop
     gc.callbacks.append(collection)
     gc.freeze()
     over = threading.Event()
@@ -215,6 +215,6 @@ def turns(tick_s: float = 0.005, *, mine: bool = True) -> Iterator[Turns]:
         looking.join()
         gc.unfreeze()
         gc.callbacks.remove(collection)
-        asyncio.events.Handle._run = plain  # type: ignore[method-assign]
+        asyncio.events.Handle._run = plain  # type: ignore[method-assign]  # counts the turns of the loop
         timers[0].cancel()
         print(found.report())

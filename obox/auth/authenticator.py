@@ -196,7 +196,7 @@ class Authenticator:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         check: Callable[[str, str], bool] = verify_secret,
     ) -> None:
-        self._users = users
+        self.users = users
         self._cache_ttl_s = cache_ttl_s
         self._cache_entries_max = cache_entries_max
         self._penalties = Penalties(clock=clock) if penalties is None else penalties
@@ -218,7 +218,7 @@ class Authenticator:
         """
         if (delay_s := self._penalties.delay_s(remote)) > 0:
             await self._sleep(delay_s)
-        users = self._users
+        users = self.users
         try:
             name = users.normalise(user)
             entry = await users.lookup_async(name)
@@ -267,7 +267,7 @@ class Authenticator:
         the members then have different user databases.
         """
         try:
-            entry = await self._users.lookup_async(self._users.normalise(user))
+            entry = await self.users.lookup_async(self.users.normalise(user))
         except (Invalid, Unavailable) as error:
             raise AuthUnavailable("Authentication is temporarily unavailable") from error
         if entry is None or entry.account.storage_id != storage_id:
@@ -289,7 +289,7 @@ class Authenticator:
         """
         longer_s = cache_ttl_s - self._cache_ttl_s
         self._cache = OrderedDict((digest, expiry + longer_s) for digest, expiry in self._cache.items())
-        self._users = users
+        self.users = users
         self._cache_ttl_s = cache_ttl_s
         self._penalties.delays_s = tuple(delays_s)
 
@@ -319,7 +319,7 @@ class Authenticator:
                 self._remember(digest)
             self._queue.leave(address)
 
-        work = functools.partial(self._check, secret or self._users.typical_secret or _FALLBACK_SECRET, password)
+        work = functools.partial(self._check, secret or self.users.typical_secret or _FALLBACK_SECRET, password)
         try:
             hashing = asyncio.get_running_loop().run_in_executor(self._pool, work)
         except RuntimeError as error:  # the pool is closed

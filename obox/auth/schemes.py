@@ -142,7 +142,7 @@ def _decoded(scheme: str, encoding: str, rest: str) -> bytes:
         return base64.b64decode(rest, validate=True)
     if scheme in _RAW:
         # Dovecot decides by length as well
-        if len(rest) == 2 * _HEX_DIGEST_BYTES.get(scheme, -1):
+        if scheme in _HEX_DIGEST_BYTES and len(rest) == 2 * _HEX_DIGEST_BYTES[scheme]:
             return bytes.fromhex(rest)
         return base64.b64decode(rest, validate=True)
     return rest.encode("utf-8", "surrogatepass")

@@ -105,7 +105,7 @@ class LmdbDirectory:
         self._writes = ThreadPoolExecutor(1, "directory-write")
         self._waiting: deque[_Put] = deque()
         self._closing = threading.Event()
-        self._lock = -1
+        self._lock = -1  # no file descriptor
         self._inode = 0
         self._env: Any = None
         self._logged: dict[str, float] = {}

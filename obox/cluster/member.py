@@ -260,7 +260,7 @@ class BackendMember:
             tasks.create_task(self._again_and_again(self.beat, lambda: self._world.sleep(POLL_S)))
             tasks.create_task(self._again_and_again(self.step, self._pause))
 
-    def _may_claim(self, unit: str) -> bool:
+    def may_claim(self, unit: str) -> bool:
         """Return whether a group may be claimed already; see FIRST_CLAIM_S."""
         return self._units.row(unit) is not None or self._world.clock() >= self._joined_at + FIRST_CLAIM_S
 
@@ -444,7 +444,7 @@ class BackendMember:
             self._lose(todo.lose)
         before, self._fence = self._fence, self._fence | todo.fence
         gain = dict(todo.gain)
-        if claim := sorted(filter(self._may_claim, todo.claim)):
+        if claim := sorted(filter(self.may_claim, todo.claim)):
             kept = await self._rows.write(self.me, {unit: todo.claim[unit] for unit in claim}, released=False)
             self._fence -= todo.raced(kept) - before
             gain |= kept

@@ -12,8 +12,6 @@ from obox.imap.ast import Partial, Search, SearchReturn, Sort, SortField, Thread
 from obox.imap.searchkeys import (
     All,
     And,
-    DateField,
-    DateTest,
     HasFlag,
     Header,
     InSet,
@@ -28,6 +26,7 @@ from obox.imap.searchkeys import (
     Text,
     Within,
 )
+from obox.mailbox.search import DateField, DateTest
 
 CHARSETS: Final = frozenset(
     {"US-ASCII", "UTF-8", "ISO-8859-1", "ISO-8859-2", "ISO-8859-15", "WINDOWS-1250", "WINDOWS-1251", "WINDOWS-1252"}

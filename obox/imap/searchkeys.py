@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-import enum
 from typing import TypeAlias
 
 import msgspec
 
 from obox.imap.sets import SequenceSet
+from obox.mailbox.search import DateField, DateTest
 
 
 class All(msgspec.Struct, frozen=True):
@@ -33,18 +33,6 @@ class HasFlag(msgspec.Struct, frozen=True):
 
     flag: str
     present: bool = True
-
-
-class DateField(enum.Enum):
-    INTERNAL = "INTERNAL"
-    SENT = "SENT"
-    SAVED = "SAVED"
-
-
-class DateTest(enum.Enum):
-    BEFORE = "BEFORE"
-    ON = "ON"
-    SINCE = "SINCE"
 
 
 class OnDate(msgspec.Struct, frozen=True):

@@ -29,12 +29,12 @@ class StoreDeliverer:
     def __init__(self, store: Store, users: Users, *, mail_bytes_max: int) -> None:
         """mail_bytes_max: the largest size of a mail, as received."""
         self._store = store
-        self._users = users
+        self.users = users
         self._mail_bytes_max = mail_bytes_max
 
     async def recipient(self, address: str, user: str, detail: str, size: int | None) -> Recipient:
         """Raises: NotFound, NoPerm, TooBig, OverQuota, Unavailable, Invalid."""
-        account = await self._users.account(user)
+        account = await self.users.account(user)
         if account is None:
             raise NotFound(f"no user {user!r}")
         if account.disabled:

@@ -155,7 +155,7 @@ class Rows:
     def empty(cls) -> Rows:
         columns = {name: np.empty(0, dtype=kind) for name, kind in _COLUMNS}
         oid, place = np.empty((0, 16), dtype=np.uint8), np.empty((0, 3), dtype=_U4)
-        return cls(**columns, oid=oid, place=place, stamps={})  # type: ignore[arg-type]
+        return cls(**columns, oid=oid, place=place, stamps={})  # type: ignore[arg-type]  # _COLUMNS has the names of the fields
 
     @classmethod
     def one(

@@ -20,7 +20,7 @@ allocate 16 GiB of memory.
 def uid_array(uids: object) -> UidArray:
     """Return `uids` (any iterable or array of ints) as a sorted array without
     repeats."""
-    array = np.asarray(uids if isinstance(uids, np.ndarray) else list(uids), dtype=np.uint32)  # type: ignore[call-overload]
+    array = np.asarray(uids if isinstance(uids, np.ndarray) else list(uids), dtype=np.uint32)  # type: ignore[call-overload]  # numpy checks the elements
     return distinct(array)
 
 

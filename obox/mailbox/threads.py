@@ -79,7 +79,8 @@ def by_subject(subjects: Numbers, dates: Numbers) -> Forest:
     if not count:
         return Forest([], {}, 0)
     order = np.lexsort((dates, subjects))
-    starts = np.flatnonzero(np.diff(subjects[order], prepend=-1))
+    ordered = subjects[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
     firsts = order[starts]
     by_date = np.lexsort((firsts, dates[firsts]))
     ends = np.append(starts[1:], count)
@@ -101,13 +102,14 @@ class References:
         self._ids: dict[bytes, int] = {}
         """Message-IDs, each with a number of its own."""
         self._id_bytes = 0
-        self._nodes: list[int] = []
-        """The node of each Message-ID, -1 as long as it has none."""
+        self._nodes: list[int | None] = []
+        """The node of each Message-ID, None as long as it has none."""
         self._references = array("i")
         """Numbers of Message-IDs: those that the first mail refers to, then those of
         the second mail, and so on."""
         self._ends: list[int] = []
-        self._parents: list[int] = [-1] * count
+        self._parents: list[int | None] = [None] * count
+        """The parent of each node, None at the top."""
         self._children: dict[int, list[int]] = {}
         self._walked = 0
 
@@ -115,7 +117,7 @@ class References:
         """Note the next mail. message_id: b"" if there is none. If an earlier mail has
         the same Message-ID, the mail counts as a mail without. Raises Limit."""
         number = len(self._ends)
-        if message_id and self._nodes[self._id(message_id)] < 0:
+        if message_id and self._nodes[self._id(message_id)] is None:
             self._nodes[self._ids[message_id]] = number
         self._references.extend(map(self._id, references))
         self._ends.append(len(self._references))
@@ -126,16 +128,16 @@ class References:
         new = len(self._ids)
         found = self._ids.setdefault(message_id, new)
         if found == new:
-            self._nodes.append(-1)
+            self._nodes.append(None)
             self._id_bytes += len(message_id)
         return found
 
     def _node(self, of: int) -> int:
         """Return the node of a Message-ID. It is a dummy if no mail has it."""
         node = self._nodes[of]
-        if node < 0:
+        if node is None:
             node = self._nodes[of] = len(self._parents)
-            self._parents.append(-1)
+            self._parents.append(None)
         return node
 
     def _is_above(self, node: int, other: int) -> bool:
@@ -144,10 +146,11 @@ class References:
             return True
         if not self._children.get(node):
             return False
-        while other >= 0:
-            if other == node:
+        above: int | None = other
+        while above is not None:
+            if above == node:
                 return True
-            other = self._parents[other]
+            above = self._parents[above]
             self._walked += 1
         if self._walked > WALK_MAX:
             raise Limit("the threads are too deep")
@@ -159,20 +162,20 @@ class References:
 
     def _connect(self, number: int, references: Sequence[int]) -> None:
         """Link a mail and what it refers to. RFC 5256 §3 (REFERENCES), step 1."""
-        above = -1
+        above: int | None = None
         for one in references:
             node = self._node(one)
-            if above >= 0 and self._parents[node] < 0 and not self._is_above(node, above):
+            if above is not None and self._parents[node] is None and not self._is_above(node, above):
                 self._link(above, node)
             above = node
         old = self._parents[number]
         if above == old:
             return
-        if old >= 0:
+        if old is not None:
             self._walked += len(self._children[old])
             self._children[old].remove(number)
-            self._parents[number] = -1
-        if above >= 0 and not self._is_above(number, above):
+            self._parents[number] = None
+        if above is not None and not self._is_above(number, above):
             self._link(above, number)
 
     def forest(self, ranks: Numbers, subjects: Sequence[int], replies: Sequence[bool]) -> Steps:
@@ -231,7 +234,7 @@ class References:
     def _pruned(self) -> Generator[None, None, list[int]]:
         """Remove dummies: those without children, and those below the top, whose
         children take their place."""
-        roots = [node for node, parent in enumerate(self._parents) if parent < 0]
+        roots = [node for node, parent in enumerate(self._parents) if parent is None]
         order = yield from self._below(roots)
         for at, node in enumerate(reversed(order)):
             if node in self._children:

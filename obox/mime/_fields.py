@@ -51,14 +51,15 @@ holds the interpreter's lock.
 """
 
 
-def find(mail: bytes, needle: bytes, start: int, end: int) -> int:
-    """Do mail.find(needle, start, end), slice by slice."""
+def find(mail: bytes, needle: bytes, start: int, end: int) -> int | None:
+    """Do mail.find(needle, start, end), slice by slice; None if it is not there."""
     while end - start > SLICE_BYTES:
         at = mail.find(needle, start, start + SLICE_BYTES)
         if at >= 0:
             return at
         start += SLICE_BYTES - len(needle) + 1
-    return mail.find(needle, start, end)
+    at = mail.find(needle, start, end)
+    return at if at >= 0 else None
 
 
 def lines_in(mail: bytes, start: int, end: int) -> int:
@@ -70,8 +71,8 @@ def lines_in(mail: bytes, start: int, end: int) -> int:
     return count + mail.count(b"\n", start, end)
 
 
-def blank_line(mail: bytes, start: int, end: int) -> int:
-    """Return the offset behind the first blank line (LF, perhaps CR, LF), or -1; by
+def blank_line(mail: bytes, start: int, end: int) -> int | None:
+    """Return the offset behind the first blank line (LF, perhaps CR, LF), or None; by
     slices."""
     while True:
         stop = min(end, start + SLICE_BYTES)
@@ -79,7 +80,7 @@ def blank_line(mail: bytes, start: int, end: int) -> int:
         if blank is not None:
             return blank.end()
         if stop == end:
-            return -1
+            return None
         start = stop - 2
 
 
@@ -93,7 +94,7 @@ def header_end(mail: bytes) -> int:
     if mail.startswith(b"\n"):
         return 1
     end = blank_line(mail, 0, len(mail))
-    return end if end >= 0 else len(mail)
+    return len(mail) if end is None else end
 
 
 def unfold(value: bytes) -> bytes:
@@ -125,19 +126,20 @@ class _Names:
     LF. None until compiling pays off, or if there are too many names or too long names.
     """
 
-    __slots__ = ("_uses", "fields", "lower")
+    __slots__ = ("_compiles", "_uses", "fields", "lower")
 
     def __init__(self, names: frozenset[bytes]) -> None:
         self.lower = frozenset(name.lower() for name in names if _FIELD_NAME.fullmatch(name))
         self.fields: re.Pattern[bytes] | None = None
         small = 0 < len(self.lower) <= _COMPILED_NAMES_MAX and max(map(len, self.lower)) <= _COMPILED_NAME_BYTES_MAX
-        self._uses = 0 if small else -1
+        self._uses = 0
+        self._compiles = small
 
     def used(self) -> _Names:
-        if self._uses >= 0:
+        if self._compiles:
             self._uses += 1
             if self._uses > _COMPILE_AFTER:
-                self._uses = -1
+                self._compiles = False
                 one = b"|".join(map(spelled, sorted(self.lower)))
                 self.fields = re.compile(rb"\n((?:" + one + rb")[ \t]*+:[^\n]*+(?:\n[ \t][^\n]*+)*+)")
         return self

@@ -133,24 +133,23 @@ class _Scanner:
         # the end of the last part: the LF before a delimiter, or the end of the mail
         self.stop = 0
 
-    def delimiter(self, at: int) -> tuple[int, int]:
+    def delimiter(self, at: int) -> tuple[int | None, int]:
         """Return level and offset (of the LF before it) of the first delimiter line at
         or after `at`.
 
-        (-1, length) if there is none.
+        (None, length) if there is none.
         """
-        best, level, longest = self.length, -1, 0
+        level: int | None = None
+        best, longest = self.length, 0
         if self.budget.parts <= 0:
             self.budget.exceeded["parts"] = None
             return level, best
         for i, needle in enumerate(self.needles):
             found_at = self.next_match[i]
             if found_at < at:
-                found_at = find(self.mail, needle, at, best + len(needle))
-                self.found[i] = found_at >= 0
-                if found_at < 0:
-                    found_at = best
-                self.next_match[i] = found_at
+                match = find(self.mail, needle, at, best + len(needle))
+                self.found[i] = match is not None
+                found_at = self.next_match[i] = best if match is None else match
             if self.found[i] and (
                 found_at < best
                 or len(needle) >= longest
@@ -217,8 +216,8 @@ class _Scanner:
             if mail.startswith(b"\n"):
                 return 1
         end = blank_line(mail, start - 1 if start else 0, min(limit + 1, self.length))
-        self.cut = end < 0
-        return end if end >= 0 else self.content_end(start, limit)
+        self.cut = end is None
+        return self.content_end(start, limit) if end is None else end
 
     def content_end(self, start: int, stop: int) -> int:
         """Return end of content that starts at `start` and is followed by the delimiter
@@ -238,12 +237,12 @@ class _Scanner:
             level = len(self.needles)
             needle = b"\n--" + boundary[:_BOUNDARY_MAX]
             self.needles.append(needle)
-            self.next_match.append(-1)
+            # the LF of the blank line may be the LF before the first delimiter
+            at = max(part.body_start - 1, 0)
+            self.next_match.append(at - 1)  # nothing was searched from `at` on
             self.found.append(False)
             digest = part.subtype == b"digest"
-            # the LF of the blank line may be the LF before the first delimiter
-            at = part.body_start - 1
-            hit, stop = self.delimiter(at if at >= 0 else 0)
+            hit, stop = self.delimiter(at)
             while hit == level and not mail.startswith(b"--", stop + 3 + len(boundary)):
                 line_end = mail.find(b"\n", stop + 1)
                 part.children.append(

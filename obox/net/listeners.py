@@ -168,7 +168,11 @@ class Listeners:
             return
         loop = asyncio.get_running_loop()
         made = functools.partial(factory, entry, None)
-        bound.server, bound.task = await loop.create_server(made, sock=bound.sock, backlog=BACKLOG), None
+        # A server that serves at once would be unknown here for a turn of the loop, and
+        # a stop in that turn would not find it.
+        server = await loop.create_server(made, sock=bound.sock, backlog=BACKLOG, start_serving=False)
+        bound.server, bound.task = server, None
+        await server.start_serving()
 
     async def _begin_late(self, bound: _Bound, before: Before, tasks: asyncio.TaskGroup) -> None:
         """Call `before` when a client has connected, and then accept."""
@@ -193,7 +197,7 @@ class Listeners:
                 _remove(bound.entry.path, bound.inode)
             if bound.task is not None:
                 # The task may not have begun, and it still uses the socket.
-                bound.task.add_done_callback(lambda _, sock=bound.sock: sock.close())  # type: ignore[misc]
+                bound.task.add_done_callback(lambda _, sock=bound.sock: sock.close())  # type: ignore[misc]  # mypy has no type for a lambda with a default
                 bound.task.cancel()
                 continue
             if bound.server is not None:
@@ -208,7 +212,7 @@ class Listeners:
             raise ListenError(f"{name}.listen {entry}: {error.strerror}") from error
         made = 0
         for family, kind, number, _, address in dict.fromkeys(found):
-            sock = self._take(lambda s, a=address: s.getsockname()[:2] == a[:2])  # type: ignore[misc]
+            sock = self._take(lambda s, a=address: s.getsockname()[:2] == a[:2])  # type: ignore[misc]  # mypy has no type for a lambda with a default
             if sock is None:
                 try:
                     sock = _listen_tcp(family, kind, number, address)

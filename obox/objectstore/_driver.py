@@ -192,3 +192,26 @@ class Driver(Protocol):
     async def copy(self, source: str, target: str, *, kind: Kind) -> None: ...
 
     async def close(self) -> None: ...
+
+
+class Around:
+    """What a driver around another driver has in common with it."""
+
+    def __init__(self, inner: Driver) -> None:
+        self.inner = inner
+
+    @property
+    def copies_create_only(self) -> bool:
+        return self.inner.copies_create_only
+
+    @copies_create_only.setter
+    def copies_create_only(self, value: bool) -> None:
+        self.inner.copies_create_only = value
+
+    @property
+    def creates_at_once(self) -> bool:
+        return self.inner.creates_at_once
+
+    @property
+    def page_keys(self) -> int:
+        return self.inner.page_keys

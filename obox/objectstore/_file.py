@@ -85,7 +85,7 @@ class _Put:
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[None] = self.loop.create_future()
         self.temp = ""
-        self.fd = -1
+        self.fd = -1  # no file descriptor
         self.linked = False
         self.error: StoreError | None = None
 

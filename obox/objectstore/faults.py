@@ -34,7 +34,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
-from obox.objectstore._driver import Cursor, Driver, Kind, Page
+from obox.objectstore._driver import Around, Cursor, Driver, Kind, Page
 from obox.objectstore._errors import AlreadyExists, Missing, Refused, Truncated, Unreachable
 from obox.objectstore.stats import Op
 
@@ -96,7 +96,7 @@ class Plan:
     outage: bool = False
 
 
-class FaultyDriver:
+class FaultyDriver(Around):
     """A driver with faults. `plan` may be changed while it runs."""
 
     def __init__(
@@ -111,7 +111,7 @@ class FaultyDriver:
         """later: schedules late requests; by default a task that sleeps by `sleep` and
         that `close` ends.
         """
-        self.inner = inner
+        super().__init__(inner)
         self.plan = plan if plan is not None else Plan()
         self.history: list[Made] = []
         self._rng = rng
@@ -119,22 +119,6 @@ class FaultyDriver:
         self._later = later if later is not None else self._later_in_a_task
         self._tasks: set[asyncio.Task[None]] = set()
         self.scripts: list[Script] = []
-
-    @property
-    def copies_create_only(self) -> bool:
-        return self.inner.copies_create_only
-
-    @copies_create_only.setter
-    def copies_create_only(self, value: bool) -> None:
-        self.inner.copies_create_only = value
-
-    @property
-    def creates_at_once(self) -> bool:
-        return self.inner.creates_at_once
-
-    @property
-    def page_keys(self) -> int:
-        return self.inner.page_keys
 
     def fail_next(
         self, op: Op, key: str = "", fault: Fault = "error", *, times: int = 1, seconds: float | None = None

@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from obox.objectstore._driver import PROBES, Cursor, Driver, Kind, Page
+from obox.objectstore._driver import PROBES, Around, Cursor, Driver, Kind, Page
 from obox.objectstore._errors import AlreadyExists, Missing
 
 Op = Literal["put", "get", "list", "delete", "head", "copy"]
@@ -119,36 +119,20 @@ class Stats:
         return f"Stats({self.requests()})"
 
 
-class Counted:
+class Counted(Around):
     """A driver whose requests are counted and, when slow, logged."""
 
     def __init__(self, inner: Driver, stats: Stats, *, clock: Callable[[], float], slow_s: float, log: Any) -> None:
         self.stats = stats
-        self._inner = inner
+        super().__init__(inner)
         self._clock = clock
         self._slow_s = slow_s
         self._log = log
 
-    @property
-    def copies_create_only(self) -> bool:
-        return self._inner.copies_create_only
-
-    @copies_create_only.setter
-    def copies_create_only(self, value: bool) -> None:
-        self._inner.copies_create_only = value
-
-    @property
-    def creates_at_once(self) -> bool:
-        return self._inner.creates_at_once
-
-    @property
-    def page_keys(self) -> int:
-        return self._inner.page_keys
-
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
         begun, error = self._clock(), True
         try:
-            await self._inner.put(key, data, kind=kind)
+            await self.inner.put(key, data, kind=kind)
             error = False
         except AlreadyExists:
             error = False
@@ -159,7 +143,7 @@ class Counted:
     async def replace(self, key: str, data: bytes, *, kind: Kind) -> None:
         begun, error = self._clock(), True
         try:
-            await self._inner.replace(key, data, kind=kind)
+            await self.inner.replace(key, data, kind=kind)
             error = False
         finally:
             self._end("put", kind, key, begun, size=len(data), error=error)
@@ -167,7 +151,7 @@ class Counted:
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
         begun, error, size = self._clock(), True, 0
         try:
-            data = await self._inner.get(key, kind=kind, start=start, end=end)
+            data = await self.inner.get(key, kind=kind, start=start, end=end)
             error, size = False, len(data)
             return data
         except Missing:
@@ -181,7 +165,7 @@ class Counted:
     ) -> Page:
         begun, error = self._clock(), True
         try:
-            page = await self._inner.list_page(prefix, kind=kind, after=after, limit=limit, cursor=cursor, exact=exact)
+            page = await self.inner.list_page(prefix, kind=kind, after=after, limit=limit, cursor=cursor, exact=exact)
             error = False
             return page
         finally:
@@ -190,7 +174,7 @@ class Counted:
     async def list_names(self, prefix: str, *, kind: Kind) -> list[str]:
         begun, error = self._clock(), True
         try:
-            names = await self._inner.list_names(prefix, kind=kind)
+            names = await self.inner.list_names(prefix, kind=kind)
             error = False
             return names
         finally:
@@ -199,7 +183,7 @@ class Counted:
     async def delete_batch(self, keys: Sequence[str], *, kind: Kind) -> None:
         begun, error = self._clock(), True
         try:
-            await self._inner.delete_batch(keys, kind=kind)
+            await self.inner.delete_batch(keys, kind=kind)
             error = False
         finally:
             self._end("delete", kind, keys[0], begun, size=0, error=error)
@@ -207,7 +191,7 @@ class Counted:
     async def copy(self, source: str, target: str, *, kind: Kind) -> None:
         begun, error = self._clock(), True
         try:
-            await self._inner.copy(source, target, kind=kind)
+            await self.inner.copy(source, target, kind=kind)
             error = False
         except (AlreadyExists, Missing):
             error = False
@@ -216,7 +200,7 @@ class Counted:
             self._end("copy", kind, target, begun, size=0, error=error)
 
     async def close(self) -> None:
-        await self._inner.close()
+        await self.inner.close()
 
     def _end(self, op: Op, kind: Kind, key: str, begun: float, *, size: int, error: bool) -> None:
         seconds = self._clock() - begun

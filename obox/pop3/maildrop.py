@@ -77,9 +77,10 @@ class Maildrop:
         self.left, self.left_bytes = self.count, int(self._columns["size"].sum(dtype=np.uint64))
         self._read_before = self.last = int(np.flatnonzero(seen)[-1]) + 1 if settings.enable_last and seen.any() else 0
         self.read: set[int] = set()
-        self._next = self._ahead = -1
-        """The mail behind the last that was retrieved, and the first that was not read
-        ahead."""
+        self._next: int | None = None
+        """The mail behind the last that was retrieved."""
+        self._ahead = 0
+        """The first mail that was not read ahead."""
 
     def close(self) -> None:
         """Forget expunged mails."""

@@ -168,7 +168,7 @@ class _Protocol(H11Protocol, asyncio.BufferedProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self._read_into = bytearray(READ_BYTES)
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # the server has TCP and Unix sockets only
         super().connection_made(transport)
         if self._remote is None:
             self._remote = self.client[0] if self.client and not self._unix else ""

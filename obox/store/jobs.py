@@ -47,7 +47,7 @@ STALE_S: Final = 60.0
 """How long after its time a waiting job is kept, if nobody starts it. A job that is
 still needed is started within seconds."""
 
-Kind = Literal["flush", "carry", "totals", "unload", "sweep", "clear", "adopt", "unflushed", "journal"]
+Kind = Literal["flush", "carry", "load", "totals", "unload", "sweep", "clear", "adopt", "unflushed", "journal"]
 
 
 class Job(NamedTuple):

@@ -40,11 +40,12 @@ class Stamp(msgspec.Struct, frozen=True, omit_defaults=True):
     generation: under which the copy was last compared with the bucket, None if it never
     was compared here. version: the highest version of a bundle. heads: names, the base
     first. base_modseq, base_bytes: of that base. known_uidnext: bundles have had all
-    UIDs below it since known_at. need_base: the next bundle is a base. superseded:
-    (name, unix seconds when it was superseded). segments: cache segments by name.
-    cached_uid: fields up to this UID are in segments. flushed_uidnext: UIDNEXT of the
-    newest bundle. clean: only of a root; its totals are exact. checked: unix seconds of
-    the last LIST of bundles. listed: unix seconds of the last LIST of mails.
+    UIDs below it since known_at. need_base: the heads do not continue one another, so
+    that the next bundle is a base; read it by `base_next`, `merged` and `since`.
+    superseded: (name, unix seconds when it was superseded). segments: cache segments by
+    name. cached_uid: fields up to this UID are in segments. flushed_uidnext: UIDNEXT of
+    the newest bundle. clean: only of a root; its totals are exact. checked: unix
+    seconds of the last LIST of bundles. listed: unix seconds of the last LIST of mails.
     """
 
     generation: int | None = None
@@ -73,6 +74,17 @@ class Stamp(msgspec.Struct, frozen=True, omit_defaults=True):
     def merged(self) -> bool:
         """Return whether the copy joins histories that no bundle has joined yet."""
         return self.need_base and bool(self.heads)
+
+    @property
+    def since(self) -> int:
+        """Return the MODSEQ after which the next bundle must have all changes: that of
+        the base, or 0 if the next bundle is a base."""
+        return 0 if self.base_next else self.base_modseq
+
+    def for_new_base(self) -> Stamp:
+        """Return the stamp for a state that has joined what other writers or a journal
+        have. The next bundle is a base."""
+        return replace(self, need_base=True)
 
     def names(self) -> set[str]:
         """Return all bundles whose content is in the copy."""

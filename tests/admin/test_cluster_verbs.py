@@ -527,6 +527,6 @@ async def test_the_reason_is_for_operators(board: Board) -> None:
     async def fail(*_: object) -> None:
         raise failure
 
-    board.directory.get = fail  # type: ignore[method-assign,assignment]
+    board.directory.get = fail
     assert await board.fails("clusterStatus") == (69, "the directory does not answer: 10.0.0.1: refused")
     assert str(failure) == "the directory does not answer"

@@ -354,7 +354,7 @@ async def test_cut_in_the_middle(start: Start, monkeypatch: pytest.MonkeyPatch) 
         assert code == 75
         assert "cut short" in message
         monkeypatch.undo()
-        assert not one.backend.parts.store._pulling
+        assert not one.backend.parts.store.pulls
         row = (await other.call("metacachePull", user=ANNA, sourceBackendHost=http(one)))[0]
         assert row["mailboxes"] + row["kept"] == 2
         rows = await other.call("mailboxStatus", user=ANNA, field=["messages"], mailboxMask=["INBOX"])
@@ -407,9 +407,9 @@ async def test_a_destination_that_reads_nothing(start: Start, monkeypatch: pytes
         writer.write(head.encode() + b"\r\n")
         assert b"200" in await reader.read(20)
         async with asyncio.timeout(PATIENT_S):
-            while not store._pulling:  # noqa: ASYNC110 - the pull has no event
+            while not store.pulls:  # noqa: ASYNC110 - the pull has no event
                 await asyncio.sleep(0.01)
-            while store._pulling:  # noqa: ASYNC110 - the end has no event either
+            while store.pulls:  # noqa: ASYNC110 - the end has no event either
                 await asyncio.sleep(0.05)
         writer.close()
 

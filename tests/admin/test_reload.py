@@ -175,7 +175,7 @@ def found(user: str) -> Callable[[Backend], object]:
     administrator know a user."""
 
     def probe(backend: Backend) -> object:
-        asking = backend.parts.authenticator._users, backend.lmtp.deliverer._users, backend.admin.users
+        asking = backend.parts.authenticator.users, backend.lmtp.deliverer.users, backend.admin.users
         return [users.lookup(user) is not None for users in asking]
 
     return probe
@@ -485,7 +485,7 @@ async def test_what_is_wrong_leaves_everything(
         backend.parts.store.env.settings,
         users,
     ) == before
-    assert backend.parts.authenticator._users is users
+    assert backend.parts.authenticator.users is users
     assert "t OK" in await login(service)
     file.change()
     assert await service.call("reload") == []

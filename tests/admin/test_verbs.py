@@ -454,7 +454,7 @@ async def test_storage_check(service: Service) -> None:
 
 async def test_storage_check_finds_a_store_that_overwrites(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = service.backend.parts.bucket.driver
-    inner: Any = driver._inner
+    inner: Any = driver.inner
     put = inner.put
 
     async def overwrite(key: str, data: bytes, *, kind: Any) -> None:

@@ -46,7 +46,7 @@ async def test_login_and_delivery(path: Path, name: str) -> None:
     with pytest.raises(AuthFailed):
         await auth.verify(name, "x", remote="192.0.2.1")
     auth.close()
-    deliverer = StoreDeliverer(None, users, mail_bytes_max=1)  # type: ignore[arg-type]
+    deliverer = StoreDeliverer(None, users, mail_bytes_max=1)
     with pytest.raises(Exception, match="no user"):
         await deliverer.recipient("x", name, "", None)
 

@@ -334,7 +334,7 @@ async def test_a_client_that_comes_before_its_group_has_the_next_pass_begin(flee
     assert not pausing.done()
     b._world = real
     sid = next(sid for sid in map(str, range(1000)) if b.unit_of(sid) == unit)
-    fleet.stores["b"].holds = lambda unit: pausing.done()  # type: ignore[attr-defined]
+    fleet.stores["b"].holds = lambda unit: pausing.done()
     assert await b.route(StorageId(sid)) == Here(row)
 
 

@@ -52,7 +52,7 @@ def main() -> None:
     async def open_cut(*arguments: Any, **named: Any) -> Directory:
         return Cut(await opened(*arguments, **named), file)
 
-    membership.open_directory = open_cut  # type: ignore[attr-defined]
+    membership.open_directory = open_cut  # type: ignore[attr-defined]  # this process has a directory that can be cut off
     cli()
 
 

@@ -39,8 +39,8 @@ def newer() -> None:
         meta, payload = await decode(bundles, key, body)
         return meta, payload.removeprefix(MARK)
 
-    Env.put_new = put_newer  # type: ignore[assignment, method-assign]
-    Bundles.decode = decode_newer  # type: ignore[assignment, method-assign]
+    Env.put_new = put_newer  # type: ignore[assignment, method-assign]  # this process plays a later version
+    Bundles.decode = decode_newer  # type: ignore[assignment, method-assign]  # this process plays a later version
 
 
 def main() -> None:

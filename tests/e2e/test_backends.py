@@ -70,7 +70,7 @@ def has(backend: Backend, user: str, count: int) -> None:
 def write(backend: Backend, user: str) -> None:
     with imaplib.IMAP4("127.0.0.1", backend.imap) as client:
         client.login(user, PASSWORD)
-        assert client.append("INBOX", "(\\Flagged)", None, MAIL)[0] == "OK"  # type: ignore[arg-type]
+        assert client.append("INBOX", "(\\Flagged)", None, MAIL)[0] == "OK"
 
 
 def test_a_client_may_connect_to_either_and_a_dead_backend_is_replaced(pair: tuple[Backend, Backend]) -> None:

@@ -205,7 +205,7 @@ class Load:
         _, rows = client.uid("FETCH", uids, "(FLAGS BODY.PEEK[HEADER.FIELDS (SUBJECT)])")
         for row in rows:
             if isinstance(row, tuple):
-                uid, number = int(re.search(rb"UID (\d+)", row[0])[1]), int(re.search(rb"(\d+)\s*$", row[1].strip())[1])  # type: ignore[index]
+                uid, number = int(re.search(rb"UID (\d+)", row[0])[1]), int(re.search(rb"(\d+)\s*$", row[1].strip())[1])
                 found[uid] = number, b"\\Flagged" in row[0]
                 if self.uids.setdefault((user, uid), number) != number:
                     self.wrong.append(f"UID {uid} of {user} is mail {number} and mail {self.uids[user, uid]}")

@@ -98,7 +98,7 @@ def write(backend: Backend, answered: Answered, own: str, flag: str) -> None:
     with backend.login(ANNA) as client:
         mail = answered.mail()
         done = client.append("INBOX", mail, [flag])
-        uid = int(re.search(rb"APPENDUID \d+ (\d+)", done)[1])  # type: ignore[index]
+        uid = int(re.search(rb"APPENDUID \d+ (\d+)", done)[1])
         assert answered.uids.setdefault(("INBOX", uid), mail) == mail, f"UID {uid} was given out twice"
         if own not in {name for _, _, name in client.list_folders()}:
             client.create_folder(own)

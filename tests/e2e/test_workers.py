@@ -95,7 +95,7 @@ class Unit:
             check=False,
         )
         assert got.returncode == code, (got.stdout, got.stderr)
-        return json.loads(got.stdout or "[]")  # type: ignore[no-any-return]
+        return json.loads(got.stdout or "[]")
 
     def events_of_workers(self, event: str) -> set[str]:
         return {line["worker"] for line in self.backend.events(event) if "worker" in line}

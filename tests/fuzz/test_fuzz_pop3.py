@@ -52,7 +52,7 @@ class Failing(MemoryMailbox):
 
     async def expunge(self, uids: object) -> object:
         self._fail()
-        return await super().expunge(uids)  # type: ignore[arg-type]
+        return await super().expunge(uids)
 
 
 def session(rng: random.Random) -> bytes:

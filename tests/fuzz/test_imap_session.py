@@ -96,7 +96,7 @@ async def _compressed(client: Client, sent: bytes, chance: random.Random) -> tup
     if chance.random() < 0.3:
         at = chance.randrange(len(coded))
         coded = coded[:at] + chance.randbytes(chance.randint(0, 9)) + coded[at + chance.randint(0, 9) :]
-    coding.send = coding.writer.write  # type: ignore[method-assign]
+    coding.send = coding.writer.write
     return coding, coded
 
 
@@ -128,7 +128,7 @@ async def one_scenario(
 ) -> tuple[int, int]:
     """Run rounds until the end, beside a client that has to be served. Return how many
     rounds there were, and how often the client was served."""
-    running.imap.context.authenticator.passwords = {user: "secret", "ben": "secret"}  # type: ignore[attr-defined]
+    running.imap.context.authenticator.passwords = {user: "secret", "ben": "secret"}
     first = await running.client(login=user)
     for mail in MAILS[:4] + MAILS[5:]:
         await first.append("INBOX", mail)
@@ -162,7 +162,7 @@ async def test_random_commands(tmp_path: Path, fuzz_seconds: float) -> None:
         commands = Commands(rng)
         async with serving_real(tmp_path, settings, bucket=f"file://{tmp_path}/bucket") as running:
             quota = Quota(messages=300, storage_bytes=8 * MIB)
-            running.imap.context.authenticator.quota = quota  # type: ignore[attr-defined]
+            running.imap.context.authenticator.quota = quota
             gc.collect()
             gc.freeze()
             # On a busy machine a scenario has few rounds: the second loads code too.

@@ -136,7 +136,7 @@ async def search_everything(client: Client, rng: Rng, count: int) -> None:
             continue
         found = lines[-1].split()[2:]
         if rng.random() < 0.3:
-            _search.MEMO.__init__()  # type: ignore[misc]  # as if nobody had searched before
+            _search.MEMO.__init__()  # nobody has searched before
         again = await answer(client, b"SEARCH " + one)
         assert again[-1].split()[2:] == found, one[:300]
         others = await answer(client, b"SEARCH NOT (" + one + b")")
@@ -162,7 +162,7 @@ async def test_mails(tmp_path: Path, fuzz_seconds: float) -> None:
     held = Held(first=FIRST_ROUNDS)
     for number, rng in enumerate(rounds(fuzz_seconds)):
         await one_round(tmp_path / str(number), rng)
-        _search.MEMO.__init__()  # type: ignore[misc]  # it has a bound of its own
+        _search.MEMO.__init__()  # it has a bound of its own
         held.check()
     print(f"memory after the last rounds: {held}")
 

@@ -193,7 +193,7 @@ def test_a_name_that_is_decomposed_may_be_longer() -> None:
     hangul = "\u1112\u1161\u11ab" * 80
     assert names.check_name(hangul) == "\ud55c" * 80
     select = events(b"a SELECT {%d+}\r\n%b\r\n" % (len(hangul.encode()), hangul.encode()))[0]
-    assert select.mailbox == "\ud55c" * 80  # type: ignore[union-attr]
+    assert select.mailbox == "\ud55c" * 80
     for make in (names.canonical, names.check_name, names.Pattern):
         with pytest.raises(Invalid, match="3000 bytes"):
             make("\u1112" * 1_001)
@@ -356,7 +356,7 @@ async def test_pipelined_commands_let_others_run(running: Running, command: byte
     await client.ok("SELECT INBOX")
     count = 2_000
     for member in running.imap.context.registry:
-        member.settings = replace(running.imap.context.settings, bad_commands_max=count + 1)  # type: ignore[attr-defined]
+        member.settings = replace(running.imap.context.settings, bad_commands_max=count + 1)
     with turns(mine=False) as found:
         client.send(b"".join(b"t%d %b\r\n" % (i, command) for i in range(count)))
         _, served = await served_beside(client, other, b"t%d" % (count - 1))
@@ -451,7 +451,7 @@ async def test_sets_of_a_search_are_not_expanded(running: Running) -> None:
     await client.ok("SELECT INBOX")
     await client.ok(b"UID STORE %b +FLAGS (\\Deleted)" % b",".join(b"%d" % uid for uid in range(2, 200, 2)))
     await client.ok("EXPUNGE")
-    (session,) = [member.session for member in running.imap.context.registry]  # type: ignore[attr-defined]
+    (session,) = [member.session for member in running.imap.context.registry]
     for key, uids in ((b"1:*", range(1, 200, 2)), (b"UID 1:*", range(1, 200, 2)), (b"2:3,7", (3, 5, 13))):
         (made,) = events(b"a SEARCH " + key + b"\r\n")
         assert isinstance(made, Search)

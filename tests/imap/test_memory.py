@@ -183,7 +183,7 @@ async def test_a_connection_that_is_refused_is_freed(tmp_path: Path) -> None:
         made: list[ref[object]] = []
         plain = running.imap.connection_factory
         listener = await asyncio.get_running_loop().create_server(
-            lambda: made.append(ref(one := plain(remote="192.0.2.1"))) or one,  # type: ignore[func-returns-value]
+            lambda: made.append(ref(one := plain(remote="192.0.2.1"))) or one,
             "127.0.0.1",
             0,
         )

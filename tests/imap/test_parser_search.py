@@ -12,8 +12,6 @@ from obox.imap.parser import Limits, Parser
 from obox.imap.searchkeys import (
     All,
     And,
-    DateField,
-    DateTest,
     HasFlag,
     Header,
     InSet,
@@ -29,6 +27,7 @@ from obox.imap.searchkeys import (
     Within,
 )
 from obox.imap.sets import SAVED, STAR, SequenceSet
+from obox.mailbox.search import DateField, DateTest
 from tests.imap.spaces import spaced
 
 

@@ -71,5 +71,5 @@ async def test_a_quick_command_says_nothing(tmp_path: Path) -> None:
         await client.ok("SELECT INBOX")
         assert (await client.ok("SEARCH ALL"))[0] == b"* SEARCH"
         loop = asyncio.get_running_loop()
-        due = [one for one in loop._scheduled if not one.cancelled() and "in_progress" in repr(one)]  # type: ignore[attr-defined]
+        due = [one for one in loop._scheduled if not one.cancelled() and "in_progress" in repr(one)]
         assert due == [], "the timer ends with the command"

@@ -138,13 +138,13 @@ async def test_a_mail_that_cannot_be_expunged_is_not_doubled(running: Running, m
 
     plain = module.store
 
-    async def store(session, *given, **more):  # type: ignore[no-untyped-def]
+    async def store(session, *given, **more):
         done = await plain(session, *given, **more)
         mailbox = session.need_mailbox()[0]
         box = type(mailbox)
         expunge = box.expunge
 
-        async def fail(self, uids):  # type: ignore[no-untyped-def]
+        async def fail(self, uids):
             monkeypatch.setattr(box, "expunge", expunge)
             raise Unavailable("the store is away")
 

@@ -174,7 +174,7 @@ async def test_a_slow_client_bounds_memory_and_holds_nobody(tmp_path: Path) -> N
         (connection,) = running.imap.context.registry
         assert isinstance(connection, Connection)
         await slow.ok("SELECT INBOX")
-        slow.reader._transport.pause_reading()
+        slow.writer.transport.pause_reading()
         slow.send(b"f FETCH 1:* BODY.PEEK[]\r\n")
         other = await running.client(login="anna")
         for _ in range(20):
@@ -183,7 +183,7 @@ async def test_a_slow_client_bounds_memory_and_holds_nobody(tmp_path: Path) -> N
             await asyncio.sleep(0.005)
             assert connection.gathered_bytes <= 2 * 200_200
             assert connection.unsent_bytes - connection.gathered_bytes <= (1 << 17) + 2 * 200_200
-        slow.reader._transport.resume_reading()
+        slow.writer.transport.resume_reading()
         lines = await slow.until(b"f ")
         assert lines[-1] == b"f OK Fetch completed"
         bodies = [line for line in lines if b"FETCH (BODY[]" in line]
@@ -198,7 +198,7 @@ async def test_a_client_that_never_reads_is_cut(tmp_path: Path) -> None:
         await fill(running, [b"Subject: %d\r\n\r\n" % n + b"x" * 500_000 for n in range(40)])
         slow = await running.client(login="anna")
         await slow.ok("SELECT INBOX")
-        slow.reader._transport.pause_reading()
+        slow.writer.transport.pause_reading()
         slow.send(b"f FETCH 1:* BODY.PEEK[]\r\n")
         async with asyncio.timeout(PATIENT_S):
             while running.imap.who():

@@ -72,7 +72,7 @@ def test_no_call_decodes_more_than_a_slice(monkeypatch: pytest.MonkeyPatch) -> N
     plain = codecs.getincrementaldecoder
 
     def counted(name: str) -> Any:
-        class Decoder(plain(name)):  # type: ignore[misc]
+        class Decoder(plain(name)):
             def decode(self, data: bytes, final: bool = False) -> str:
                 seen.append(len(data))
                 text: str = super().decode(data, final)
@@ -121,6 +121,6 @@ def test_long_searches_are_sliced() -> None:
         mail = bytes(data)
         assert find(mail, b"\n\r\n", 0, len(mail)) == at
         assert blank_line(mail, 0, len(mail)) == at + 3
-        assert find(mail, b"\n\r\n", 0, at + 2) == -1
-        assert blank_line(mail, 0, at + 2) == -1
+        assert find(mail, b"\n\r\n", 0, at + 2) is None
+        assert blank_line(mail, 0, at + 2) is None
         assert lines_in(mail, 0, len(mail)) == 2

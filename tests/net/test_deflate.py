@@ -87,7 +87,7 @@ def test_a_stream_that_ends() -> None:
 def test_output(rests: bool) -> None:
     """A client inflates what comes with a compressor that was released in between."""
     transport = Transport()
-    deflated = Deflated(transport)  # type: ignore[arg-type]
+    deflated = Deflated(transport)
     assert deflated.get_write_buffer_size() == 7
     plain = [b"* OK one\r\n", b"x" * 300_000, random.Random(1).randbytes(200_000), b"* OK one\r\n"]
     inflate = zlib.decompressobj(-15)

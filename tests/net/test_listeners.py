@@ -2,11 +2,13 @@
 address that cannot be used is named in the error."""
 
 import asyncio
+import gc
 import os
 import socket
 import ssl
 import stat
 import warnings
+from asyncio import AbstractServer
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
@@ -267,3 +269,31 @@ async def test_a_stop_ends_an_address_that_nobody_has_used(tmp_path: Path, log: 
     for at in ports:
         with pytest.raises(ConnectionRefusedError):
             await greeting("127.0.0.1", at)
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_stop_in_any_turn_of_the_first_client_leaves_no_server(turns: int, log: Any, greeter: Any) -> None:
+    """The client has connected, and the server is made in one of these turns."""
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    listeners = Listeners(log=log)
+
+    def stop(left: int) -> None:
+        if left:
+            loop.call_soon(stop, left - 1)
+        else:
+            listeners.stop()
+            stopped.set()
+
+    async def before() -> None:
+        loop.call_soon(stop, turns)
+
+    listeners.bind("http", [Listen("127.0.0.1", 0)], greeter, before=before)
+    at = port(listeners, "http")
+    async with listening(listeners):
+        with socket.create_connection(("127.0.0.1", at)):
+            await asyncio.wait_for(stopped.wait(), PATIENT_S)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert not [one for one in gc.get_objects() if isinstance(one, AbstractServer) and one.is_serving()]
+            with pytest.raises(ConnectionRefusedError):
+                await greeting("127.0.0.1", at)

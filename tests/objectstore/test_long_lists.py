@@ -22,7 +22,7 @@ def shuffled() -> Driver:
     random.Random(5).shuffle(rows)
     driver: Any = open_store(Settings("memory://")).driver
 
-    class Shuffled(type(driver._inner)):  # type: ignore[misc]
+    class Shuffled(type(driver.inner)):
         async def list_page(self, prefix: str, *, after: str, limit: int, cursor: Any = None, **how: Any) -> Any:
             await asyncio.sleep(0)
             last = await super().list_page("none/", after=after, limit=limit, **how)
@@ -46,7 +46,7 @@ async def test_it_is_sorted_and_cut_in_turns() -> None:
 async def test_a_very_large_object_is_copied_in_turns() -> None:
     body = random.Random(5).randbytes(1 << 20) * 160
     cloud: Any = open_store(Settings("gs://bucket")).driver
-    driver = type(cloud._inner)(MemoryStore(), create_only=True, copies_create_only=True, connections_max=2)
+    driver = type(cloud.inner)(MemoryStore(), create_only=True, copies_create_only=True, connections_max=2)
     await driver.put("key", body, kind="index")
     with turns() as found:
         got = await asyncio.create_task(driver.get("key", kind="index"))

@@ -156,7 +156,7 @@ async def serving_real(
 
 @asynccontextmanager
 async def _listening(store: S, settings: Pop3Settings | None, more: Mapping[str, object]) -> AsyncIterator[Running[S]]:
-    pop3 = Pop3Server(store, Passwords(), settings or Pop3Settings(), **more)  # type: ignore[arg-type]
+    pop3 = Pop3Server(store, Passwords(), settings or Pop3Settings(), **more)  # type: ignore[arg-type]  # the options of a test, by name
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(pop3.connection_factory, "127.0.0.1", 0)
     running = Running(pop3, store, listener.sockets[0].getsockname()[1])

@@ -29,7 +29,7 @@ async def test_a_line_beyond_the_limit() -> None:
         assert (await client.line()).startswith(b"-ERR The line is too long")
         assert (await client.line()).startswith(b"+OK")
         (connection,) = running.pop3.hub.registry
-        assert len(connection.input._buffer) <= LINE_BYTES_MAX  # type: ignore[attr-defined]
+        assert len(connection.input._buffer) <= LINE_BYTES_MAX
 
 
 async def test_bad_commands_in_a_row_end_the_session() -> None:
@@ -72,10 +72,10 @@ async def test_a_flood_of_pipelined_commands_waits() -> None:
             client.send(b"RETR 1\r\n" * 1000)
         (connection,) = running.pop3.hub.registry
         async with asyncio.timeout(DEADLINE_S):
-            while not (connection.congested and not connection.reading):  # type: ignore[attr-defined] # noqa: ASYNC110 - there is no event to wait for
+            while not (connection.congested and not connection.reading):  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.01)
-        assert len(connection.input._buffer) < MIB  # type: ignore[attr-defined]
-        assert connection.unsent_bytes < 2 * MIB  # type: ignore[attr-defined]
+        assert len(connection.input._buffer) < MIB
+        assert connection.unsent_bytes < 2 * MIB
         client.writer.transport.abort()
         await running.idle()
 
@@ -110,7 +110,7 @@ async def test_a_client_that_reads_nothing_is_cut() -> None:
     async with serving(Pop3Settings(write_timeout_s=0.2)) as running:
         await running.deliver([b"A: b\r\n\r\n" + b"x" * (16 * MIB)])
         client = await running.client(login="anna")
-        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        client.writer.transport.pause_reading()
         client.send(b"DELE 1\r\nRSET\r\nRETR 1\r\nDELE 1\r\nQUIT\r\n")
         await running.idle()
         assert len(await running.flags()) == 1
@@ -156,7 +156,7 @@ async def test_100_000_mails_need_no_request_and_short_turns(tmp_path: Path) -> 
 
 
 def requests(bucket: object) -> int:
-    return sum(one.requests for one in bucket.stats.snapshot().values())  # type: ignore[attr-defined]
+    return sum(one.requests for one in bucket.stats.snapshot().values())
 
 
 async def test_quit_deletes_many_mails_by_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ async def test_mails_that_are_retrieved_in_order_are_read_ahead(
 
 
 def gets(bucket: object) -> int:
-    counters = bucket.stats.snapshot().items()  # type: ignore[attr-defined]
+    counters = bucket.stats.snapshot().items()
     return sum(one.requests for (op, kind), one in counters if (op, kind) == ("get", "mail"))
 
 

@@ -284,6 +284,6 @@ async def cluster(path: Path) -> AsyncIterator[Cluster]:
 async def until(met: object, within_s: float = 20.0) -> None:
     """Wait until a condition is true."""
     deadline = time.monotonic() + within_s
-    while not met():  # type: ignore[operator]
+    while not met():  # type: ignore[operator]  # a condition is a function without arguments
         assert time.monotonic() < deadline, "not in time"
         await asyncio.sleep(0.01)

@@ -199,7 +199,7 @@ async def test_a_forged_or_repeated_call_is_refused_and_logged(
     attacker = Attacker(place)
     await attacker.open()
     with capture_logs() as logs:
-        assert await attack(attacker) == 403  # type: ignore[misc]
+        assert await attack(attacker) == 403
     (line,) = (line for line in logs if line["event"] == "trusted link refused")
     assert (line["remote"], line["listener"]) == ("127.0.0.1", "admin")
     assert [body for body, _ in place.ran] in ([], [BODY]), "the good call alone has run"
@@ -217,9 +217,9 @@ async def test_an_operator_who_goes_away_ends_the_call(place: Place) -> None:
         finally:
             ended.set()
 
-    place.serve = endless  # type: ignore[method-assign]
+    place.serve = endless
     await place.listen()
     answer = calls.call(place.member("b1"), place.there(), BODY)
     assert await anext(answer) == b'{"row":1}'
-    await answer.aclose()  # type: ignore[attr-defined]
+    await answer.aclose()
     await until(ended.is_set)

@@ -298,7 +298,7 @@ async def test_check_asks_other_backends_for_their_units(made: Cluster, monkeypa
     made.nodes["b2"].up = False
     await made.nodes["p"].run("clusterCheck")
     assert seen == [units, {"b2": two}, {"b1": units["b1"]}]
-    made.nodes["p"].forwarder.secrets = []  # type: ignore[misc]
+    made.nodes["p"].forwarder.secrets = []
     await made.nodes["p"].run("clusterCheck")
     assert seen[-1] is None
 

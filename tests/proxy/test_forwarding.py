@@ -196,7 +196,7 @@ async def test_an_owner_that_comes_back_within_seconds_is_waited_for(two: tuple[
     _, b1, b2 = two
     b2.silent()
     asked = asyncio.Event()
-    b1.forwarder.waiting.sleep = lambda _: asked.wait()  # type: ignore[assignment]
+    b1.forwarder.waiting.sleep = lambda _: asked.wait()
     client = await b1.client()
     client.send(b"a LOGIN ben secret\r\n")
     await until(lambda: b1.counts.results == [("imap", "unavailable")])
@@ -255,7 +255,7 @@ async def test_a_referral_is_followed_once(two: tuple[Cluster, Member, Member]) 
 
 async def test_a_receiver_that_knows_less_reads_the_row(two: tuple[Cluster, Member, Member]) -> None:
     made, b1, b2 = two
-    await b2.router.route("anna")  # type: ignore[arg-type]
+    await b2.router.route("anna")
     made.rows.own("anna", "b2")
     client = await b1.client(login="anna")
     await client.ok("SELECT INBOX")
@@ -303,7 +303,7 @@ async def moves_at_login(made: Cluster, member: Member, user: str, to: str) -> N
         member.router.read[user] = made.rows.owners[user]
         raise Elsewhere("another backend serves the user; try again")
 
-    member.imap.context.open_user = moved  # type: ignore[assignment]
+    member.imap.context.open_user = moved
 
 
 async def test_a_login_that_waited_for_a_hand_over_is_forwarded(two: tuple[Cluster, Member, Member]) -> None:
@@ -384,12 +384,12 @@ async def test_a_user_who_is_another_there_is_not_served(two: tuple[Cluster, Mem
     user."""
     _, b1, _ = two
     made = b1.forwarder.forward_of
-    b1.forwarder.forward_of = lambda *a, **k: Forward("ben", "anna", "")  # type: ignore[method-assign]
+    b1.forwarder.forward_of = lambda *a, **k: Forward("ben", "anna", "")
     client = await b1.client()
     with capture_logs() as logs:
         assert (await client.cmd("LOGIN ben secret"))[-1].startswith(b"NO [UNAVAILABLE]")
     assert "members have different users" in {line["event"] for line in logs}
-    b1.forwarder.forward_of = made  # type: ignore[method-assign]
+    b1.forwarder.forward_of = made
 
 
 async def test_a_session_leaves_the_address_of_its_proxy(two: tuple[Cluster, Member, Member]) -> None:
@@ -400,11 +400,11 @@ async def test_a_session_leaves_the_address_of_its_proxy(two: tuple[Cluster, Mem
     client = await b2.client()
     (connection,) = registry
     registry.enter(connection, "192.0.2.5", most=0)
-    connection._counted = connection.remote = "192.0.2.5"  # type: ignore[attr-defined]
+    connection._counted = connection.remote = "192.0.2.5"
     assert registry.addresses == {"192.0.2.5": 1}
     sender = LinkSender(SECRET, Forward("ben", "ben", "198.51.100.1", backend="b2"), nonce=b"n" * 32, binding=b"")
-    connection._remote_given = False  # type: ignore[attr-defined]
-    connection.tls = True  # type: ignore[attr-defined]
+    connection._remote_given = False
+    connection.tls = True
     b2.forwarder._certificate = bytes
     client.send(b"a AUTHENTICATE X-OBOX-LINK %b\r\n" % sender.first())
     client.send(sender.answer((await client.line()).removeprefix(b"+ ")) + b"\r\n")

@@ -60,7 +60,7 @@ def directory_of_a_test() -> MemoryDirectory:
 
 
 async def put(directory: MemoryDirectory, kind: Kind, key: str, record: object, at: int = 1) -> None:
-    await directory.put(kind, key, encode(record), at)  # type: ignore[arg-type]
+    await directory.put(kind, key, encode(record), at)
 
 
 async def written(rows: Rows, directory: MemoryDirectory) -> None:
@@ -250,7 +250,7 @@ async def test_a_directory_that_was_once_read_is_kept(
     async def down(*_: object) -> object:
         raise Unavailable("down")
 
-    empty.get = empty.all = empty.put = down  # type: ignore[method-assign,assignment]
+    empty.get = empty.all = empty.put = down
     async with running(file, empty) as front:
         await (await client(front)).ok("LOGIN ben secret")
 
@@ -413,7 +413,7 @@ async def test_a_row_that_is_new_enough_is_not_read_again() -> None:
     async def read(*_: object) -> None:
         raise AssertionError("asked")
 
-    directory.get = read  # type: ignore[method-assign,assignment]
+    directory.get = read
     await router.reread(BEN, Assigned("b2", 5, 0))
 
 

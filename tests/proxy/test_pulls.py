@@ -107,7 +107,7 @@ async def test_a_source_that_is_cut_off_is_an_error(source: Source) -> None:
 
         return StreamingResponse(stream())
 
-    source.answer = breaks  # type: ignore[method-assign]
+    source.answer = breaks
     await source.listen()
     with pytest.raises(OSError, match="cut short"):
         await asyncio.wait_for(ask(source, sources(source)), 30)

@@ -97,7 +97,7 @@ async def test_each_recipient_has_its_own_reply(two: tuple[Cluster, Member, Memb
             raise errors.OverQuota
         await deliver(recipient, envelope, source)
 
-    b2.lmtp.deliverer.deliver = failing  # type: ignore[method-assign]
+    b2.lmtp.deliverer.deliver = failing
     with capture_logs() as logs:
         replies = await b1.deliver(MAIL, "nobody", "anna", "ben", "carl")
     assert [reply[:9] for reply in replies] == ["550 5.1.1", "250 2.0.0", "250 2.0.0", "552 5.2.2"]
@@ -117,7 +117,7 @@ async def test_what_an_owner_refuses_at_once(two: tuple[Cluster, Member, Member]
             raise errors.OverQuota
         return await recipient(address, user, detail, size)
 
-    b2.lmtp.deliverer.recipient = full  # type: ignore[method-assign]
+    b2.lmtp.deliverer.recipient = full
     replies = await b1.deliver(MAIL, "ben", "carl")
     assert [reply[:9] for reply in replies] == ["552 5.2.2", "250 2.0.0"]
     assert len(await b2.mails("carl")) == 1
@@ -135,7 +135,7 @@ async def test_an_owner_that_does_not_answer_is_temporary(two: tuple[Cluster, Me
 async def test_the_replacement_of_a_dead_owner_gets_the_mail(two: tuple[Cluster, Member, Member]) -> None:
     made, b1, b2 = two
     b3 = await made.member("b3")
-    await b1.router.route("ben")  # type: ignore[arg-type]
+    await b1.router.route("ben")
     b2.silent()
     made.rows.own("ben", "b3")
     assert [reply[:3] for reply in await b1.deliver(MAIL, "ben")] == ["250"]
@@ -146,7 +146,7 @@ async def test_the_replacement_of_a_dead_owner_gets_the_mail(two: tuple[Cluster,
 async def test_a_referral_is_followed_for_its_recipient(two: tuple[Cluster, Member, Member]) -> None:
     made, b1, b2 = two
     b3 = await made.member("b3")
-    await b1.router.route("ben")  # type: ignore[arg-type]
+    await b1.router.route("ben")
     made.rows.own("ben", "b3")
     b2.router.read["ben"] = made.rows.owners["ben"]
     assert [reply[:3] for reply in await b1.deliver(MAIL, "ben", "carl")] == ["250", "250"]

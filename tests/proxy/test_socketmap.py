@@ -91,7 +91,7 @@ async def test_trouble_is_temporary(proxied: tuple[Cluster, Member, Member]) -> 
     async def account(user: str) -> None:
         raise Unavailable("no user database")
 
-    made.users.account = account  # type: ignore[method-assign,assignment]
+    made.users.account = account
     assert await lookups.answer(b"mailbox ben@example.org") == "TEMP no user database"
 
 
@@ -103,7 +103,7 @@ async def test_a_backend_alone_names_itself(proxied: tuple[Cluster, Member, Memb
 
 @asynccontextmanager
 async def served(lookups: Lookups, **more: object) -> AsyncIterator[tuple[SocketmapServer, int]]:
-    server = SocketmapServer(lookups, **more)  # type: ignore[arg-type]
+    server = SocketmapServer(lookups, **more)
     listener = await asyncio.get_running_loop().create_server(server.connection_factory, ADDRESS, 0)
     try:
         yield server, listener.sockets[0].getsockname()[1]

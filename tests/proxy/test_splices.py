@@ -94,7 +94,7 @@ async def test_what_is_sent_is_not_looked_at(proxied: tuple[Member, Owner]) -> N
 async def test_a_client_that_does_not_read_stops_the_owner(proxied: tuple[Member, Owner], tls: bool) -> None:
     proxy, owner = proxied
     client = await proxy.client(login="ben", tls=tls, strict=False)
-    client.reader._limit = 1  # type: ignore[attr-defined]  # the client's own end stops reading
+    client.reader._limit = 1  # the client's own end stops reading
     _, writer = await owner.client()
     writer.write(b"x" * ROOM)
     found = splice(proxy)
@@ -103,7 +103,7 @@ async def test_a_client_that_does_not_read_stops_the_owner(proxied: tuple[Member
     assert found.buffered_bytes <= 8 * BUFFER_BYTES
     # The owner has to wait as well.
     assert writer.transport.get_write_buffer_size() > 0
-    client.reader._limit = 1 << 26  # type: ignore[attr-defined]
+    client.reader._limit = 1 << 26
     assert len(await client.reader.readexactly(ROOM)) == ROOM
     assert not found.owner.held
 
@@ -300,7 +300,7 @@ async def test_a_client_that_leaves_during_the_login_leaves_nothing(proxied: tup
         return type(proxy.router)._answer(proxy.router, sid)
 
     proxy.router.read["ben"] = proxy.rows.owners["ben"]
-    proxy.router.route = route  # type: ignore[assignment]
+    proxy.router.route = route
     client = await proxy.client(strict=False)
     client.send(b"a LOGIN ben secret\r\n")
     await until(lambda: len(proxy.hub.tasks) == 1)

@@ -85,7 +85,7 @@ async def test_a_login_waits_for_the_replacement_of_a_dead_backend(two: tuple[Cl
     """The pause before the next attempt ends when the directory names it."""
     made, proxy, b1, b2 = two
     b2.silent()
-    proxy.forwarder.waiting.sleep = lambda _: asyncio.Event().wait()  # type: ignore[assignment,return-value]
+    proxy.forwarder.waiting.sleep = lambda _: asyncio.Event().wait()
     client = await proxy.client()
     client.send(b"a LOGIN ben secret\r\n")
     await until(lambda: len(proxy.forwarder.moves) == 1 and len(proxy.counts.results) == 1)
@@ -123,7 +123,7 @@ async def test_a_login_waits_until_somebody_serves_the_user(two: tuple[Cluster, 
         slept.append(delay_s)
         proxy.router.down = len(slept) < 6
 
-    proxy.forwarder.waiting.sleep = sleep  # type: ignore[assignment]
+    proxy.forwarder.waiting.sleep = sleep
     await proxy.client(login="ben")
     assert len(slept) == 6
 
@@ -141,7 +141,7 @@ async def test_who_waits_is_limited(
     async def sleep(delay_s: float) -> None:
         await (soon(delay_s) if delay_s in FIRST_S[:2] or not proxy.forwarder.waiting.count else gate.wait())
 
-    proxy.forwarder.waiting.sleep = sleep  # type: ignore[assignment]
+    proxy.forwarder.waiting.sleep = sleep
     first, second = await proxy.client(), await proxy.client()
     first.send(b"a LOGIN ben secret\r\n")
     await until(lambda: proxy.forwarder.waiting.count == 1)
@@ -157,7 +157,7 @@ async def test_who_waits_is_limited(
 async def test_a_client_that_leaves_waits_no_more(two: tuple[Cluster, Member, Member, Member]) -> None:
     _, proxy, _, b2 = two
     b2.silent()
-    proxy.forwarder.waiting.sleep = lambda _: asyncio.Event().wait()  # type: ignore[assignment,return-value]
+    proxy.forwarder.waiting.sleep = lambda _: asyncio.Event().wait()
     client = await proxy.client()
     client.send(b"a LOGIN ben secret\r\n")
     await until(lambda: len(proxy.forwarder.moves) == 1)
@@ -176,7 +176,7 @@ async def test_what_a_backend_refuses_is_not_tried_again(two: tuple[Cluster, Mem
     async def fails(account: object) -> object:
         raise Unavailable("the bucket does not answer")
 
-    b2.imap.context.open_user = fails  # type: ignore[assignment]
+    b2.imap.context.open_user = fails
     client = await proxy.client()
     assert (await client.cmd("LOGIN ben secret"))[-1].startswith(b"NO [UNAVAILABLE]")
     assert proxy.counts.results == [("imap", "unavailable")]
@@ -219,7 +219,7 @@ async def stuck(member: Member) -> tuple[asyncio.Event, asyncio.Event]:
         await gate.wait()
         await deliver(recipient, envelope, source)
 
-    member.lmtp.deliverer.deliver = wait  # type: ignore[method-assign]
+    member.lmtp.deliverer.deliver = wait
     return begun, gate
 
 
@@ -276,7 +276,7 @@ async def hands_over(made: Cluster, member: Member, user: str, to: str) -> None:
         member.router.read[user] = made.rows.owners[user]
         raise Elsewhere("another backend serves the user; try again")
 
-    member.lmtp.deliverer.deliver = moved  # type: ignore[method-assign]
+    member.lmtp.deliverer.deliver = moved
 
 
 @pytest.mark.parametrize("size", [10, 3 << 20])
@@ -322,12 +322,12 @@ async def test_rcpt_of_a_user_who_is_handed_over_is_referred(two: tuple[Cluster,
     recipient = b1.lmtp.deliverer.recipient
 
     async def moved(address: str, user: str, detail: str, size: int | None) -> Recipient:
-        b1.lmtp.deliverer.recipient = recipient  # type: ignore[method-assign]
+        b1.lmtp.deliverer.recipient = recipient
         made.rows.own(user, "b2")
         b1.router.read[user] = made.rows.owners[user]
         raise Elsewhere("another backend serves the user; try again")
 
-    b1.lmtp.deliverer.recipient = moved  # type: ignore[method-assign]
+    b1.lmtp.deliverer.recipient = moved
     assert [reply[:3] for reply in await proxy.deliver(MAIL, "anna")] == ["250"]
     assert len(await b2.mails("anna")) == 1
     assert proxy.counts.results == [("lmtp", "referred"), ("lmtp", "ok")]
@@ -341,7 +341,7 @@ async def test_rcpt_asks_the_store_whether_a_user_is_handed_over(two: tuple[Clus
     async def admit(sid: str) -> None:
         asked.append(sid)
 
-    b1.store.env.owned.admit = admit  # type: ignore[method-assign]
+    b1.store.env.owned.admit = admit
     await b1.lmtp.deliverer.recipient("anna", "anna", "", None)
     assert asked == ["anna"]
 
@@ -351,10 +351,10 @@ async def test_rcpt_asks_the_store_whether_a_user_is_handed_over(two: tuple[Clus
 
 async def test_a_look_at_many_splices_is_no_long_turn(two: tuple[Cluster, Member, Member, Member]) -> None:
     _, proxy, _, _ = two
-    await proxy.router.route("ben")  # type: ignore[arg-type]
-    there = proxy.router.known("ben")  # type: ignore[arg-type]
+    await proxy.router.route("ben")
+    there = proxy.router.known("ben")
     moves, cut = proxy.forwarder.moves, []
-    watches = [moves.watch(there, ("ben",), lambda: cut.append(1)) for _ in range(5 * moves_module.PART)]  # type: ignore[arg-type,list-item]
+    watches = [moves.watch(there, ("ben",), lambda: cut.append(1)) for _ in range(5 * moves_module.PART)]
     proxy.router.read["ben"] = Assigned("b1", 2, 1)
     moves.look()
     turns = 0

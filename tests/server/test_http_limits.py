@@ -233,8 +233,8 @@ async def test_a_probe_that_is_not_read_holds_no_place(log: Any, slow: Slow, mon
     async with served(app, TCP, log) as client:
         greedy = [await opened(client) for _ in range(3)]
         try:
-            for reader, writer in greedy:
-                reader._transport.pause_reading()  # type: ignore[attr-defined]
+            for _, writer in greedy:
+                writer.transport.pause_reading()
                 writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
             for _ in range(1_000):
                 if waiting >= 2:
@@ -386,6 +386,6 @@ async def test_a_client_that_does_not_read(log: Any, slow: Slow, monkeypatch: py
     async with served(slow.app(), TCP, log) as client:
         _, writer = await opened(client)
         writer.write(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
-        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.transport.pause_reading()
         await asyncio.wait_for(slow.left.wait(), 10)
         writer.transport.abort()

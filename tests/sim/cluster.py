@@ -175,7 +175,7 @@ class ClusterStory:
         self.owners()
         self.player.split = self.in_doubt
         try:
-            await self.player.act(session, self.rng, gentle=True)  # type: ignore[arg-type]
+            await self.player.act(session, self.rng, gentle=True)  # type: ignore[arg-type]  # a session over a wire has the same methods
         finally:
             if self.chance.random() < 0.5 and session.lives():
                 self.stays.append((proxy, session))

@@ -30,17 +30,18 @@ def found_mail(world: World, sid: StorageId, guid: str, uid: int) -> tuple[tuple
     such mail."""
     objects = world.memory.objects
     own = mail_key(sid, Guid(guid), Uid(uid))
-    below = [key for key in world.memory.keys if key.startswith(mail_prefix(sid, Guid(guid))) and key <= own]
-    for key in reversed(below):
-        data = objects[key][0]
-        delta = claim_in(key, data) if data else None
-        if delta is None or not delta.batches:
+    taken = 0
+    for key in world.memory.keys:
+        if not key.startswith(mail_prefix(sid, Guid(guid))) or key > own:
             continue
-        first = parse_mail_key(key).uid
-        if uid < first + delta.batches[first]:
-            for number, (start, envelope) in enumerate(_envelopes(key, data)):
-                if first + number == uid:
-                    return (key, start), _token(own, envelope)
+        first, data = int(parse_mail_key(key).uid), objects[key][0]
+        delta = claim_in(key, data) if data and first >= taken else None  # else it is void
+        if delta is None:
+            continue
+        taken = first + (delta.batches or delta.claims)[first]
+        if delta.batches and uid < taken:
+            start, envelope = [*_envelopes(key, data)][uid - first]
+            return (key, start), _token(own, envelope)
     data = objects[own][0] if own in objects else b""
     if not data:
         return None, None

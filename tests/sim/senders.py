@@ -192,7 +192,7 @@ class SimDeliverer(StoreDeliverer):
     def __init__(self, senders: Senders, node: Node) -> None:
         assert node.store is not None
         self.opened = Opened(node.store)
-        super().__init__(self.opened, Users(), mail_bytes_max=SETTINGS.mail_bytes_max)  # type: ignore[arg-type]
+        super().__init__(self.opened, Users(), mail_bytes_max=SETTINGS.mail_bytes_max)  # type: ignore[arg-type]  # it has what a deliverer uses of a store
         self._senders = senders
 
     async def deliver(self, recipient: Recipient, envelope: Envelope, source: bytes) -> None:

@@ -191,7 +191,7 @@ class Story:
             return
         match kind:
             case "stop":
-                await self.owner.stop(upload=bool(int(self.owner.store.journal.boot, 16) % 2))  # type: ignore[union-attr]
+                await self.owner.stop(upload=bool(int(self.owner.store.journal.boot, 16) % 2))  # type: ignore[union-attr]  # the owner runs, so it has a store
                 self.old.append(self.owner.disk.snapshot())
                 await self._restart(self.owner.name, self.owner.disk)
             case "kill" | "lose" | "rename" | "restore":

@@ -63,7 +63,7 @@ def answer_409(world: World) -> None:
         finally:
             busy.discard(key)
 
-    world.faults.put = conflicting  # type: ignore[method-assign]
+    world.faults.put = conflicting
 
 
 @dataclass
@@ -147,7 +147,7 @@ def contend(
             if "/m/" in key and node.world.clock() >= begin:
                 result.requests[node.name, op] += 1
 
-        node.sent = counted  # type: ignore[method-assign]
+        node.sent = counted
 
     simulate(main)
     return result

@@ -46,7 +46,7 @@ class Left(Suspended):
                 self.deletions.append(number)
             return bool(watched(number, what, when))
 
-        world.crash = crash  # type: ignore[method-assign]
+        world.crash = crash
         cleaner = rank(f"journal:{first.name}", {name: 100.0 for name in self.nodes if name != first.name})[0]
         if self.crash is not None:
             world.at = (*self.crash, self.nodes[cleaner].kill)

@@ -133,7 +133,7 @@ class End(asyncio.Transport):
             if not left.writes:
                 self._net.cuts += 1
                 for end in (self, self.peer):
-                    end.later(self._latency_s, lambda end=end: end.lost(ConnectionResetError("cut")))  # type: ignore[misc]
+                    end.later(self._latency_s, lambda end=end: end.lost(ConnectionResetError("cut")))  # type: ignore[misc]  # mypy has no type for a lambda with a default
 
     def close(self) -> None:
         if self._closing or self._gone:

@@ -345,7 +345,7 @@ class Node:
             if failure is not None and not isinstance(failure, OboxError | MetacacheError | AssertionError):
                 raise AssertionError(f"task of the store failed: {failure!r}") from failure
 
-        store._ended = ended  # type: ignore[method-assign]
+        store._ended = ended  # type: ignore[method-assign]  # the hook of the simulation
 
     async def _finished(self, task: asyncio.Task[T]) -> T:
         while not task.done():

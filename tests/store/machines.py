@@ -89,7 +89,7 @@ class Bucket:
         store = open_store(Settings(self.url), driver=self.driver, wall=self.time.now)
         if self.url == "memory://" and self.driver is None:
             # Each opening counts its own requests. All openings share the objects.
-            self.driver = store.driver._inner  # type: ignore[attr-defined]
+            self.driver = store.driver.inner  # type: ignore[attr-defined]  # the driver below, whose objects are shared
         return store
 
     async def keys(self, prefix: str = "") -> list[str]:

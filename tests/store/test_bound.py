@@ -22,6 +22,7 @@ from obox.objectstore.keys import bundles_prefix, journal_prefix, mail_key, owne
 from obox.store import Mailbox, NewMail, User
 from obox.store.log.journal import JournalObject
 from obox.store.operate.pull import Outgoing, Splitter, opened
+from obox.store.user.discover import recheck
 from obox.types import Guid, Oid, StorageId, Uid
 
 BEN = StorageId("ben")
@@ -94,7 +95,7 @@ async def test_a_copy_under_the_next_uid_is_not_shown_and_stops_nothing(
         if found_by == "delivery":
             assert (await anna.append("INBOX", [NewMail(simple(5))])).uids == [4]
         if found_by == "resync":
-            await inbox.recheck(await inbox.bundles.listing())
+            await recheck(inbox, await inbox.bundles.listing(), inbox.assignment)
         if found_by != "open":
             assert inbox.state.uids.tolist() == ([1, 2, 4] if found_by == "delivery" else [1, 2])
         for box in (inbox, archive, bens):

@@ -22,6 +22,7 @@ from obox.store import Mailbox, NewMail
 from obox.store.backend.copies import Copies
 from obox.store.backend.nightly import Nightly
 from obox.store.box.root import RootBox
+from obox.store.user.unload import leave, unload_idle
 
 
 async def test_a_huge_mail_read_in_parts_is_loaded_once(machine: Machine) -> None:
@@ -249,7 +250,7 @@ async def test_a_list_stays_while_a_user_who_left_memory_has_changes(
                 came = True
                 await user.append("Sent", [NewMail(simple(2))])
                 await user.release()
-                user.leave()
+                leave(user)
                 life.users.clear()
                 del life.store.users[user.storage_id]
                 life.time.move(30.0)
@@ -292,7 +293,7 @@ async def test_a_user_stays_in_memory_while_the_list_is_uploaded(
         monkeypatch.setattr(env_type, "put_new", slow)
         uploading = asyncio.create_task(user.rootbox.flush(everything=True))
         await under_way.wait()
-        user.unload_idle(life.store.env.clock())
+        unload_idle(user, life.store.env.clock())
         busy, in_use = user.busy(), Copies(life.store).in_use("anna", "root")
         arrived.set()
         await uploading
@@ -313,7 +314,7 @@ async def test_a_list_is_not_dropped_before_what_its_mailboxes_lack_is_uploaded(
         await user.release()
         life.users.clear()
         life.time.move(30.0)
-        user.unload_idle(life.store.env.clock())
+        unload_idle(user, life.store.env.clock())
         assert user.boxes == {}
         copies = Copies(life.store)
         metacache = life.store.env.metacache

@@ -13,6 +13,7 @@ from metacache import Change
 from obox.mailbox import Delta, Holders
 from obox.objectstore.keys import bundles_prefix
 from obox.store import NewMail, User
+from obox.store.user.flush import carry, sweep
 from obox.types import Guid
 
 
@@ -50,8 +51,8 @@ async def test_late_news_make_no_bundle(machine: Machine) -> None:
         box = await user.box(guid)
         box.apply(Delta(holders=Holders.of({(1, Guid("ab" * 16), 7): 0})), Change.IMPORTANT)
         await box.flush(everything=True)
-        await box.sweep()
-        await box.carry()
+        await sweep(box)
+        await carry(box)
         assert box.change is Change.NONE
         assert await of_box(machine, guid) == []
         await life.quiet()

@@ -6,6 +6,7 @@ from machines import Machine
 
 from obox.objectstore.keys import mail_key
 from obox.store import NewMail
+from obox.store.user.flush import sweep
 from obox.types import Uid
 
 MAIL = b"Subject: x\r\n\r\nbody\r\n"
@@ -23,6 +24,6 @@ async def test_a_damaged_mail_is_left_alone(machine: Machine) -> None:
         assert box.state.uids.tolist() == [1, 3]
         await box.flush(everything=True)
         await life.let_pass(3 * 86400)
-        await box.sweep()
+        await sweep(box)
         assert await life.store.env.bucket.get(key, kind="mail") == b"no object of ours"
         await box.release()

@@ -26,6 +26,7 @@ from obox.store.box.bundles import BundleMeta
 from obox.store.user import discover, flush
 from obox.store.user.journaled import join_journaled
 from obox.store.user.mailbox import Mailbox
+from obox.store.user.unload import wait_idle
 
 MAILS = 500_000
 """The default of quota.max_mailbox_mails."""
@@ -191,7 +192,7 @@ async def test_what_another_backend_wrote_of_all_mails_is_joined_while_a_session
                     key = bundle_key(box.sid, box.guid, 100, writer, "base")
                     meta = msgspec.msgpack.encode(BundleMeta([], False, ""))
                     await box.env.put_new(key, ObjectKind.BASE, meta, payload)
-                await asyncio.create_task(box.recheck(await box.bundles.listing()))
+                await asyncio.create_task(discover.recheck(box, await box.bundles.listing(), box.assignment))
             else:
                 user: Any = box.user
                 await asyncio.create_task(join_journaled(user, {box.guid: payloads}))
@@ -231,7 +232,7 @@ async def test_many_mails_of_another_writer_become_visible_in_turns(
                 )
                 if slot.uid % 100 == 0:
                     await asyncio.sleep(0)
-            await user.wait_idle()
+            await wait_idle(user)
         held(found)
         assert seen == [uid for uid in range(1, 4001) if uid != 3000]
         assert [await slot.done for slot in ours] == [bool(slot.uid % 2) for slot in ours]

@@ -22,6 +22,7 @@ from obox.store.backend import handover, upload
 from obox.store.jobs import Failure, Job
 from obox.store.log.fence import Replayed
 from obox.store.log.takeover import Survey
+from obox.store.user import discover
 from obox.store.user.boxes import Boxes
 from obox.store.user.journaled import join_journaled
 from obox.store.user.mailbox import Mailbox
@@ -404,7 +405,7 @@ async def test_changes_that_come_while_a_user_is_opened_and_a_mailbox_loaded_are
             said[flag] = {box.guid: [delta.encode()]}
         await box.release()
     async with machine.run() as life:
-        opened, load = Boxes.open, Mailbox.load
+        opened, load = Boxes.open, discover.load
 
         async def opening(user: Boxes, pending: dict[str, list[bytes]], **how: Any) -> None:
             await opened(user, pending, **how)
@@ -416,7 +417,7 @@ async def test_changes_that_come_while_a_user_is_opened_and_a_mailbox_loaded_are
             await join_journaled(owner, said["then"])
 
         monkeypatch.setattr(Boxes, "open", opening)
-        monkeypatch.setattr(Mailbox, "load", loading)
+        monkeypatch.setattr(discover, "load", loading)
         user = await life.user()
         box = await user.select("INBOX")
         assert set(flags_of(box)[1]) >= {"first", "then"}
@@ -437,7 +438,7 @@ async def test_a_command_for_all_users_touches_users_of_this_backend(
         admin = Admin(
             users=users,
             authenticator=lambda: Authenticator(users),
-            parse_search=lambda _: None,  # type: ignore[arg-type,return-value]
+            parse_search=lambda _: None,
             find_store=one.life.store,
         )
         outcome = Outcome()

@@ -13,8 +13,8 @@ from owners import ANNA, MAIL, Member, Rows, member, with_flag
 
 from obox.store.backend import handover
 from obox.store.log.takeover import one_history
+from obox.store.user import discover
 from obox.store.user.boxes import Boxes
-from obox.store.user.mailbox import Mailbox
 
 
 async def writes_and_gives_up(one: Member) -> None:
@@ -42,7 +42,7 @@ async def test_what_is_being_loaded_as_another_backend_writes_is_compared(
     machine: Machine, other: Machine, rows: Rows, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     listed, on = asyncio.Event(), asyncio.Event()
-    load, catch_up = Mailbox.load, Boxes._catch_up
+    load, catch_up = discover.load, Boxes._catch_up
 
     async def slow_load(self: Any, infos: Any, pending: Any) -> None:
         await load(self, infos, pending)
@@ -62,7 +62,7 @@ async def test_what_is_being_loaded_as_another_backend_writes_is_compared(
             monkeypatch.setattr(Boxes, "_catch_up", slow_catch_up)
             opening: asyncio.Future[Any] = asyncio.ensure_future(two.life.user("anna"))
         else:
-            monkeypatch.setattr(Mailbox, "load", slow_load)
+            monkeypatch.setattr(discover, "load", slow_load)
             opening = asyncio.ensure_future((await two.life.user("anna")).select("INBOX"))
         await listed.wait()
         await writes_and_gives_up(one)

@@ -45,7 +45,7 @@ def on_the_loop(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             found.append("delta")
         return decode_delta(data)
 
-    for room in ("env", "mails.read", "box.box"):
+    for room in ("env", "mails.read", "box.box", "box.load"):
         monkeypatch.setattr(f"obox.store.{room}.INLINE_DECODED_BYTES", LARGE, raising=False)
     monkeypatch.setattr(Codec, "decode", decoding)
     monkeypatch.setattr(Codec, "decode_many", decoding_many)

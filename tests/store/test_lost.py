@@ -22,6 +22,7 @@ from obox.objectstore.keys import mail_key, owner_of
 from obox.store import Env, NewMail, User
 from obox.store.operate.repair import rebuild, resync
 from obox.store.recent import Recent
+from obox.store.user.flush import sweep
 from obox.store.user.mailbox import Mailbox
 from obox.types import Uid
 
@@ -228,7 +229,7 @@ async def test_a_mail_that_is_gone_is_expunged_and_its_key_left_alone(shelf: She
         user = await life.user()
         box = await opened(user)
         await life.let_pass(3 * DAY)
-        await box.sweep()
+        await sweep(box)
         assert box.state.uids.tolist() == [1, 3]
         assert await shelf.driver.get(key, kind="mail") == taken[key]
         check(box.state)
@@ -381,7 +382,7 @@ async def test_an_expunged_mail_whose_object_is_purged_is_not_looked_for(tmp_pat
         await box.expunge(uids(1))
         await life.let_pass(1)
         await box.flush()
-        await box.sweep()
+        await sweep(box)
         assert key_of(box, 1) not in await shelf.bucket.keys()
         await life.quiet()
         before = box.state.highestmodseq
@@ -454,7 +455,7 @@ async def test_a_lost_copy_lets_go_of_its_home_and_the_home_finds_out_by_itself(
         await shelf.driver.put(key, taken[key], kind="mail")
         await life.let_pass(3 * DAY)
         for one in (archive, sent, box):
-            await one.sweep()
+            await sweep(one)
             check(one.state)
         assert await shelf.driver.get(key, kind="mail") == taken[key]
 
@@ -515,7 +516,7 @@ async def test_force_resync_finds_the_rest(shelf: Shelf) -> None:
         for key, data in taken.items():
             await shelf.driver.put(key, data, kind="mail")
         await life.let_pass(3 * DAY)
-        await box.sweep()
+        await sweep(box)
         assert {*keys} <= {*await shelf.bucket.keys()}, "deleted by nobody"
         sid = user.storage_id
         await box.release()

@@ -195,7 +195,7 @@ async def test_it_may_be_killed_after_any_step(tmp_path: Path, step: int) -> Non
                 raise Unreachable("dead")
             await replace(key, data, kind=kind)
 
-        life.bucket.replace = dying  # type: ignore[method-assign]
+        life.bucket.replace = dying
         with pytest.raises(Unavailable):
             await run(life.store)
         assert old.majors() == {1, 2}
@@ -226,7 +226,7 @@ async def test_nothing_that_was_deleted_comes_back(old: Old) -> None:
                 await old.memory.delete_batch([key], kind="mail")
             return found
 
-        life.bucket.list = late  # type: ignore[method-assign]
+        life.bucket.list = late
         async for _ in upgrading:
             pass
         assert key not in old.objects()
@@ -437,7 +437,7 @@ async def test_large_and_very_many_objects_are_renewed_off_the_loop(
         objects[said.key] = version1.encode(6, oid, b"", msgspec.msgpack.encode(said), compress=True)
         for uid in range(2, 10_000):
             objects[mail_key(SID, Guid(guid), Uid(uid))] = b"obox\2" + bytes(60)
-        driver = life.bucket.driver._inner
+        driver = life.bucket.driver.inner
         for name, data in objects.items():
             driver.objects[name] = (data, 1e9)
         driver.keys[:] = sorted(driver.objects)

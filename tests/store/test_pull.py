@@ -20,6 +20,7 @@ from obox.store.backend import upload
 from obox.store.log.takeover import take_over
 from obox.store.operate import users as operate
 from obox.store.operate.pull import BoxMeta, End, Head, Incoming, Outgoing
+from obox.store.user import unload
 
 
 @pytest.fixture
@@ -241,7 +242,7 @@ async def test_changes_on_both_sides_are_joined(
             await life.quiet()
         theirs = one.users[0].boxes[user.entry("INBOX").guid].state.highestmodseq
         if not open_there:
-            user.leave()
+            unload.leave(user)
             await leave(other)
             other.store.users.clear()
 
@@ -271,7 +272,7 @@ async def test_lists_of_mailboxes_are_joined(machine: Machine, tmp_path: Path, m
         user = await other.user()
         await user.create("There")
         await one.users[0].create("Here")
-        user.leave()
+        unload.leave(user)
         await leave(other)
         other.store.users.clear()
 

@@ -35,7 +35,7 @@ async def test_cut_short_anywhere(machine: Machine, tmp_path: Path) -> None:
             async with machine.renamed(f"n{number}", tmp_path / str(number)).run() as other:
                 with pytest.raises(Temporary, match="cut short"):
                     await take(other, data[:cut])
-                assert not other.store._pulling
+                assert not other.store.pulls
                 if number % 2:
                     assert await whole(await other.user()) == expected
                     await leave(other)

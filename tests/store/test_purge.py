@@ -13,6 +13,7 @@ from mails import simple
 from obox.objectstore.keys import mail_prefix
 from obox.store import MailStore, NewMail
 from obox.store.operate import users as operate
+from obox.store.user.flush import sweep
 from obox.types import Guid, StorageId
 
 STORE = {name: path for name, path in files().items() if name.startswith("obox.store")}
@@ -85,12 +86,12 @@ async def test_who_was_suspended_deletes_nothing_that_others_have_copied(machine
             await theirs.flush()
             # The first backend resumes.
             clock.move(LATER_S)
-            await inbox.sweep()
+            await sweep(inbox)
             assert await objects(machine, inbox.guid) == [1, 2]
             archive = await theirs.select("Archive")
             assert await archive.mail(1) == simple(1)
             await user.recheck()
-            await inbox.sweep()
+            await sweep(inbox)
             assert await objects(machine, inbox.guid) == [1, 2], "the copy holds it"
             assert inbox.state.uids.tolist() == [2]
 
@@ -104,11 +105,11 @@ async def test_an_expunged_mail_goes_after_the_delay(machine: Machine) -> None:
         await inbox.expunge(uids(1))
         await inbox.flush()
         life.time.move(machine.settings.delete_delay_s - 60)
-        await inbox.sweep()
+        await sweep(inbox)
         assert await objects(machine, inbox.guid) == [1, 2]
         life.time.move(120)
         with life.counting() as requests:
-            await inbox.sweep()
+            await sweep(inbox)
         assert await objects(machine, inbox.guid) == [2]
         assert requests.count("delete", "mail") == 1
         assert requests.count("put", "journal") == 1, "the lease"

@@ -16,6 +16,7 @@ from obox.mailbox import Changed, Delta, Gone, RootDelta
 from obox.mailbox.invariants import fingerprint
 from obox.objectstore.keys import ROOT
 from obox.store import NewMail
+from obox.store.box.expunge import expunge_in
 from obox.store.log.journal import JournalObject, Line
 from obox.store.log.stage import Altered, altered_by
 
@@ -141,7 +142,7 @@ async def test_an_edit_that_does_not_encode_changes_nothing(machine: Machine) ->
         before, lines = fingerprint(box.state), len(await _lines(life))
         life.store.log.listeners.append(heard)
         edit = user.edit()
-        box.expunge_in(edit, uids(1), {})
+        expunge_in(box, edit, uids(1), {})
         edit.add(user.rootbox, Broken(), Change.IMPORTANT)
         with pytest.raises(RuntimeError):
             life.store.log.stage(edit)

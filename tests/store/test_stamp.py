@@ -3,6 +3,9 @@ bundles there were."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
@@ -10,7 +13,9 @@ from machines import Machine
 from msgspec.structs import replace
 
 from metacache import STAMP_BYTES_MAX, Change, Copy
+from obox.objectstore.keys import bundles_prefix
 from obox.store import NewMail
+from obox.store.box.slots import Slots
 from obox.store.owned import Owned
 from obox.store.stamp import Assignment, Stamp, Trust, trust
 
@@ -94,7 +99,58 @@ async def test_what_another_life_has_written_stays_covered(machine: Machine) -> 
             box = await user.box(user.entry("INBOX").guid)
         assert (len(box.stamp.heads), box.state.gaps) == (1, [])
         assert stats.count("get") <= 2, "the last two are read at once"
-        assert len(await life.bucket.list(f"{box.bundles._prefix}", kind="index")) > 3, "nothing was deleted yet"
+        assert len(await life.bucket.list(bundles_prefix(box.sid, box.box), kind="index")) > 3, (
+            "nothing was deleted yet"
+        )
+
+
+async def test_a_list_of_bundles_from_before_a_fence_trusts_nothing_after_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second fence comes while mailboxes are compared after the first fence. The
+    bundles that the second fence makes doubtful are not in the LIST."""
+    async with machine.run() as life:
+        user = await life.user()
+        boxes = [await user.select(name) for name in ("INBOX", "Archive")]
+        plain = Slots.recheck
+
+        async def recheck(self: Slots) -> None:
+            monkeypatch.undo()
+            life.store.doubt()
+            await plain(self)
+
+        life.store.doubt()
+        monkeypatch.setattr(Slots, "recheck", recheck)
+        await user.recheck()
+        assert not any(box.assignment.covers(box.stamp) for box in [*boxes, user.rootbox])
+        await user.recheck()
+        assert all(box.assignment.covers(box.stamp) for box in [*boxes, user.rootbox])
+        for box in boxes:
+            await box.release()
+
+
+@pytest.mark.parametrize(
+    ("stamp", "base_next", "merged", "since"),
+    [
+        (Stamp(), True, False, 0),
+        (Stamp(heads=("b",), need_base=False, base_modseq=7), False, False, 7),
+        (Stamp(heads=("b", "d"), need_base=False, base_modseq=7), False, False, 7),
+        (Stamp(heads=("b", "c"), base_modseq=7), True, True, 0),
+        (Stamp(heads=("b",), need_base=False, base_modseq=7).for_new_base(), True, True, 0),
+        # No base is there, whatever the stamp says.
+        (Stamp(need_base=False, base_modseq=7), True, False, 0),
+    ],
+)
+def test_what_the_next_bundle_must_have(stamp: Stamp, base_next: bool, merged: bool, since: int) -> None:
+    assert (stamp.base_next, stamp.merged, stamp.since) == (base_next, merged, since)
+
+
+def test_only_the_stamp_says_what_its_fields_mean_together() -> None:
+    """Others use `base_next`, `merged` and `since`. They may write `need_base`, and not
+    read it."""
+    tree = Path(__file__).parent.parent.parent / "obox"
+    readers = [path.name for path in tree.rglob("*.py") if re.search(r"\.need_base\b", path.read_text())]
+    assert readers == ["stamp.py"]
 
 
 COPY = Copy(stamp=b"", base=b"", deltas=[], change=Change.NONE)

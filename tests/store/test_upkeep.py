@@ -18,11 +18,14 @@ from metacache import Change
 from obox.errors import Corrupt, NotFound, Unavailable
 from obox.mailbox import Totals
 from obox.store import NewMail
+from obox.store.backend import upkeep
 from obox.store.backend.upload import flush_all
 from obox.store.jobs import DELAY_S_MAX, FIRST_DELAY_S, STALE_S, UNAVAILABLE_DELAY_S_MAX, Job, Jobs
 from obox.store.log.fence import Boot, Ended
-from obox.store.user.boxes import UNLOAD_AT_ONCE
+from obox.store.user import chores, mailboxes
+from obox.store.user.chores import Chores
 from obox.store.user.mailbox import Mailbox
+from obox.store.user.unload import UNLOAD_AT_ONCE, unload_idle
 from obox.store.user.user import User
 from obox.types import Guid, StorageId
 
@@ -288,10 +291,10 @@ async def test_one_user_that_cannot_be_unloaded_or_swept_delays_nobody(
         return plain(self, *of)
 
     swept: set[str] = set()
-    sweep = User.sweep
+    sweep = Chores.sweep
 
-    def noted(self: User) -> None:
-        swept.add(self.storage_id)
+    def noted(self: Chores) -> None:
+        swept.update(sid for sid, user in life.store.users.items() if user.chores is self)
         sweep(self)
 
     async with machine.run(kill=True) as life:
@@ -299,7 +302,7 @@ async def test_one_user_that_cannot_be_unloaded_or_swept_delays_nobody(
             await (await with_mail(life, name)).release()
         await life.let_pass(301.0)
         monkeypatch.setattr(User, "sync_totals", sync_totals)
-        monkeypatch.setattr(User, "sweep", noted)
+        monkeypatch.setattr(Chores, "sweep", noted)
         life.time.move(4000.0)
         await until(lambda: "anna" not in life.store.users, lambda: life.time.move(5.0))
         assert swept == {"anna"}
@@ -314,7 +317,7 @@ async def test_a_mailbox_that_cannot_be_counted_delays_no_other(
     mailboxes is uploaded. It does not say that its totals are exact."""
     swept: set[tuple[str, str]] = set()
     poisoned: set[str] = set()
-    plain, sweep = Mailbox.totals, Mailbox.sweep
+    plain, sweep = Mailbox.totals, chores.sweep
 
     def totals(self: Mailbox) -> Totals:
         if self.guid in poisoned:
@@ -339,7 +342,7 @@ async def test_a_mailbox_that_cannot_be_counted_delays_no_other(
         poisoned.add(bad.entry("INBOX").guid)
         before = bad.root.totals.get(Guid(min(poisoned)))
         monkeypatch.setattr(Mailbox, "totals", totals)
-        monkeypatch.setattr(Mailbox, "sweep", noted)
+        monkeypatch.setattr(chores, "sweep", noted)
         with capture_logs() as logs:
             await life.let_pass(400.0)
             await until(lambda: not any(box.is_due() for box in bad.boxes.values()))
@@ -368,7 +371,7 @@ async def test_a_sweep_that_fails_is_named_and_tried_again(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     swept: list[str] = []
-    plain = Mailbox.sweep
+    plain = chores.sweep
 
     async def sweep(self: Mailbox) -> None:
         swept.append(self.guid)
@@ -376,7 +379,7 @@ async def test_a_sweep_that_fails_is_named_and_tried_again(
             raise error
         await plain(self)
 
-    monkeypatch.setattr(Mailbox, "sweep", sweep)
+    monkeypatch.setattr(chores, "sweep", sweep)
     async with machine.run() as life:
         user = await with_mail(life, "anna")
         await user.append("Sent", [NewMail(simple(1))])
@@ -391,7 +394,7 @@ async def test_a_sweep_that_fails_is_named_and_tried_again(
             life.time.move(life.settings.delete_delay_s + 3700.0)
             await until(lambda: bool(jobs.failures["sweep"]), lambda: life.time.move(1.0))
             assert [job for job in jobs.failing if job.kind == "sweep"] == [Job("sweep", "anna", poisoned)]
-            await until(lambda: swept.count(poisoned) == 3 and not user.chores, lambda: life.time.move(1.0))
+            await until(lambda: swept.count(poisoned) == 3 and not user.chores.due, lambda: life.time.move(1.0))
         assert swept.count(user.entry("Sent").guid) == 1
         assert jobs.figures()["upkeep_sweep_failing"] == 0
         assert jobs.failures["sweep"] == 2
@@ -402,7 +405,7 @@ async def test_a_sweep_that_fails_is_named_and_tried_again(
 async def test_a_deleted_mailbox_that_cannot_be_cleared_is_named_and_tried_again(
     machine: Machine, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, broken = Mailbox.homes, True
+    plain, broken = mailboxes.homes_of, True
 
     async def homes(self: Mailbox, *of: Any) -> Any:
         if broken and self.guid == gone:
@@ -415,7 +418,7 @@ async def test_a_deleted_mailbox_that_cannot_be_cleared_is_named_and_tried_again
         await user.append("Gone", [NewMail(simple(1))])
         gone = user.entry("Gone").guid
         await user.delete("Gone")
-    monkeypatch.setattr(Mailbox, "homes", homes)
+    monkeypatch.setattr(mailboxes, "homes_of", homes)
     bucket.time.move(machine.settings.delete_delay_s + 60.0)
     async with machine.run() as life:
         with capture_logs() as logs:
@@ -426,7 +429,7 @@ async def test_a_deleted_mailbox_that_cannot_be_cleared_is_named_and_tried_again
         failed = [(entry["job"], entry["user"], entry["mailbox"]) for entry in logs if "attempts" in entry]
         assert failed == [("clear", "anna", gone)]
         broken = False
-        await until(lambda: not user.chores, lambda: life.time.move(1.0))
+        await until(lambda: not user.chores.due, lambda: life.time.move(1.0))
         assert jobs.figures()["upkeep_clear_failing"] == 0
 
 
@@ -440,7 +443,7 @@ async def test_a_user_stays_in_memory_while_objects_are_deleted(
         begun.set()
         await release.wait()
 
-    monkeypatch.setattr(Mailbox, "sweep", sweep)
+    monkeypatch.setattr(chores, "sweep", sweep)
     async with machine.run(kill=True) as life:
         user = await with_mail(life, "anna")
         box = await user.select("INBOX")
@@ -495,18 +498,18 @@ async def test_many_mailboxes_leave_memory_in_linear_work(machine: Machine, monk
     time."""
     calls: list[int] = []
     inside = False
-    plain, unload = Mailbox.totals, User.unload_idle
+    plain = Mailbox.totals
 
     def totals(self: Mailbox) -> Totals:
         if inside:
             calls[-1] += 1
         return plain(self)
 
-    def unload_idle(self: User, before: float) -> None:
+    def counted(user: User, before: float) -> None:
         nonlocal inside
         calls.append(0)
         inside = True
-        unload(self, before)
+        unload_idle(user, before)
         inside = False
 
     async with machine.run(kill=True) as life:
@@ -516,7 +519,7 @@ async def test_many_mailboxes_leave_memory_in_linear_work(machine: Machine, monk
         assert len(life.store.users[user.storage_id].boxes) >= 150
         await user.release()
         monkeypatch.setattr(Mailbox, "totals", totals)
-        monkeypatch.setattr(User, "unload_idle", unload_idle)
+        monkeypatch.setattr(upkeep, "unload_idle", counted)
         await life.let_pass(301.0)
         await until(lambda: not life.store.users, lambda: life.time.move(5.0))
         assert sum(calls) >= 150

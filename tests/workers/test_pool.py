@@ -178,5 +178,5 @@ class _Closed:
 
 async def test_an_order_for_a_process_that_is_ending_is_lost_and_nothing_else(tmp_path: Path) -> None:
     worker = workers.Worker(Start(of_worker(config_of(tmp_path), 1), 1, 2), lambda _: None, None)
-    worker.process = SimpleNamespace(returncode=None, stdin=_Closed())  # type: ignore[assignment]
+    worker.process = SimpleNamespace(returncode=None, stdin=_Closed())
     worker.order("gone")

@@ -27,8 +27,6 @@ from obox.mailbox.search import Query
 
 Numbers = npt.NDArray[Any]
 
-_DATE_FIELDS: Final = {field: query.DateField(field.value) for field in searchkeys.DateField}
-_DATE_TESTS: Final = {test: query.DateTest(test.value) for test in searchkeys.DateTest}
 _ALL_ONLY: Final = frozenset({SearchReturn.ALL})
 
 
@@ -208,7 +206,7 @@ class _Meaning:
             case searchkeys.Or(keys):
                 return query.Or(tuple(map(self.of, keys)))
             case searchkeys.OnDate(field, test, date):
-                return query.OnDate(_DATE_FIELDS[field], _DATE_TESTS[test], date)
+                return query.OnDate(field, test, date)
             case searchkeys.Size(larger, size):
                 return query.Larger(size) if larger else query.Smaller(size)
             case searchkeys.ModSeqFrom():

@@ -28,9 +28,11 @@ from metacache import Change
 from ...errors import Corrupt, InUse, NotFound, OboxError
 from ...objectstore.keys import ROOT
 from ...types import Guid, StorageId
+from ..box.load import restate
 from ..log.fence import Ended, boots_of, list_journals, look, replay
 from ..log.takeover import survey
 from ..owned import Tag
+from ..user.identity import is_gone
 from ..user.journaled import join_journaled
 from ..user.unclean import FLOOR_MARGIN_MS
 from .journals import Clears, clear
@@ -247,9 +249,9 @@ async def _restate(store: MailStore, sid: StorageId, box: str) -> bool:
     try:
         user = await store.load_user(store.name_of(sid), sid)
         if box == ROOT:
-            user.rootbox.restate()
+            restate(user.rootbox)
         elif Guid(box) in user.root.entries:
-            (await user.box(Guid(box))).restate()
+            restate(await user.box(Guid(box)))
     except NotFound:
         return True
     except OboxError as exc:
@@ -346,7 +348,7 @@ async def _upload(store: MailStore, sid: StorageId) -> bool:
     while True:
         try:
             user = await store.load_user(store.name_of(sid), sid)
-            if await user.is_gone():
+            if await is_gone(user):
                 return await _drop(store, user)
             had = user.rootbox.change is not Change.NONE or any(
                 box.change is not Change.NONE for box in user.boxes.values()

@@ -35,6 +35,7 @@ from ..once import EveryMinute
 from ..owned import Cluster, Owned
 from ..user.journaled import join_journaled
 from ..user.unclean import FLOOR_MARGIN_MS
+from ..user.unload import leave, wait_idle
 from ..user.user import User
 from . import mark
 from .beginning import Beginning
@@ -88,7 +89,7 @@ class MailStore:
         """Held while this backend gains or loses units."""
         self.users: dict[StorageId, User] = {}
         self._barred: Counter[StorageId] = Counter()
-        self._pulling: Counter[StorageId] = Counter()
+        self.pulls: Counter[StorageId] = Counter()
         self._rooming = asyncio.Lock()
         self._opening: dict[StorageId, asyncio.Task[User]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -329,7 +330,7 @@ class MailStore:
                 clean &= done
         else:
             for user in self.users.values():
-                user.leave()
+                leave(user)
         self.journal.stop()
         try:
             async with asyncio.timeout(STOP_S):
@@ -369,7 +370,7 @@ class MailStore:
         async with self._gate:
             try:
                 await user.flush(everything=True)
-                user.leave()
+                leave(user)
             except OboxError as exc:
                 log.error(
                     "user not flushed at stop, the changes are in local state and journal",
@@ -442,14 +443,14 @@ class MailStore:
         Raises InUse if the user is being deleted."""
         if sid in self._barred:
             raise InUse("the user is being deleted")
-        with _counted(self._pulling, sid):
+        with _counted(self.pulls, sid):
             yield
 
     @contextmanager
     def barring(self, sid: StorageId) -> Iterator[None]:
         """Let nobody open a user, because it is being deleted or rebuilt. Raises InUse
         if its copies are being pulled."""
-        if sid in self._pulling:
+        if sid in self.pulls:
             raise InUse("the user is being pulled; try again in a while")
         with _counted(self._barred, sid):
             yield
@@ -465,7 +466,7 @@ class MailStore:
         user.deleted = True
         try:
             async with asyncio.timeout(within_s):
-                await user.wait_idle()
+                await wait_idle(user)
         except TimeoutError:
             user.deleted = False
             self.users[sid] = user

@@ -38,6 +38,8 @@ from ..log.fence import Ended, record
 from ..log.journal import Journal
 from ..log.takeover import Takeover
 from ..stamp import Stamp
+from ..user.flush import carry
+from ..user.unload import leave, unload_idle
 from ..user.user import User
 from .nightly import Nightly
 from .upload import Users, flush_all
@@ -118,7 +120,7 @@ class Upkeep:
             jobs.start(Job("carry", sid_, box_), partial(self.carry, sid_, box_))
         now = env.clock()
         for sid, user in list(store.users.items()):
-            if user.swept_at < now - SWEEP_S:
+            if user.chores.swept_at < now - SWEEP_S:
                 jobs.check(Job("sweep", sid), partial(self._sweep, user))
             self.tend(user)
             jobs.check(Job("unload", sid), partial(self._unload, sid, user, now - env.settings.idle_s))
@@ -129,7 +131,7 @@ class Upkeep:
 
     def tend(self, user: User) -> None:
         """Start a job for each deletion of objects that is left of a user in memory."""
-        for job, work in list(user.chores.items()):
+        for job, work in list(user.chores.due.items()):
             self.jobs.start(job, partial(self._tend, user, work))
 
     async def _tend(self, user: User, work: Callable[[], Awaitable[object]]) -> None:
@@ -138,12 +140,12 @@ class Upkeep:
 
     def _sweep(self, user: User) -> None:
         user.sync_totals()
-        user.sweep()
+        user.chores.sweep()
 
     def _unload(self, sid: StorageId, user: User, before: float) -> None:
-        user.unload_idle(before)
+        unload_idle(user, before)
         if not user.busy() and user.used_at < before:
-            user.leave()
+            leave(user)
             self._store.unload(sid)
 
     async def carry(self, sid: str, box: str) -> None:
@@ -155,7 +157,7 @@ class Upkeep:
         elif box == ROOT:
             await user.rootbox.flush()
         elif Guid(box) in user.root.entries:
-            await (await user.box(Guid(box))).carry()
+            await carry(await user.box(Guid(box)))
         else:
             journal = self._store.journal
             journal.flushed(sid, box, journal.position(), more=False)

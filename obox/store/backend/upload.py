@@ -16,6 +16,7 @@ from metacache import Change
 from ...errors import InUse, OboxError, Unavailable
 from ...types import Guid, StorageId
 from ..env import Env
+from ..user.unload import leave
 from ..user.user import User
 
 log = structlog.get_logger()
@@ -130,5 +131,5 @@ async def unload(store: Unloads, sid: StorageId, *, upload: bool) -> None:
         raise InUse("the user's mail is in use")
     if upload and pending(user) is not Change.NONE:
         raise InUse("the user's mail has just changed")
-    user.leave()
+    leave(user)
     store.users.pop(sid, None)

@@ -15,23 +15,20 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
-from enum import Enum
+from collections.abc import Callable, Collection
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import structlog
-from msgspec.structs import replace
 
 from metacache import Change
 
 from ...errors import Corrupt
 from ...mailbox import Changed, Delta, Encoded, RootDelta, joined
-from ...objectstore import ObjectInfo
 from ...objectstore.keys import Form
 from ...types import StorageId
 from ..env import INLINE_DECODED_BYTES, Env
-from ..log.stage import Edit, ListChanged, Log
-from ..stamp import Assignment, Stamp, Trust, trust
+from ..log.stage import ListChanged, Log
+from ..stamp import Assignment, Stamp
 from .bundles import Bundles
 
 LOCAL_DELTAS_MAX: Final = 64
@@ -41,15 +38,6 @@ base."""
 D = TypeVar("D", Delta, RootDelta)
 
 _log = structlog.get_logger()
-
-
-class Found(Enum):
-    """What other backends have written: nothing new, bundles that continue our history,
-    or another history."""
-
-    NOTHING = "nothing"
-    MORE = "more"
-    HISTORY = "history"
 
 
 class Joinable(Protocol[D]):
@@ -96,7 +84,7 @@ class Box(ABC, Generic[S, D]):
         self.due_at: float | None = None
         self.local_deltas = 0
         self.flushing = asyncio.Lock()
-        self._empty = empty
+        self.empty = empty
         self._decode: Callable[[bytes], D] = decode
 
     # -- what subclasses say of their state ----------------------------------------------------------------------------
@@ -114,7 +102,7 @@ class Box(ABC, Generic[S, D]):
         """Return UIDNEXT of the state; 0 if it has no UIDs."""
         return 0
 
-    def _lacking(self) -> D:
+    def lacking(self) -> D:
         """Return a delta that has at least what the bundles lack of the state."""
         delta: D = self.state.extract()
         return delta
@@ -151,53 +139,27 @@ class Box(ABC, Generic[S, D]):
 
     # -- joining -------------------------------------------------------------------------------------------------------
 
-    def _decoded(self, data: bytes) -> D:
+    def decoded(self, data: bytes) -> D:
         """Return a delta out of bytes. Raises Corrupt."""
         try:
             return self._decode(data)
         except ValueError as exc:
             raise Corrupt(f"the index of a box does not decode ({self.box}): {exc}") from exc
 
-    def join(self, data: bytes) -> None:
-        """Join data of a bundle, a local copy or the journal of a boot that has ended.
-        Raises Corrupt."""
-        self.state.join(self._decoded(data))
-
-    async def _join_all(self, datas: list[bytes]) -> None:
-        """Join data of a box that nobody uses yet; a thread joins much of it. Raises
-        Corrupt."""
-
-        def join() -> None:
-            for data in datas:
-                self.join(data)
-
-        if sum(map(len, datas)) > INLINE_DECODED_BYTES:
-            await asyncio.to_thread(join)
-        else:
-            join()
-
-    async def _read(self, data: bytes) -> D:
+    async def read(self, data: bytes) -> D:
         """Return a delta out of bytes; a thread decodes a large one. Raises Corrupt."""
         if len(data) > INLINE_DECODED_BYTES:
-            return await asyncio.to_thread(self._decoded, data)
-        return self._decoded(data)
+            return await asyncio.to_thread(self.decoded, data)
+        return self.decoded(data)
 
     def _join_others(self, delta: D, *, renew: bool) -> None:
         """Join a bundle that another backend has written. renew: sessions use the
         box."""
         self.state.join(delta)
 
-    async def _take_others(self, delta: D, *, renew: bool) -> None:
+    async def take_others(self, delta: D, *, renew: bool) -> None:
         """Do `_join_others` of any size; others run meanwhile."""
         self._join_others(delta, renew=renew)
-
-    def join_unflushed(self, fragments: Iterable[bytes]) -> None:
-        """Join changes that no bundle has, from journals or from a local copy without a
-        base. Raises Corrupt."""
-        for data in fragments:
-            self.join(data)
-            self.change = Change.IMPORTANT
-            self.stamp = replace(self.stamp, need_base=True)
 
     def join_staged(self, delta: D, change: Change) -> Changed | ListChanged:
         """See `stage.Target`."""
@@ -217,13 +179,6 @@ class Box(ABC, Generic[S, D]):
         self.change = max(self.change, change)
         if self.due_at is None and self._wants_bundle(change):
             self.due_at = self.env.clock() + self.env.settings.upload_interval_s
-
-    def restate(self) -> None:
-        """Write what the bundles lack to the journal again, because the journal of the
-        boot before may not have it."""
-        edit = Edit(self.sid)
-        edit.add_journal_only(self.box, self._lacking())
-        self.log.stage(edit)
 
     @abstractmethod
     def whole(self, *, without: Collection[str] = ()) -> Encoded:
@@ -246,91 +201,6 @@ class Box(ABC, Generic[S, D]):
     def assignment(self) -> Assignment:
         """Return the assignment under which this backend has the user at present."""
         return self.env.assignment(self.sid)
-
-    async def load_copy(self, *, made_here: bool = False) -> tuple[Trust, list[bytes]]:
-        """Take the state from the local copy. Returns how far the copy can be trusted,
-        and the deltas of a copy without a base: holders that were noted while the box
-        was not in memory.
-
-        Threads read and join a large copy. The box is not in use before it is loaded.
-        """
-        copy = await self.env.metacache.large.load(self.sid, self.box)
-        stamp = None if copy is None else Stamp.decode(copy.stamp)
-        if copy is not None and stamp is not None:
-            try:
-                await self._join_all(copy.parts())
-            except Corrupt as exc:
-                _log.warning("local copy damaged and dropped", user=self.sid, mailbox=self.box, error=str(exc))
-                self.env.metacache.drop(self.sid, self.box)
-                self.state = self._empty()
-                stamp = None
-            else:
-                self.stamp, self.change, self.local_deltas = stamp, copy.change, len(copy.deltas)
-        fragments = [] if copy is None or stamp is not None else copy.deltas
-        return trust(copy, stamp, self.assignment, made_here=made_here), fragments
-
-    async def catch_up(self, worth: Trust, infos: list[ObjectInfo]) -> Found:
-        """Read new bundles of a LIST, or all of them, after `load_copy` has returned a
-        copy that is not trusted. Raises Unavailable, Corrupt."""
-        if worth is Trust.REBUILD:
-            found = Found.HISTORY if await self._rebuild(infos) else Found.NOTHING
-        else:
-            found = await self.take_bundles(infos)
-            if found is not Found.NOTHING:
-                # Others have written, perhaps mails too.
-                self.stamp = self.stamp.uncompared()
-        self.stamp = replace(self.stamp, checked=self.env.now())
-        return found
-
-    def rebuilt(self, infos: list[ObjectInfo]) -> None:
-        """Note that the state was made anew, from mails. infos: a LIST of the bundles,
-        which the next bundle covers, also if they do not decode."""
-        self.bundles.cover(infos)
-        self.stamp = replace(self.stamp, generation=self.assignment.generation)
-        self.changed(Change.IMPORTANT)
-        self.save()
-
-    def compared(self, assignment: Assignment, *, listed: float | None = None) -> None:
-        """Note that the state has everything that the bucket has. The local copy is
-        trusted as long as the assignment is valid.
-
-        listed: the time of a LIST of the mails; None if there was none.
-        """
-        stamp = replace(self.stamp, generation=assignment.generation, checked=self.stamp.checked or self.env.now())
-        self.stamp = stamp if listed is None else replace(stamp, listed=listed)
-        self.save()
-
-    async def _rebuild(self, infos: list[ObjectInfo]) -> bool:
-        """Join the heads of the bundles in a LIST. Returns True if they are of several
-        histories. Raises Unavailable, Corrupt."""
-        loaded = await self.bundles.load(infos)
-        self.stamp = loaded.stamp
-        for number, payload in enumerate(loaded.payloads):
-            await self._join_all([payload])
-            if number == 0:
-                of_base = {"base_modseq": self.state.highestmodseq, "base_bytes": len(payload)}
-                self.stamp = replace(self.stamp, known_uidnext=self.uidnext, **of_base)
-        self.stamp = replace(self.stamp, flushed_uidnext=max(1, self.uidnext))
-        return loaded.merged
-
-    async def take_bundles(self, infos: list[ObjectInfo], *, renew: bool = False) -> Found:
-        """Join the bundles of a LIST that other backends have written. renew: sessions
-        use the box. Raises Unavailable, Corrupt."""
-        stamp, unflushed = self.stamp, self.change is not Change.NONE
-        if stamp.knows(infos):
-            return Found.NOTHING
-        loaded = await self.bundles.load(infos)
-        for delta in [await self._read(payload) for payload in loaded.payloads]:
-            await self._take_others(delta, renew=renew)
-        self.stamp = replace(
-            loaded.stamp,
-            version=max(loaded.stamp.version, stamp.version),
-            generation=stamp.generation,
-            listed=stamp.listed,
-            flushed_uidnext=stamp.flushed_uidnext,
-            need_base=True,
-        )
-        return Found.HISTORY if unflushed or loaded.merged else Found.MORE
 
     # -- uploading -----------------------------------------------------------------------------------------------------
 

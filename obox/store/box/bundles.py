@@ -84,6 +84,8 @@ class Bundles:
 
     def __init__(self, env: Env, sid: StorageId, box: str) -> None:
         self.stamp = Stamp()
+        self.cleared = False
+        """Whether `clear_all` has begun."""
         self._env = env
         self._sid = sid
         self._box = box
@@ -244,7 +246,8 @@ class Bundles:
         return bool(old)
 
     async def clear_all(self) -> None:
-        """Delete every bundle of a box that was deleted."""
+        """Delete every bundle of a box that was deleted. Nobody writes another."""
+        self.cleared = True
         await self.remove(await self.listing())
 
     async def remove(self, infos: Iterable[ObjectInfo]) -> None:

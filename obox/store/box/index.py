@@ -20,7 +20,6 @@ from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
-from msgspec.structs import replace
 
 from metacache import Change
 
@@ -30,13 +29,10 @@ from ...mailbox import (
     Delta,
     Encoded,
     Gone,
-    Holders,
     Root,
     Rows,
     State,
     UidArray,
-    by_home,
-    expunge_delta,
     largest,
     renewal,
     uid_array,
@@ -142,9 +138,14 @@ async def drop_fields(mailbox: Index, uids: UidArray) -> None:
     sid, guid, turn = mailbox.user.storage_id, mailbox.guid, mailbox.env.turn(mailbox.user.storage_id)
     for at in range(0, len(uids), FIELDS_STEP):
         gone = uids[at : at + FIELDS_STEP].tolist()
-        mailbox.env.keep(sid, guid, lambda cache, gone=gone: cache.drop_fields(sid, guid, gone))  # type: ignore[misc]
+        mailbox.env.keep(sid, guid, lambda cache, gone=gone: cache.drop_fields(sid, guid, gone))  # type: ignore[misc]  # mypy has no type for a lambda with a default
         if turn.over():
             await turn.end()
+
+
+def count_between(state: State, low: int, high: int) -> int:
+    """Return the number of live mails with low <= UID <= high."""
+    return int(np.searchsorted(state.uids, high, side="right")) - int(np.searchsorted(state.uids, low))
 
 
 def give_modseq(delta: Delta, modseq: int) -> None:
@@ -174,6 +175,12 @@ def state_of(guid: Guid, parts: Iterable[bytes]) -> State:
     return state
 
 
+def taken_back(mailbox: Index, slot: Slot) -> Delta:
+    """Return the expunge of a mail of a group that has failed."""
+    modseq = mailbox.state.next_modseq(mailbox.env.now_ms())
+    return Delta(gone=Gone.at(modseq, uid_array([slot.uid])), highestmodseq=modseq, uidnext=slot.uid + 1)
+
+
 class Index(Box[State, Delta]):
     """See the module's text."""
 
@@ -194,7 +201,6 @@ class Index(Box[State, Delta]):
         self.guid = guid
         self.uidvalidity = uidvalidity
         self.deleted = False
-        self.clearing = False
         self.unborn = False
         """Whether its creation is not yet in the bucket. No mail in it is acknowledged
         before."""
@@ -219,38 +225,22 @@ class Index(Box[State, Delta]):
         if renew and (fresh := renewal(self.state, changed, self.env.now_ms())) is not None:
             self.state.join(fresh)
 
-    async def _take_others(self, delta: Delta, *, renew: bool) -> None:
+    async def take_others(self, delta: Delta, *, renew: bool) -> None:
         turn = self.env.turn(self.sid)
         for part in delta.slices(JOIN_MAILS):
             if turn.over():
                 await turn.end()
             self._join_others(part, renew=renew)
 
-    async def join_journaled(self, deltas: Iterable[bytes]) -> None:
-        """Join changes of a journal that ended, while sessions use the mailbox. The
-        caller holds `flushing`. Raises Corrupt."""
-        for data in deltas:
-            await self._take_others(await self._read(data), renew=True)
-        self.stamp = replace(self.stamp, need_base=True)
-        self.changed(Change.IMPORTANT)
-        self.save()
-
     @property
     def uidnext(self) -> int:
         return self.state.uidnext
 
-    def join_journal(self, data: bytes) -> bool:
-        """Join changes that no bundle has, from the journal of a boot that is over.
-        Returns whether mails or flags differ. Raises Corrupt."""
-        changed = self.state.join(self._decoded(data))
-        self.change, self.stamp = Change.IMPORTANT, replace(self.stamp, need_base=True)
-        return bool(changed)
-
     def whole(self, *, without: Collection[str] = ()) -> Encoded:
         return self.state.snapshot(without=without).parts()
 
-    def _lacking(self) -> Delta:
-        return self.state.extract(0 if self.stamp.need_base else self.stamp.base_modseq)
+    def lacking(self) -> Delta:
+        return self.state.extract(self.stamp.since)
 
     def _wants_bundle(self, change: Change) -> bool:
         return change is Change.IMPORTANT or self.unflushed_mails > self.env.settings.max_rescan_mail_count
@@ -276,12 +266,6 @@ class Index(Box[State, Delta]):
         (edit.add if journal else edit.add_local)(self, delta, change)
         self.user.log.stage(edit)
 
-    def count_unflushed(self) -> None:
-        """Count the changes that no bundle has after a load, and set the time of their
-        upload."""
-        self.unflushed_mails = self.count_between(self.stamp.flushed_uidnext, self.state.uidnext)
-        self.changed(self.change)
-
     def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
         self._watchers.append(wake)
         return _Watch(self._watchers, wake)
@@ -292,76 +276,10 @@ class Index(Box[State, Delta]):
 
     @property
     def cleared(self) -> bool:
-        """Return whether the mailbox is deleted, and the bucket has nothing of it."""
+        """Return whether the mailbox is deleted, and its bundles too, or are being
+        deleted. Then none may be written."""
         entry = self.user.root.entries.get(self.guid)
-        return self.clearing or (entry is not None and bool(entry.cleared))
-
-    async def homes(self, uids: UidArray | None = None) -> dict[Guid, Index]:
-        """Load the mailboxes that have the objects of copies among `uids`. None means
-        all mails, also mails that arrive meanwhile."""
-        found: dict[Guid, Index] = {}
-        while True:
-            asked = self.state.uids if uids is None else uids
-            missing = [guid for guid in self.foreign(asked) if guid not in found]
-            if not missing:
-                return found
-            for guid in missing:
-                found[guid] = await self.user.box(guid)
-
-    def expunge_now(self, uids: UidArray, homes: dict[Guid, Index], *, lost: bool = False) -> UidArray:
-        """Expunge mails and return those that existed; see `expunge_in`."""
-        edit = self.user.edit()
-        gone = self.expunge_in(edit, uids, homes, lost=lost)
-        self.user.log.stage(edit)
-        return gone
-
-    def expunge_in(
-        self, edit: Edit, uids: UidArray, homes: dict[Guid, Index], *, lost: bool = False, above: int = 0
-    ) -> UidArray:
-        """Add the expunge of mails, and the release of the holders of their objects, to
-        an edit. Returns the mails that existed.
-
-        homes: the result of `homes`. lost: whether there are no objects; then an object
-        that comes back later must not be deleted. above: a MODSEQ of this mailbox that
-        the edit has already used.
-        """
-        foreign = self.foreign(uids)
-        batches = self._batches_of(uids) if lost else {}
-        delta, gone = expunge_delta(self.state, uids, max(self.env.now_ms(), above + 1))
-        if delta is None:
-            return gone
-        if lost:
-            delta.purged = gone
-            delta.batches = self.state.without_object(batches.get(self.guid, ()))
-        edit.add(self, delta, Change.IMPORTANT)
-        for home, (own, far) in foreign.items():
-            released = Holders()
-            released.add(self.guid, far, own, delta.highestmodseq)
-            purged = np.intersect1d(uid_array(far), homes[home].state.gone_uid, assume_unique=True) if lost else None
-            there = Delta(holders=released, purged=purged)
-            if home != self.guid:
-                there.batches = homes[home].state.without_object(batches.get(home, ()))
-            edit.add(homes[home], there, Change.IMPORTANT)
-        return gone
-
-    def _batches_of(self, uids: UidArray) -> dict[Guid, list[int]]:
-        """Return the batches in which mails lie: home -> their first UIDs."""
-        state, out = self.state, dict[Guid, list[int]]()
-        where, there = state.positions(uids)
-        where = where[there]
-        home, first = state.column("home")[where], state.column("place")[where, 0]
-        for number, batch in sorted({*zip(home.tolist(), first.tolist(), strict=True)}):
-            if batch:
-                out.setdefault(self.guid if number < 0 else state.homes[number], []).append(batch)
-        return out
-
-    def foreign(self, uids: UidArray) -> dict[Guid, tuple[UidArray, UidArray]]:
-        """Return those live `uids` whose mail is in another object than that of their
-        own UID: home -> their UIDs, and the UIDs of their objects."""
-        state = self.state
-        where, there = state.positions(uids)
-        uids, home, home_uid = (state.column(name)[where[there]] for name in ("uid", "home", "home_uid"))
-        return by_home(uids, home, home_uid, self.guid, state.homes)
+        return self.bundles.cleared or (entry is not None and bool(entry.cleared))
 
     def require_live(self) -> None:
         """Raises NotFound if the mailbox is deleted, Unavailable while the journal is
@@ -403,14 +321,9 @@ class Index(Box[State, Delta]):
                 slot.also()
                 slot.also = None  # it refers to the sender, whose list has this slot
         elif slot.fate == "orphan":
-            self.apply(self.taken_back(slot), Change.IMPORTANT)
+            self.apply(taken_back(self, slot), Change.IMPORTANT)
         else:
             self.apply(Delta(claims={slot.uid: 1}, uidnext=end), Change.UNIMPORTANT)
-
-    def taken_back(self, slot: Slot) -> Delta:
-        """Return the expunge of a mail of a group that has failed."""
-        modseq = self.state.next_modseq(self.env.now_ms())
-        return Delta(gone=Gone.at(modseq, uid_array([slot.uid])), highestmodseq=modseq, uidnext=slot.uid + 1)
 
     def _chance(self) -> float:
         return int.from_bytes(self.env.random_bytes(2), "big") / 2**16
@@ -420,29 +333,10 @@ class Index(Box[State, Delta]):
 
     # -- upkeep --------------------------------------------------------------------------------------------------------
 
-    def is_behind(self) -> bool:
-        """Return whether a bundle should be written. A few new mails are no reason,
-        because journal and local copy have them."""
-        return self.change is Change.IMPORTANT or self.due_at is not None
-
     def put_fields(self, items: list[tuple[int, bytes]]) -> None:
         """Store ready fields by UID."""
         sid, guid = self.user.storage_id, self.guid
         self.env.keep(sid, guid, lambda cache: cache.put_fields(sid, guid, items))
-
-    async def drop_fields(self, count: int) -> None:
-        """Drop the ready fields of the first `count` UIDs in `fields_left`. Not
-        earlier, because a MOVE copies them afterwards, and a session that does not know
-        of the expunge may fetch them."""
-        if count:
-            gone = np.concatenate(self.fields_left[:count])
-            del self.fields_left[:count]
-            await drop_fields(self, gone)
-
-    def count_between(self, low: int, high: int) -> int:
-        """Return the number of live mails with low <= UID <= high."""
-        uids = self.state.uids
-        return int(np.searchsorted(uids, high, side="right")) - int(np.searchsorted(uids, low))
 
     def busy(self) -> bool:
         writing = self.slots.pending or self.arrivals.writing

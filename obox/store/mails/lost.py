@@ -23,6 +23,7 @@ from collections.abc import Mapping
 import structlog
 
 from ...mailbox import UidArray, uid_array
+from ..box.expunge import expunge_now, homes_of
 from ..box.index import Index
 from ..env import GETS_AT_ONCE
 from .places import Place, envelope_at
@@ -82,7 +83,7 @@ async def expunge(mailbox: Index, lost: Mapping[int, str]) -> UidArray:
     if not lost:
         return uids
     mailbox.require_live()
-    gone = mailbox.expunge_now(uids, await mailbox.homes(uids), lost=True)
+    gone = expunge_now(mailbox, uids, await homes_of(mailbox, uids), lost=True)
     await mailbox.user.commit()
     for uid in gone.tolist():
         log.warning("lost mail expunged", user=mailbox.user.name, mailbox=mailbox.guid, uid=uid, key=lost[uid])

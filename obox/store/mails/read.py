@@ -19,6 +19,7 @@ import numpy as np
 import structlog
 
 from ...errors import Corrupt, Expunged, NotFound
+from ...loading import loaded
 from ...mailbox import home_of
 from ...objectstore import CorruptObject, Header, NewerFormat, ShortPrefix, StoreError
 from ...objectstore.codec import OLD_MAJOR, Decoded
@@ -29,7 +30,6 @@ from ..box.index import Index
 from ..env import INLINE_DECODED_BYTES
 from ..fields import Fields, opened
 from ..recent import name_of
-from .lost import check_again
 from .meta import MailMeta, check_meta, opaque_fields, ready_fields
 from .places import Place, Ranges, envelope_at, place_of
 
@@ -177,7 +177,7 @@ async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[b
     objects = {key: data for key, data in zip(keys, found, strict=True) if data is not None}
     if autofix and len(objects) < len(keys):
         lost = {uid: place for uid, place, _, _ in batch if place and place.key in keys and place.key not in objects}
-        objects |= await check_again(mailbox, lost)
+        objects |= await look_again(mailbox, lost)
     data, owners = list(objects.values()), [owner_of(key) for key in objects]
     if size > INLINE_DECODED_BYTES or sum(map(len, data)) > INLINE_BYTES:
         decoded = await asyncio.to_thread(env.codec.decode_many, data, owners)
@@ -198,6 +198,14 @@ async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[b
         else:
             env.recent.put(name_of(sid, oid), mail)
     return out
+
+
+async def look_again(mailbox: Index, lost: dict[int, Place], end: int | None = None) -> dict[str, bytes]:
+    """See `lost.check_again`."""
+    await loaded("obox.store.mails.lost")
+    from .lost import check_again
+
+    return await check_again(mailbox, lost, end=end)
 
 
 async def whole(mailbox: Index, place: Place, oid: bytes, *, expunged: bool) -> bytes:

@@ -40,6 +40,7 @@ from ..box.index import state_of
 from ..box.root import list_of
 from ..env import TRY_LATER
 from ..stamp import Stamp
+from ..user.unload import leave
 from . import users as operate
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Outgoing:
         if sid in store.users or everything or any(space.change is Change.IMPORTANT for space in spaces):
             user = await store.load_user(name, sid)
             await upload.flush(user, important_only=not everything)
-            user.leave()
+            leave(user)
             if everything:
                 try:
                     await upload.unload(store, sid, upload=True)
@@ -435,7 +436,7 @@ def _both(mine: Stamp, theirs: Stamp) -> Stamp:
         segments=_union(mine.segments, theirs.segments, covered),
         cached_uid=max(mine.cached_uid, theirs.cached_uid),
         flushed_uidnext=max(mine.flushed_uidnext, theirs.flushed_uidnext),
-        need_base=mine.need_base or theirs.need_base or not same,
+        need_base=mine.base_next or theirs.base_next or not same,
         clean=same and mine.clean and theirs.clean,
     )
 

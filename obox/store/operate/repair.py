@@ -31,7 +31,7 @@ from ..env import ANSWER_S
 from ..mails.listed import listed_uids, near
 from ..mails.lost import expunge as expunge_lost
 from ..mails.write import write_claim
-from ..user.discover import read_listed
+from ..user.discover import read_listed, recheck
 from ..user.mailboxes import first_list
 from . import users as operate
 
@@ -73,7 +73,8 @@ async def resync(user: User, guid: Guid, *, keep_lost: bool, skip_uids: int = 0)
     """
     box = await user.box(guid)
     before = len(box.state)
-    await box.recheck(await box.bundles.listing())
+    assignment = box.assignment
+    await recheck(box, await box.bundles.listing(), assignment)
     listed = await listed_uids(box.env, box.sid, guid)
     lost = await _lost_mails(box, listed)
     if not keep_lost:

@@ -11,9 +11,9 @@ not unloaded. This module knows no protocols and no other users.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from functools import partial
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 
@@ -24,27 +24,34 @@ from ...mailbox import Delta, MailboxEntry, Root, RootDelta, Rows
 from ...objectstore import ObjectInfo
 from ...objectstore.keys import ROOT, bundles_prefix
 from ...types import Guid, StorageId
-from ..box.box import Found
 from ..box.bundles import Bundles, by_box
+from ..box.load import (
+    Found,
+    catch_up,
+    compared,
+    join_changes,
+    join_unflushed,
+    load_copy,
+    rebuilt,
+    refresh,
+    restate,
+)
 from ..box.root import RootBox
 from ..env import Env
 from ..jobs import Job, Jobs
 from ..log.journal import Journal
 from ..log.stage import Absent, Edit, Log, Target
 from ..log.takeover import Takeover
-from ..stamp import Trust
+from ..stamp import Assignment, Trust
 from . import copy as _copy
+from . import discover as _discover
 from . import mailboxes as _mailboxes
 from . import unclean as _unclean
+from .chores import Chores
 from .identity import replaced
 from .mailbox import PRIORITY_INBOX, PRIORITY_OTHER, Mailbox
 
 log = structlog.get_logger()
-
-UNLOAD_AT_ONCE: Final = 100
-"""Mailboxes of a user that are unloaded in a turn of the loop: some 10 ms."""
-WORKING_S: Final = 0.02
-"""Interval of checks whether tasks have ended, a hundredth of their time limit."""
 
 LISTING_S: Final = 60.0
 """How long a LIST of bundles may be used; far less than any delay of deletion."""
@@ -83,7 +90,6 @@ class Boxes:
         self.deleted = False
         """Whether the user is being deleted, so that nothing may be written."""
         self.used_at = env.clock()
-        self.swept_at = env.clock()
         self.boxes: dict[Guid, Mailbox] = {}
         self.created_here: set[Guid] = set()
         """Mailboxes that this process created and has not loaded."""
@@ -97,14 +103,14 @@ class Boxes:
         self._infos_at = 0.0
         self._infos_under = self.rootbox.assignment
         self._held: dict[Guid, Delta] = {}
-        """Holders noted while their mailbox was not in memory."""
+        """Holders noted while their mailbox was not in memory. The local copy has them
+        too."""
         self._loading: dict[Guid, asyncio.Task[Mailbox]] = {}
         self._exact: set[Guid] = set()
         self._counted = False
         self.uncounted: set[Guid] = set()
         """Mailboxes that the last `sync_totals` could not count."""
-        self.chores: dict[Job, Callable[[], Awaitable[object]]] = {}
-        """Deletions of objects that are not done. Upkeep runs each until it is."""
+        self.chores = Chores(self)
 
     @property
     def root(self) -> Root:
@@ -118,6 +124,10 @@ class Boxes:
     @property
     def journal(self) -> Journal:
         return self._store.journal
+
+    @property
+    def jobs(self) -> Jobs:
+        return self._store.jobs
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a task that may outlive the session. The store waits for it when it
@@ -160,17 +170,6 @@ class Boxes:
         object has."""
         return self._store.unclean or self.env.owned.is_unclean(self.storage_id)
 
-    async def wait_idle(self) -> None:
-        """Return when no UID is undecided, and no upload and no task is under way."""
-        for box in list(self.boxes.values()):
-            await box.slots.all_resolved()
-            async with box.flushing:
-                pass
-        async with self.rootbox.flushing:
-            pass
-        while self.working:
-            await self.env.sleep(WORKING_S)
-
     def edit(self) -> Edit:
         """Return an empty edit of this user's boxes."""
         return Edit(self.storage_id)
@@ -197,7 +196,7 @@ class Boxes:
         self.pending = pending
         # What another backend writes under a later assignment may be in no LIST below.
         assignment = self._infos_under = self.rootbox.assignment
-        worth, fragments = await self.rootbox.load_copy()
+        worth, fragments = await load_copy(self.rootbox)
         exact = worth is Trust.TRUSTED
         if not exact:
             self._infos = by_box(await env.listing(bundles_prefix(self.storage_id), kind="index"))
@@ -217,9 +216,9 @@ class Boxes:
                 await _unclean.journal_unflushed(self)
             # The journal before may not have it.
             if worth is Trust.COMPARE and box.change is not Change.NONE:
-                box.restate()
+                restate(box)
                 await self.journal.sync()
-        box.join_unflushed([*fragments, *pending.pop(ROOT, [])])
+        join_unflushed(box, [*fragments, *pending.pop(ROOT, [])])
         if not self.root.entries:
             raise Corrupt("the list of mailboxes is empty")
         if not assignment.covers(box.stamp) and (floor := _unclean.modseq_floor(self, unclean=self._unclean)):
@@ -233,17 +232,17 @@ class Boxes:
         if self._infos is not None:
             self._infos = {guid: self._infos.get(guid, []) for guid in self.root.entries}
             self._infos_at = env.clock()
-        box.compared(assignment)
+        compared(box, assignment)
         if box.change is not Change.NONE:
             box.changed(box.change)
         self._counted = exact
-        self.sweep()
+        self.chores.sweep()
         for entry in self.root.entries.values():
             if entry.deleted and not entry.cleared and entry.deleted < env.now_ms() - env.delete_delay_s * 1000:
-                self._must("clear", entry.guid, partial(_mailboxes.clear_deleted, self, entry))
+                self.chores.note("clear", entry.guid, partial(_mailboxes.clear_deleted, self, entry))
             elif entry.cleared and (left := (self._infos or {}).get(entry.guid)):
                 # A writer that did not know of the deletion has left them.
-                self._must("clear", entry.guid, partial(Bundles(env, self.storage_id, entry.guid).remove, left))
+                self.chores.note("clear", entry.guid, partial(Bundles(env, self.storage_id, entry.guid).remove, left))
 
     async def _catch_up(self, worth: Trust, infos: dict[str, list[ObjectInfo]], *, make: bool) -> Found:
         """Read new bundles of the list of mailboxes, or create the user. infos: all
@@ -254,7 +253,7 @@ class Boxes:
             if await _mailboxes.first(self):
                 return Found.NOTHING
             self._infos = infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
-        found = await self.rootbox.catch_up(worth, infos.get(ROOT, []))
+        found = await catch_up(self.rootbox, worth, infos.get(ROOT, []))
         if worth is Trust.COMPARE and found is not Found.NOTHING:
             self.rootbox.changed(Change.IMPORTANT)
         return found
@@ -268,12 +267,8 @@ class Boxes:
                 infos = by_box(await self.env.listing(bundles_prefix(self.storage_id), kind="index"))
                 self._infos = {guid: infos.get(guid, []) for guid in self.root.entries if guid not in self.boxes}
                 self._infos_at, self._infos_under = began, assignment
-                async with self.rootbox.flushing:
-                    await self._join_bundles(infos.get(ROOT, []))
-                for guid, box in list(self.boxes.items()):
-                    if every or not assignment.covers(box.stamp):
-                        await box.recheck(infos.get(guid, []))
-                self.rootbox.compared(assignment)
+                then = partial(self._recheck_mailboxes, infos, assignment, every)
+                await refresh(self.rootbox, infos.get(ROOT, []), assignment, then)
                 return
             except Unavailable:
                 await self.env.sleep(1.0)
@@ -281,18 +276,20 @@ class Boxes:
                 log.error("index written by another backend does not decode", user=self.name, error=str(exc))
                 await self.env.sleep(60.0)
 
-    async def _join_bundles(self, infos: list[ObjectInfo]) -> bool:
-        """Join bundles of the list that others wrote. Returns True if there were
-        some."""
-        if await self.rootbox.take_bundles(infos) is Found.NOTHING:
-            return False
-        for entry in self.root.entries.values():
-            box = self.boxes.get(Guid(entry.guid))
-            if box is not None and entry.deleted:
-                box.deleted = True
-                box.wake()
-        self.rootbox.changed(Change.IMPORTANT)
-        return True
+    async def _recheck_mailboxes(
+        self, infos: dict[str, list[ObjectInfo]], assignment: Assignment, every: bool, found: Found
+    ) -> None:
+        """See `recheck`. found: what the list of mailboxes has joined."""
+        if found is not Found.NOTHING:
+            for entry in self.root.entries.values():
+                gone = self.boxes.get(Guid(entry.guid))
+                if gone is not None and entry.deleted:
+                    gone.deleted = True
+                    gone.wake()
+            self.rootbox.changed(Change.IMPORTANT)
+        for guid, box in list(self.boxes.items()):
+            if every or not assignment.covers(box.stamp):
+                await _discover.recheck(box, infos.get(guid, []), assignment)
 
     # -- mailboxes in memory ------------------------------------------------------------------------------------------
 
@@ -320,12 +317,12 @@ class Boxes:
         if old or self._infos_under.generation != box.assignment.generation:
             infos = None
         pending = list(self.pending.get(guid, []))
-        await box.load(infos, pending)
+        await _discover.load(box, infos, pending)
         came = self.pending.pop(guid, [])[len(pending) :]
         self.boxes[guid] = box
         if came:
             async with box.flushing:
-                await box.join_journaled(came)
+                await join_changes(box, came)
         self._exact.add(guid)
         held = self._held.pop(guid, None)
         if held is not None:
@@ -345,7 +342,7 @@ class Boxes:
     def fresh(self, entry: MailboxEntry) -> Mailbox:
         """Return a new mailbox, which has nothing to load."""
         box = self.unloaded(entry)
-        box.compared(box.assignment, listed=self.env.now())
+        compared(box, box.assignment, listed=self.env.now())
         self.boxes[box.guid] = box
         self._exact.add(box.guid)
         return box
@@ -355,7 +352,7 @@ class Boxes:
         infos: a LIST of its bundles."""
         self.pending.pop(box.guid, None)
         self.env.metacache.drop(self.storage_id, box.guid)
-        box.rebuilt(infos)
+        rebuilt(box, infos)
         self.boxes[box.guid] = box
 
     def forget(self, guid: Guid) -> None:
@@ -378,15 +375,15 @@ class Boxes:
         """Keep holders for a mailbox until it has been loaded, and load it."""
         waiting = self._held.setdefault(guid, Delta())
         if not waiting.holders:
-            self.spawn(self._load_held(guid))
+            self.chores.begin("load", guid, partial(self._load_held, guid))
         waiting.holders.join(delta.holders)
 
     async def _load_held(self, guid: Guid) -> None:
-        while guid in self._held:
-            try:
-                await self.box(guid)
-            except Unavailable:
-                await self.env.sleep(5.0)
+        try:
+            await self.box(guid)
+        except NotFound:
+            self._held.pop(guid, None)
+            raise
 
     # -- upkeep -------------------------------------------------------------------------------------------------------
 
@@ -405,7 +402,7 @@ class Boxes:
             except Exception:  # a bug with one mailbox must not delay the others
                 self.uncounted.add(guid)
                 # It fails again, and is logged by its name.
-                self._store.jobs.check(Job("totals", self.storage_id, guid), box.totals)
+                self.jobs.check(Job("totals", self.storage_id, guid), box.totals)
                 continue
             if self.root.totals.get(guid) != totals:
                 fresh[guid] = totals
@@ -431,51 +428,6 @@ class Boxes:
         if failures:
             raise failures[0]
 
-    def sweep(self) -> None:
-        """Note as chores the mailboxes with objects whose delay is over."""
-        before = (self.env.now() - self.env.delete_delay_s) * 1000
-        self.swept_at = self.env.clock()
-        for guid, totals in self.root.totals.items():
-            if 0 < totals.garbage < before and guid in self.root.entries:
-                self._must("sweep", guid, partial(self._sweep, Guid(guid)))
-
-    async def _sweep(self, guid: Guid) -> None:
-        await (await self.box(guid)).sweep()
-
-    def _must(self, kind: Literal["sweep", "clear"], guid: str, work: Callable[[], Awaitable[object]]) -> None:
-        job = Job(kind, self.storage_id, guid)
-        self.chores[job] = partial(self._do, job, work)
-
-    async def _do(self, job: Job, work: Callable[[], Awaitable[object]]) -> None:
-        self.working += 1
-        try:
-            self.require_there()
-            await work()
-        except NotFound:
-            self.chores.pop(job, None)
-            raise
-        else:
-            self.chores.pop(job, None)
-        finally:
-            self.working -= 1
-
-    def unload_idle(self, before: float) -> None:
-        """Unload some mailboxes that were not used since and are not due for an upload.
-        Each is a job of its own: a mailbox that fails stays, and the others leave."""
-        left = UNLOAD_AT_ONCE
-        for guid, box in list(self.boxes.items()):
-            if not left:
-                break
-            if not box.busy() and box.used_at < before and not box.is_behind():
-                left -= self._store.jobs.check(Job("unload", self.storage_id, guid), partial(self._unload, guid, box))
-
-    def _unload(self, guid: Guid, box: Mailbox) -> None:
-        totals = box.totals()
-        if self.root.totals.get(guid) != totals:
-            self.root.join(RootDelta(totals={guid: totals}))
-        box.save_stamp()
-        del self.boxes[guid]
-
     def opening(self) -> bool:
         """Return whether a mailbox is being loaded, or must be loaded."""
         return bool(self._loading or self._held)
@@ -484,10 +436,5 @@ class Boxes:
         """Return whether the user must stay in memory: also while the list is uploaded,
         since the upload saves the local copy when it is over."""
         changing = self.rootbox.change is not Change.NONE or self.rootbox.flushing.locked()
-        deleting = not all(map(self._store.jobs.waits, self.chores))
+        deleting = not all(map(self.jobs.waits, self.chores.due))
         return bool(self.sessions or self.boxes or self._loading or changing or self.pending or deleting)
-
-    def leave(self) -> None:
-        """Save derived data before the user is unloaded."""
-        self.sync_totals()
-        self.rootbox.save()

@@ -22,6 +22,7 @@ from ...errors import Limit, OboxError
 from ...mailbox import Delta, Holders, MailboxEntry, Rows, UidArray, by_home
 from ...types import Guid
 from ..api import Copied
+from ..box.expunge import expunge_in, homes_of
 from ..box.index import FIELDS_STEP, PART_MAILS, Index, Owner, tidy
 from ..env import ANSWER_S, Env, answer_within
 from ..log.stage import Edit
@@ -101,7 +102,7 @@ async def _copy(
     room: what a COPY has reserved of the quota; None for a MOVE.
     """
     move, until = room is None, user.env.clock() + ANSWER_S
-    releasing: dict[Guid, Index] = await source.homes(uids) if move else {}
+    releasing: dict[Guid, Index] = await homes_of(source, uids) if move else {}
     holding = {target.guid: target}
     while True:
         # Mails that were expunged meanwhile are not copied.
@@ -127,7 +128,7 @@ async def _copy(
             for guid, holders in held.items():
                 edit.add(holding[guid], Delta(holders=holders), Change.IMPORTANT)
             if move and not target.deleted:
-                source.expunge_in(edit, uids, releasing, above=modseq if source is target else 0)
+                expunge_in(source, edit, uids, releasing, above=modseq if source is target else 0)
 
         slot.elsewhere = elsewhere
         slot.also = None if room is None else room.end

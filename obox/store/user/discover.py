@@ -15,7 +15,6 @@ from functools import partial
 from typing import Final
 
 import structlog
-from msgspec.structs import replace
 
 from metacache import Change
 
@@ -25,8 +24,8 @@ from ...objectstore import CorruptObject, NewerFormat, ObjectInfo, ShortPrefix, 
 from ...objectstore.codec import ObjectKind
 from ...objectstore.keys import mail_key, owner_of, parse_bundle_key
 from ...types import Uid
-from ..box.box import Found
-from ..box.index import Index, give_modseq
+from ..box.index import Index, count_between, give_modseq, taken_back
+from ..box.load import Found, catch_up, compared, join_journal, join_unflushed, load_copy, refresh, restate
 from ..box.slots import Slot
 from ..env import GETS_AT_ONCE, is_large
 from ..log.stage import Edit
@@ -35,7 +34,7 @@ from ..mails.batch import claimed
 from ..mails.listed import listed_uids, near
 from ..mails.meta import MailMeta, check_meta
 from ..mails.write import burn
-from ..stamp import Trust, name_of
+from ..stamp import Assignment, Trust, name_of
 
 log = structlog.get_logger()
 
@@ -60,32 +59,36 @@ HOLES_S: Final = 5.0
 
 
 async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[bytes]) -> None:
-    """See `Mailbox.load`."""
+    """Take the state from the local copy if it can be trusted, otherwise from the
+    bucket. Then join what is new there.
+
+    infos: this mailbox's part of a LIST of bundles, or None without a LIST. pending:
+    deltas from the journal of a boot that did not flush. Raises Unavailable, Corrupt.
+    """
     env, user = mailbox.env, mailbox.user
     assignment = mailbox.assignment
-    worth, fragments = await mailbox.load_copy(made_here=mailbox.guid in user.created_here)
+    worth, fragments = await load_copy(mailbox, made_here=mailbox.guid in user.created_here)
     found, listed = Found.NOTHING, infos
     if worth is Trust.NEW:
         user.created_here.discard(mailbox.guid)
-        return mailbox.compared(assignment, listed=env.now())
+        return compared(mailbox, assignment, listed=env.now())
     if worth is not Trust.TRUSTED:
         unflushed = mailbox.change is not Change.NONE
         listed = await mailbox.bundles.listing() if infos is None else infos
-        found = await mailbox.catch_up(worth, listed)
+        found = await catch_up(mailbox, worth, listed)
         journaled = mailbox.guid in user.journaled
         if worth is Trust.COMPARE:
             user.journaled.discard(mailbox.guid)
         if unflushed and not journaled and not assignment.covers(mailbox.stamp):
             # The journal of the boot before may not have it, and ours will have higher
             # UIDs.
-            mailbox.restate()
+            restate(mailbox)
     merged = await _join_journals(mailbox, fragments, pending, worth, listed or []) or found is Found.HISTORY
     pending, state = [*fragments, *pending], mailbox.state
     if assignment.covers(mailbox.stamp) and not pending and not env.must_rescan(mailbox.stamp.listed):
         if worth is Trust.COMPARE:
             mailbox.save_stamp()
-        if mailbox.change is not Change.NONE:
-            mailbox.count_unflushed()
+        _count_unflushed(mailbox)
         return
     deltas, _, _ = await discover(mailbox, [])
     turn = env.turn(mailbox.user.storage_id)
@@ -103,9 +106,16 @@ async def load(mailbox: Index, infos: list[ObjectInfo] | None, pending: list[byt
         user.log.stage(edit)
         if turn.over():
             await turn.end()
-    mailbox.compared(assignment, listed=env.now())
+    compared(mailbox, assignment, listed=env.now())
+    _count_unflushed(mailbox)
+
+
+def _count_unflushed(mailbox: Index) -> None:
+    """Count the mails that no bundle has after a load, and set the time of their
+    upload."""
     if mailbox.change is not Change.NONE:
-        mailbox.count_unflushed()
+        mailbox.unflushed_mails = count_between(mailbox.state, mailbox.stamp.flushed_uidnext, mailbox.state.uidnext)
+        mailbox.changed(mailbox.change)
 
 
 async def _join_journals(
@@ -114,12 +124,12 @@ async def _join_journals(
     """Join what no bundle has. Returns whether the copy or the bundles may have changes
     that the owner of a journal did not know of. Raises Corrupt."""
     turn = mailbox.env.turn(mailbox.user.storage_id)
-    mailbox.join_unflushed(fragments)
+    join_unflushed(mailbox, fragments)
     before, altered = mailbox.state.highestmodseq, False
     for data in pending:
         if turn.over():
             await turn.end()
-        altered = mailbox.join_journal(data) or altered
+        altered = join_journal(mailbox, data) or altered
     if not (altered or mailbox.state.highestmodseq > before):
         return False
     if worth is not Trust.REBUILD:
@@ -269,22 +279,25 @@ async def _read_one(mailbox: Index, uid: int, prefix: bytes) -> tuple[Delta, int
         return Delta(claims={uid: CLAIM_PURGED}, uidnext=uid + 1), 1
 
 
-async def recheck(mailbox: Index, infos: list[ObjectInfo]) -> None:
-    """See `Mailbox.recheck`. If no other backend has written, nothing needs an upload
-    afterwards."""
-    assignment = mailbox.assignment
-    async with mailbox.flushing:
-        found = await mailbox.take_bundles(infos, renew=True)
-    two_histories = found is not Found.NOTHING or not assignment.covers(mailbox.stamp)
-    if two_histories:
-        mailbox.apply(takeover_delta(mailbox.state, mailbox.env.now_ms(), merged=True), Change.IMPORTANT)
-    await mailbox.slots.recheck()
-    if two_histories:
-        mailbox.stamp = replace(mailbox.stamp, need_base=True)
-    mailbox.compared(assignment)
+async def recheck(mailbox: Index, infos: list[ObjectInfo], assignment: Assignment) -> None:
+    """Join what other backends have written: their bundles, and mails by LIST. If no
+    other backend has written, nothing needs an upload afterwards.
+
+    assignment: under which the LIST `infos` was made. Raises Unavailable, Corrupt.
+    """
+
+    async def then(found: Found) -> None:
+        two_histories = found is not Found.NOTHING or not assignment.covers(mailbox.stamp)
+        if two_histories:
+            mailbox.apply(takeover_delta(mailbox.state, mailbox.env.now_ms(), merged=True), Change.IMPORTANT)
+        await mailbox.slots.recheck()
+        if two_histories:
+            mailbox.stamp = mailbox.stamp.for_new_base()
+
+    await refresh(mailbox, infos, assignment, then)
 
 
-async def refresh(mailbox: Index) -> None:
+async def after_loss(mailbox: Index) -> None:
     """Join what another writer wrote, after a UID was lost to it. Then show our own
     mails, or let them try again."""
     while True:
@@ -303,7 +316,7 @@ async def refresh(mailbox: Index) -> None:
     lost = {slot.uid for slot in mailbox.slots.in_flight() if any(a <= slot.uid < b for a, b in ranges)}
     lost |= {slot.uid for slot in mailbox.slots.in_flight() if _is_anothers(mailbox.state, slot)}
     if deltas or lost:
-        mailbox.stamp = replace(mailbox.stamp, need_base=True)
+        mailbox.stamp = mailbox.stamp.for_new_base()
     others = sum(len(delta.rows) for delta in deltas if delta.rows is not None)
     deltas.reverse()
 
@@ -326,7 +339,7 @@ async def refresh(mailbox: Index) -> None:
         if slot.fate == "orphan" and slot.uid not in lost:
             await show(slot.uid - 1)
             edit = mailbox.user.edit()
-            edit.add_journal_only(mailbox.guid, mailbox.taken_back(slot))
+            edit.add_journal_only(mailbox.guid, taken_back(mailbox, slot))
             mailbox.user.log.stage(edit)
             # Other readers that LIST the object must learn this before a higher UID is
             # visible.

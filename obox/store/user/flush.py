@@ -26,7 +26,7 @@ from metacache import Change
 
 from ...mailbox import Encoded
 from ..box.bundles import DIFF_FREE_BYTES, DIFF_SHARE, segment_range
-from ..box.index import Index
+from ..box.index import Index, count_between, drop_fields
 from ..mails.purge import garbage, purge
 
 SEGMENT_MAILS_MIN: Final = 100
@@ -65,8 +65,9 @@ def ended(mailbox: Index) -> bool:
 
 
 async def carry(mailbox: Index) -> None:
-    """See `Mailbox.carry`. More than a few new mails, or a large fragment, are written
-    as a bundle instead."""
+    """Write changes that have long been in the journal, but are too few for a bundle,
+    to a newer journal object. More than a few new mails, or a large fragment, are
+    written as a bundle instead. Raises Unavailable."""
     async with mailbox.flushing:
         stamp, user = mailbox.stamp, mailbox.user
         user.require_there()
@@ -75,7 +76,7 @@ async def carry(mailbox: Index) -> None:
         few = mailbox.unflushed_mails <= mailbox.env.settings.max_rescan_mail_count
         few &= user.journal.carried(user.storage_id, mailbox.guid) < CARRIED_S_MAX
         if mailbox.change is Change.UNIMPORTANT and few and not stamp.merged:
-            delta = mailbox.state.extract(stamp.base_modseq if stamp.heads else 0)
+            delta = mailbox.state.extract(stamp.since)
             if len(delta.encode()) <= CARRIED_BYTES_MAX:
                 edit = user.edit()
                 edit.carry(mailbox.guid, delta)
@@ -111,14 +112,25 @@ async def write_bundle(mailbox: Index) -> None:
         mailbox.unflushed_mails -= mails
 
     await mailbox.upload("base" if base else "diff", parts, landed=landed)
-    await mailbox.drop_fields(gone)
+    await _drop_fields_left(mailbox, gone)
     # It is saved now: a copy that is loaded again must not use this version again.
     mailbox.save_stamp()
     await purge(mailbox, old)
 
 
+async def _drop_fields_left(mailbox: Index, count: int) -> None:
+    """Drop the ready fields of the first `count` UIDs in `fields_left`. Not earlier,
+    because a MOVE copies them afterwards, and a session that does not know of the
+    expunge may fetch them."""
+    if count:
+        gone = np.concatenate(mailbox.fields_left[:count])
+        del mailbox.fields_left[:count]
+        await drop_fields(mailbox, gone)
+
+
 async def sweep(mailbox: Index) -> None:
-    """See `Mailbox.sweep`."""
+    """Delete objects whose delay is over, without waiting for a flush. Raises
+    Unavailable."""
     async with mailbox.flushing:
         mailbox.user.require_there()
         if ended(mailbox):
@@ -150,7 +162,7 @@ async def _flush_fields(mailbox: Index) -> bool:
     small = [
         span
         for span in sorted(map(segment_range, mailbox.stamp.segments))
-        if mailbox.count_between(*span) < SEGMENT_MAILS_MAX // SEGMENTS_MERGED
+        if count_between(mailbox.state, *span) < SEGMENT_MAILS_MAX // SEGMENTS_MERGED
     ]
     if len(small) >= SEGMENTS_MERGED and all(record is not None for record in _local(mailbox, small)):
         await _put_segment(mailbox, small[0][0], small[-1][1])

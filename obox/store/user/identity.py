@@ -17,14 +17,21 @@ from typing import Final
 from ...errors import Corrupt
 from ...mailbox import Root, RootDelta
 from ...objectstore import ObjectInfo
-from ...objectstore.keys import first_root_key, mails_prefix
+from ...objectstore.keys import ROOT, bundles_prefix, first_root_key, mails_prefix
 from ...types import Guid
+from ..box.index import Owner
 from ..box.root import RootBox
 from ..env import Env
 from ..stamp import name_of
 
 CLOCKS_MS: Final = 60_000.0
 """The bucket's clock and this machine's may differ by so much."""
+
+
+async def is_gone(user: Owner) -> bool:
+    """Return whether another backend has deleted the user. Raises Unavailable."""
+    infos = await user.env.listing(bundles_prefix(user.storage_id, ROOT), kind="index")
+    return await replaced(user.env, user.rootbox, infos)
 
 
 async def replaced(env: Env, box: RootBox, infos: list[ObjectInfo]) -> bool:

@@ -10,6 +10,7 @@ from metacache import Change
 
 from ...objectstore.keys import ROOT
 from ...types import Guid
+from ..box.load import join_changes
 from .boxes import Boxes
 
 
@@ -17,7 +18,7 @@ async def join_journaled(user: Boxes, pending: dict[str, list[bytes]]) -> None:
     """Join changes of journals that ended, by box; mailboxes that are not in memory
     take them when they are loaded. Others run meanwhile. Raises Corrupt."""
     for data in pending.get(ROOT, []):
-        user.rootbox.join(data)
+        user.root.join(user.rootbox.decoded(data))
         user.rootbox.changed(Change.IMPORTANT)
     user.rootbox.save()
     for guid, deltas in pending.items():
@@ -25,7 +26,7 @@ async def join_journaled(user: Boxes, pending: dict[str, list[bytes]]) -> None:
             async with box.flushing:
                 # otherwise it was unloaded meanwhile
                 if user.boxes.get(Guid(guid)) is box:
-                    await box.join_journaled(deltas)
+                    await join_changes(box, deltas)
                     break
         else:
             if guid != ROOT:

@@ -23,12 +23,12 @@ from ...errors import Expunged, NotFound
 from ...loading import loaded
 from ...mailbox import DELETED, Delta, FlagOp, Totals, UidArray, flag_delta
 from ...mailbox.search import Query
-from ...objectstore import ObjectInfo
 from ...types import Guid
 from ..api import Fields, Stored, Unreadable
-from ..box.index import PART_MAILS, Index, Owner, tidy
+from ..box.expunge import expunge_now, homes_of
+from ..box.index import PART_MAILS, Index, Owner, count_between, tidy
 from ..env import Env
-from ..mails import lost, read
+from ..mails import read
 from ..mails.places import place_of
 from . import discover as _discover
 from . import flush as _flush
@@ -41,22 +41,7 @@ class Mailbox(Index):
     """A mailbox in memory; see the module's text and `api.Mailbox`."""
 
     def __init__(self, env: Env, user: Owner, guid: Guid, uidvalidity: int, priority: int) -> None:
-        super().__init__(env, user, guid, uidvalidity, priority, refresh=_discover.refresh)
-
-    async def load(self, infos: list[ObjectInfo] | None, pending: list[bytes]) -> None:
-        """Take the state from the local copy if it can be trusted, otherwise from the
-        bucket. Then join what is new there.
-
-        infos: this mailbox's part of a LIST of bundles, or None without a LIST.
-        pending: deltas from the journal of a boot that did not flush. Raises
-        Unavailable, Corrupt.
-        """
-        await _discover.load(self, infos, pending)
-
-    async def recheck(self, infos: list[ObjectInfo]) -> None:
-        """Join what other backends have written: their bundles, and mails by LIST.
-        Raises Unavailable, Corrupt."""
-        await _discover.recheck(self, infos)
+        super().__init__(env, user, guid, uidvalidity, priority, refresh=_discover.after_loss)
 
     async def release(self) -> None:
         self.sessions -= 1
@@ -64,7 +49,7 @@ class Mailbox(Index):
 
     def totals(self) -> Totals:
         state = self.state
-        recent = self.count_between(state.recent, state.uidnext)
+        recent = count_between(state, state.recent, state.uidnext)
         deleted = int(np.count_nonzero(state.bits & np.uint64(DELETED)))
         garbage = state.garbage_since()
         return Totals(
@@ -105,8 +90,8 @@ class Mailbox(Index):
                 if self.deleted:
                     break
             part = uids[at : at + PART_MAILS]
-            homes = await self.homes(part)
-            gone.append(self.expunge_now(part, homes))
+            homes = await homes_of(self, part)
+            gone.append(expunge_now(self, part, homes))
             await tidy(homes.values())
         found = np.concatenate(gone) if gone else uids
         if len(found):
@@ -115,14 +100,14 @@ class Mailbox(Index):
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def autofixes(self, autofix: bool | None) -> bool:
+    def _autofixes(self, autofix: bool | None) -> bool:
         """Return whether a lost mail is looked for again, and expunged."""
         return self.env.settings.autofix_storage if autofix is None else autofix
 
     async def fields(
         self, uids: Sequence[int], *, autofix: bool | None = None, bytes_max: int = sys.maxsize
     ) -> list[Fields | Unreadable | None]:
-        return await read.fields(self, uids, autofix=self.autofixes(autofix), bytes_max=bytes_max)
+        return await read.fields(self, uids, autofix=self._autofixes(autofix), bytes_max=bytes_max)
 
     async def mail(self, uid: int, *, autofix: bool | None = None) -> bytes:
         async for _, found in self.mails([uid], autofix=autofix):
@@ -134,17 +119,17 @@ class Mailbox(Index):
     def mails(
         self, uids: Sequence[int], *, autofix: bool | None = None
     ) -> AsyncIterator[tuple[int, bytes | Unreadable | None]]:
-        return read.mails(self, uids, autofix=self.autofixes(autofix))
+        return read.mails(self, uids, autofix=self._autofixes(autofix))
 
     async def part(self, uid: int, start: int, end: int, *, autofix: bool | None = None) -> bytes:
         try:
             return await read.part(self, uid, start, end)
         except NotFound:
             position = self.state.position(uid)
-            if position is None or not self.autofixes(autofix):
+            if position is None or not self._autofixes(autofix):
                 raise
             place = place_of(self.state, position, self.user.storage_id, *self.state.home_of(position))
-        await lost.check_again(self, {uid: place}, end=1)
+        await read.look_again(self, {uid: place}, end=1)
         return await read.part(self, uid, start, end)
 
     async def search(self, query: Query, uids: UidArray, *, autofix: bool | None = None) -> UidArray:
@@ -153,7 +138,7 @@ class Mailbox(Index):
 
         env = self.env
         return await search(
-            self, query, uids, now=env.now(), autofix=self.autofixes(autofix), turn=env.turn(self.user.storage_id)
+            self, query, uids, now=env.now(), autofix=self._autofixes(autofix), turn=env.turn(self.user.storage_id)
         )
 
     # -- upkeep --------------------------------------------------------------------------------------------------------
@@ -173,13 +158,3 @@ class Mailbox(Index):
 
     async def _write_derived(self, *, everything: bool) -> bool:
         return await _flush.write_fields(self, everything=everything)
-
-    async def carry(self) -> None:
-        """Write changes that have long been in the journal, but are too few for a
-        bundle, to a newer journal object. Raises Unavailable."""
-        await _flush.carry(self)
-
-    async def sweep(self) -> None:
-        """Delete objects whose delay is over, without waiting for a flush. Raises
-        Unavailable."""
-        await _flush.sweep(self)

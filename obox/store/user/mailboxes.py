@@ -16,12 +16,14 @@ from ...objectstore.keys import first_root_key, owner_of
 from ...types import Guid
 from ..api import MailboxInfo
 from ..box.bundles import BundleMeta
+from ..box.expunge import expunge_in, expunge_now, homes_of
 from ..box.index import Index, Owner
 from ..env import Env
 from ..log.stage import Edit
 from ..mails.purge import purge_last
 from ..stamp import Stamp, name_of
 from . import flush as _flush
+from .copy import Copier, move
 
 log = structlog.get_logger()
 
@@ -43,14 +45,8 @@ class Lister(Owner, Protocol):
         bucket on return."""
 
 
-class Maker(Lister, Protocol):
+class Maker(Lister, Copier, Protocol):
     """What creating and deleting a mailbox by name needs of the user."""
-
-    def entry(self, name: str) -> MailboxEntry:
-        """Raises NotFound."""
-
-    async def move_all(self, source: Index, name: str) -> None:
-        """Move all mails of a mailbox to another mailbox."""
 
 
 def infos(root: Root) -> list[MailboxInfo]:
@@ -147,10 +143,10 @@ async def delete(user: Maker, name: str) -> None:
         raise NoPerm("INBOX cannot be deleted")
     entry = user.entry(name)
     box = await user.box(Guid(entry.guid))
-    homes = await box.homes()
+    homes = await homes_of(box)
     user.journal.check()
     edit = user.edit()
-    box.expunge_in(edit, box.state.uids, homes)
+    expunge_in(box, edit, box.state.uids, homes)
     box.deleted = True
     modseq = user.root.next_modseq(user.env.now_ms())
     box.wake()
@@ -187,21 +183,22 @@ async def _rename_inbox(user: Maker, new: str) -> None:
     if (most := user.env.settings.mailbox_mails_max) < len(inbox.state):
         raise MailboxFull(f"a mailbox has at most {most} mails")
     await create(user, new, "")
-    await user.move_all(inbox, new)
+    done = await move(user, inbox, inbox.state.uids, new)
+    if done.failure is not None:
+        raise done.failure
 
 
 async def clear_deleted(user: Lister, entry: MailboxEntry) -> None:
     """Delete the rest of a mailbox that was deleted longer than the delay ago, once no
     copy needs it."""
     box = await user.box(Guid(entry.guid))
-    homes = await box.homes()
+    homes = await homes_of(box)
     # Mails may have arrived while it was deleted, or by another writer.
-    box.expunge_now(box.state.uids, homes)
+    expunge_now(box, box.state.uids, homes)
     await _flush.sweep(box)
     async with box.flushing:
         if not await purge_last(box):
             return
-        box.clearing = True
         await box.bundles.clear_all()
         user.journal.flushed(user.storage_id, box.guid, user.journal.position(), more=False)
     user.forget(box.guid)

@@ -458,14 +458,15 @@ def _spells_otherwise(lower: bytes) -> bool:
 
 def _has_encoded_word(text: bytes) -> bool:
     """Return whether the beginning of an encoded word (RFC 2047 §2) is in a text."""
-    at = -1
+    start = 0
     for _ in range(_QUESTION_MARKS):
-        at = text.find(b"?", at + 1)
+        at = text.find(b"?", start)
         if at < 0:
             return False
         if text[at - 1 : at] == b"=":
             return True
-    return text.find(b"=?", at) >= 0
+        start = at + 1
+    return text.find(b"=?", start) >= 0
 
 
 class MailSource:

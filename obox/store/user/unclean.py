@@ -37,7 +37,7 @@ async def journal_unflushed(user: Owner) -> None:
         stamp = None if copy is None else Stamp.decode(copy.stamp)
         if copy is None or stamp is None or assignment.covers(stamp):
             continue
-        since = 0 if stamp.need_base else stamp.base_modseq
+        since = stamp.since
         if turn.over():
             await turn.end()
         try:

@@ -14,19 +14,16 @@ from collections.abc import Sequence
 from ...errors import NotFound, TooBig
 from ...mailbox import MailboxEntry, RootDelta, Totals, UidArray
 from ...mailbox.names import canonical, check_name
-from ...objectstore.keys import ROOT, bundles_prefix
 from ...types import Guid, StorageId
 from .. import api
 from ..api import Appended, Copied, MailboxInfo, NewMail, Status, Usage
 from ..box.arrivals import Draft
-from ..box.index import Index
 from ..env import ANSWER_S, Env, answer_within
 from ..mails.quota import Reservations
 from ..mails.write import PUTS_AT_ONCE, write_mails
 from . import copy as _copy
 from . import mailboxes as _mailboxes
 from .boxes import Backend, Boxes
-from .identity import replaced
 from .mailbox import Mailbox
 
 
@@ -65,11 +62,6 @@ class User(Boxes):
         if not self.journal.sure():
             await self.journal.confirm()
         self._require_ours()
-
-    async def is_gone(self) -> bool:
-        """Return whether another backend has deleted the user. Raises Unavailable."""
-        infos = await self.env.listing(bundles_prefix(self.storage_id, ROOT), kind="index")
-        return await replaced(self.env, self.rootbox, infos)
 
     async def release(self) -> None:
         self.sessions -= 1
@@ -127,7 +119,7 @@ class User(Boxes):
         size, messages = self.root.usage()
         return Usage(size, messages, self.quota.bytes_max, self.quota.messages_max)
 
-    def check_size(self, size: int) -> None:
+    def _check_size(self, size: int) -> None:
         """Raises TooBig."""
         if size > self.env.settings.max_mail_size:
             raise TooBig(f"a mail of {size} bytes; allowed: {self.env.settings.max_mail_size}")
@@ -137,7 +129,7 @@ class User(Boxes):
     ) -> Appended:
         entry = self.entry(name)
         for mail in mails:
-            self.check_size(len(mail.source))
+            self._check_size(len(mail.source))
         size = sum(len(mail.source) for mail in mails)
         room = self.quota.take(size, len(mails), freed_bytes, freed_mails)
         try:
@@ -159,9 +151,3 @@ class User(Boxes):
         if not isinstance(source, Mailbox):
             raise TypeError("a mailbox of another store")
         return await (_copy.move if move else _copy.copy)(self, source, uids, name)
-
-    async def move_all(self, source: Index, name: str) -> None:
-        """Move all mails of a mailbox to another mailbox. Raises as `copy`."""
-        done = await _copy.move(self, source, source.state.uids, name)
-        if done.failure is not None:
-            raise done.failure

@@ -274,8 +274,8 @@ class MetacacheUnpackParams(Params, kw_only=True):
 
 @verb("metacache unpack", MetacacheUnpackParams)
 async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> AsyncIterator[Event]:
-    """Show the content of a bundle, a journal object, a claim, the head of a batch, or a
-    mail's header.
+    """Show the content of a bundle, a journal object, a claim, the head of a batch, or
+    a mail's header.
 
     Use it with -f json. Of a cache segment it shows UIDs and sizes. To read an object,
     its key is needed.

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..types import Guid
+from ._batches import lasting
 from ._columns import FIXED, Columns
 from ._delta import (
     CLAIM_PURGED,
@@ -30,7 +31,7 @@ from ._delta import (
 from ._flags import NARROW
 from ._holders import Holders
 from ._records import RETAINED_MAX
-from ._uidset import UidArray, distinct, merged, uid_array, united
+from ._uidset import UidArray, merged, uid_array, united
 
 ANSWERED, FLAGGED, DELETED, SEEN, DRAFT = (1 << i for i in range(5))
 _EMPTY: Final[UidArray] = np.empty(0, dtype=np.uint32)
@@ -88,55 +89,6 @@ class State(Columns):
         if len(uids) and self.holders:
             uids = uids[~np.isin(uids, self.holders.needed(before_modseq), assume_unique=True)]
         return uids
-
-    def dead_batches(self, before_modseq: int) -> list[int]:
-        """Return the first UIDs of batches to none of whose mails anything has referred
-        since then: each mail is expunged, and no record elsewhere shares it."""
-        first, count, deleted = self._batch_columns()
-        if not len(first) or deleted.all():
-            return []
-        long_gone = self.gone_uid[self.gone_modseq < np.uint64(max(before_modseq, 0))]
-        needed = self.holders.needed(before_modseq)
-        dead = ~deleted & (_inside(self.uids, first, count) == 0)
-        dead &= (_inside(long_gone, first, count) == count) & (_inside(needed, first, count) == 0)
-        out: list[int] = first[dead].tolist()
-        return out
-
-    def in_batches(self, uids: UidArray) -> npt.NDArray[np.bool_]:
-        """Return which of the UIDs lie in the range of a batch, whose object is, or
-        was, under its first UID."""
-        first, count, _ = self._batch_columns()
-        if not len(first):
-            return np.zeros(len(uids), dtype=np.bool_)
-        at = np.searchsorted(first, uids, side="right") - 1
-        out: npt.NDArray[np.bool_] = (at >= 0) & (uids < first[at] + count[at])
-        return out
-
-    def batches_used(self) -> set[int]:
-        """Return the first UIDs of batches of this mailbox that have the mail of a
-        record."""
-        first = self._columns["place"][: self._n, 0][self._columns["home"][: self._n] < 0]
-        return set(distinct(first).tolist()) - {0}
-
-    def without_object(self, first: Iterable[int]) -> dict[int, int]:
-        """Return the entries of batches for a delta that says that their objects are
-        gone."""
-        return {uid: self.batches[uid] % CLAIM_PURGED + CLAIM_PURGED for uid in first if uid in self.batches}
-
-    def _batch_columns(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Return the first UID of each batch, ascending, how many mails it has, and
-        whether its object is gone."""
-        columns = np.array(sorted(self.batches.items()), dtype=np.int64).reshape(-1, 2)
-        return columns[:, 0], columns[:, 1] % CLAIM_PURGED, columns[:, 1] >= CLAIM_PURGED
-
-    def _lasting_batches(self) -> dict[int, int]:
-        """Return the batches, without those whose object is gone and of whose mails
-        nothing is left to delete."""
-        if all(value < CLAIM_PURGED for value in self.batches.values()):
-            return dict(self.batches)
-        first, count, deleted = self._batch_columns()
-        done = deleted & (_inside(self.gone_uid[self.gone_purged], first, count) == count)
-        return {uid: self.batches[uid] for uid in first[~done].tolist()}
 
     def garbage_since(self) -> int:
         """Return the modseq of the earliest expunge, or last claim, with an object
@@ -392,7 +344,7 @@ class State(Columns):
             gone=Gone(self.gone_uid[fresh], self.gone_modseq[fresh]),
             holders=self.holders.copy(),
             claims={uid: count for uid, count in self.claims.items() if since or count < CLAIM_PURGED},
-            batches=dict(self.batches) if since else self._lasting_batches(),
+            batches=dict(self.batches) if since else lasting(self),
             purged=united(self.gone_uid[self.gone_purged], uid_array(self._early_purged)),
             gaps=list(self.gaps),
             uidnext=self.uidnext,
@@ -406,8 +358,3 @@ class State(Columns):
         if not since:
             self._lend()
         return self.extract(since, without=without)
-
-
-def _inside(uids: UidArray, first: npt.NDArray[np.int64], count: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return how many of the ascending UIDs lie in each of the ranges."""
-    return np.searchsorted(uids, first + count) - np.searchsorted(uids, first)

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from msgspec.structs import replace
 
-from obox.cluster import Kind, Row, decode
+from obox.cluster import Kind, MemoryReplica, decode
 from obox.cluster.records import SETTINGS_KEY, Settings
+from obox.forms import reads
+
+READS = reads()
+"""What a simulated backend registers."""
 
 
-def allow_batches(rows: Mapping[tuple[Kind, str], Row], put: Callable[[Kind, str, Settings], None]) -> None:
-    """Write into the directory what `cluster upgrade` writes. put: writes a row."""
-    row = rows.get((Kind.SETTINGS, SETTINGS_KEY))
-    if row is not None:
-        put(Kind.SETTINGS, SETTINGS_KEY, replace(decode(row.value, Settings), forms={"mails": 2}))
+class Cluster(Protocol):
+    """What is used of a story."""
+
+    seed: int
+    steps: int
+    replica: MemoryReplica
+
+    def put(self, kind: Kind, key: str, record: Any) -> None:
+        """Write a row of the directory."""
+
+
+def allow_batches(cluster: Cluster, step: int) -> None:
+    """Write into the directory what `cluster upgrade` writes, in some lives at the
+    first step, in others in the middle, in others never."""
+    row = cluster.replica.rows().get((Kind.SETTINGS, SETTINGS_KEY))
+    now = cluster.steps // 2 if cluster.seed % 3 == 0 else 0
+    if row is not None and cluster.seed % 4 and step == now:
+        cluster.put(Kind.SETTINGS, SETTINGS_KEY, replace(decode(row.value, Settings), forms={"mails": 2}))

@@ -7,6 +7,7 @@ It decodes the bytes as docs/format.md describes them, and uses the codec alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from obox.mailbox import Delta
 from obox.objectstore import ObjectKind
@@ -17,6 +18,7 @@ from .model import require, token_of
 from .world import CODEC, World
 
 
+@lru_cache(maxsize=4096)
 def claim_in(key: str, data: bytes) -> Delta | None:
     """Return the claim of an object, None if it is a mail."""
     header = CODEC.decode_header(data, owner_of(key), lenient=True)
@@ -35,7 +37,8 @@ def found_mail(world: World, sid: StorageId, guid: str, uid: int) -> tuple[tuple
         if not key.startswith(mail_prefix(sid, Guid(guid))) or key > own:
             continue
         first, data = int(parse_mail_key(key).uid), objects[key][0]
-        delta = claim_in(key, data) if data and first >= taken else None  # else it is void
+        # Below `taken` it is void.
+        delta = claim_in(key, data) if data and first >= taken else None
         if delta is None:
             continue
         taken = first + (delta.batches or delta.claims)[first]
@@ -58,8 +61,8 @@ def mails_of(key: str, data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _envelopes(key: str, data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the offset and the envelope of each mail of a batch. The simulated bucket is
-    not encrypted, so that each is followed by 16 NULs for the meta and for each
+    """Yield the offset and the envelope of each mail of a batch. The simulated bucket
+    is not encrypted, so that each is followed by 16 NULs for the meta and for each
     frame."""
     head = CODEC.decode_header(data, owner_of(key), lenient=True)
     at = head.object_bytes + 16 * (1 + head.frames)

@@ -96,7 +96,7 @@ async def test_deliveries_at_the_same_time_share_a_put(plain: Site) -> None:
 
 @pytest.mark.parametrize("how", ["parallel", "multiappend"])
 async def test_an_import_of_ten_thousand_mails_makes_at_most_a_hundred_puts(plain: Site, how: str) -> None:
-    """256 senders, each of which sends its next mail when the last is acknowledged."""
+    """Each of 256 senders sends its next mail when the last is acknowledged."""
     async with plain.machine.run() as life:
         user = await life.user()
         left = iter(range(10_000))
@@ -238,7 +238,7 @@ async def test_a_mail_of_a_batch_decodes_only_as_itself(site: Site) -> None:
         await user.append("INBOX", [NewMail(simple(n)) for n in range(3)])
     async with site.elsewhere() as life:
         box = await (await life.user()).select("INBOX")
-        place = box.state._columns["place"]
+        place = box.state.column("place")
         place[[0, 1]] = place[[1, 0]]
         with pytest.raises(Corrupt):
             await box.mail(1)

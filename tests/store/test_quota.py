@@ -117,7 +117,7 @@ async def test_an_outage_writes_a_line_of_undecided_deliveries_and_not_one_for_e
 
     async with machine.run() as life:
         user = await life.user()
-        monkeypatch.setattr("obox.store.mails.write.put_once", unknown)
+        monkeypatch.setattr("obox.store.mails.put.put_once", unknown)
         with capture_logs() as logs:
             for _ in range(2):
                 with suppress(OboxError):

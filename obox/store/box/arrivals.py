@@ -51,8 +51,8 @@ class Arrival:
     """The mails of a sender that become visible together.
 
     octets: of all mails. alone: whether it shares no object with the mails of others,
-    because a mail has to be read from a file, which may fail. held: gets the slot. done:
-    its result is the UID of the first mail, 0 if the UIDs were lost.
+    because a mail has to be read from a file, which may fail. held: gets the slot.
+    done: its result is the UID of the first mail, 0 if the UIDs were lost.
     """
 
     __slots__ = ("alone", "done", "drafts", "first", "held", "octets", "room")

@@ -11,7 +11,7 @@ import numpy as np
 
 from metacache import Change
 
-from ...mailbox import Delta, Holders, UidArray, by_home, expunge_delta, uid_array
+from ...mailbox import Delta, Holders, UidArray, by_home, expunge_delta, uid_array, without_object
 from ...types import Guid
 from ..log.stage import Edit
 from .index import Index
@@ -55,7 +55,7 @@ def expunge_in(
         return gone
     if lost:
         delta.purged = gone
-        delta.batches = mailbox.state.without_object(batches.get(mailbox.guid, ()))
+        delta.batches = without_object(mailbox.state, batches.get(mailbox.guid, ()))
     edit.add(mailbox, delta, Change.IMPORTANT)
     for home, (own, far) in foreign.items():
         released = Holders()
@@ -63,7 +63,7 @@ def expunge_in(
         purged = np.intersect1d(uid_array(far), homes[home].state.gone_uid, assume_unique=True) if lost else None
         there = Delta(holders=released, purged=purged)
         if home != mailbox.guid:
-            there.batches = homes[home].state.without_object(batches.get(home, ()))
+            there.batches = without_object(homes[home].state, batches.get(home, ()))
         edit.add(homes[home], there, Change.IMPORTANT)
     return gone
 

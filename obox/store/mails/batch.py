@@ -23,12 +23,11 @@ import msgspec
 import numpy as np
 
 from ...errors import Corrupt
-from ...mailbox import Delta, Rows
+from ...mailbox import Delta
 from ...objectstore import CorruptObject, Header, NewerFormat, ShortPrefix
-from ...objectstore.codec import Codec, Decoded, ObjectKind, envelope_bytes
-from ...objectstore.keys import mail_key, owner_of, parse_mail_key
-from ...types import Oid, Owner, Uid
-from .meta import MailMeta, check_claim, check_meta
+from ...objectstore.codec import Decoded, ObjectKind, envelope_bytes
+from ...objectstore.keys import parse_mail_key
+from .meta import check_claim
 
 FORM: Final = "mails"
 """The form in `obox.forms` that allows batches."""
@@ -43,51 +42,9 @@ class HeadMeta(msgspec.Struct, omit_defaults=True):
     tail: int = 0
 
 
-def rows_of(metas: Sequence[MailMeta], oids: Sequence[bytes]) -> Rows:
-    """Return the records of several mails in UID order. They get their MODSEQ when they
-    become visible, and say with 1 which flags they have."""
-    uids = np.array([meta.uid for meta in metas], dtype=np.uint32)
-    flags = list(dict.fromkeys(flag for meta in metas for flag in meta.flags))
-    return Rows(
-        uid=uids,
-        size=np.array([meta.size for meta in metas], dtype=np.uint32),
-        internaldate=np.array([meta.internaldate for meta in metas], dtype=np.int64),
-        zone=np.array([meta.zone for meta in metas], dtype=np.int16),
-        savedate=np.array([meta.savedate for meta in metas], dtype=np.int64),
-        modseq=np.zeros(len(metas), dtype=np.uint64),
-        home=np.full(len(metas), -1, dtype=np.int32),
-        home_uid=uids,
-        oid=np.frombuffer(b"".join(oids), dtype=np.uint8).reshape(-1, 16),
-        place=np.zeros((len(metas), 3), dtype=np.uint32),
-        stamps={flag: np.array([flag in meta.flags for meta in metas], dtype=np.uint64) for flag in flags},
-    )
-
-
-def made(codec: Codec, key: str, oid: Oid, rows: Rows, envelopes: Sequence[bytes]) -> tuple[bytes, Delta]:
-    """Return a batch under a key, and what it adds to the state of its mailbox.
-
-    rows: the records of the mails; their places are set here. oid: of the head.
-    """
-    first = parse_mail_key(key).uid
-    rooms = [envelope_bytes(envelope)[1] for envelope in envelopes]
-    ends = np.cumsum(rooms)
-    rows.place = np.empty((len(rows), 3), dtype=np.uint32)
-    rows.place[:, 0], rows.place[:, 1], rows.place[:, 2] = first, ends - rooms, rooms
-    delta = Delta(rows=rows, batches={first: len(rows)}, uidnext=first + len(rows))
-    meta = msgspec.msgpack.encode(HeadMeta(int(ends[-1])))
-    head = codec.encode(ObjectKind.CLAIM, owner_of(key), oid, meta, delta.encode())
-    room = envelope_bytes(head)[1]
-    rows.place[:, 1] += np.uint32(room)
-    return _joined([head, *envelopes], [room, *rooms]), delta
-
-
-def _joined(envelopes: Sequence[bytes], rooms: Sequence[int]) -> bytes:
-    return b"".join(part.ljust(room, b"\0") for part, room in zip(envelopes, rooms, strict=True))
-
-
 def claimed(key: str, head: bytes, decoded: Decoded) -> Delta:
-    """Return what a claim adds to its mailbox, with the places of the mails if it is the
-    head of a batch.
+    """Return what a claim adds to its mailbox, with the places of the mails if it is
+    the head of a batch.
 
     head: the envelope of the claim alone, as it is stored; decoded: the same. Raises
     StoreError kinds, Corrupt, ValueError.
@@ -109,6 +66,11 @@ def head_of(data: bytes) -> bytes:
         return data[: envelope_bytes(data)[0]] if data[6:7] == bytes([ObjectKind.CLAIM]) else data
     except (CorruptObject, NewerFormat, ShortPrefix):
         return data
+
+
+def joined(envelopes: Sequence[bytes], rooms: Sequence[int]) -> bytes:
+    """Return envelopes in their rooms."""
+    return b"".join(part.ljust(room, b"\0") for part, room in zip(envelopes, rooms, strict=True))
 
 
 def cut(data: bytes) -> bytes:
@@ -133,29 +95,3 @@ def is_head(header: Header) -> bool:
         return msgspec.msgpack.decode(header.meta, type=HeadMeta).tail > 0
     except msgspec.MsgspecError as exc:
         raise Corrupt(f"the meta of a claim does not decode: {exc}") from exc
-
-
-def renewed(codec: Codec, key: str, data: bytes, was: Owner) -> bytes:
-    """Return a batch as this version writes it: see `Codec.renewed`. The places of its
-    mails stay. was: the owner that it is bound to, perhaps under another storage id.
-
-    Raises StoreError kinds, Corrupt, ValueError; then the batch stays as it is.
-    """
-    head = data[: envelope_bytes(data)[0]]
-    rows = claimed(key, head, codec.decode(head, was, lenient=True)).rows
-    if rows is None:
-        raise Corrupt("a batch without records")
-    old_sid = was[: was.index(b"/")]
-    found = parse_mail_key(key)
-    envelopes, rooms = [codec.renewed(head, owner_of(key), was=was)], [int(rows.place[0, 1])]
-    for uid, (_, offset, room) in zip(rows.uid.tolist(), rows.place.tolist(), strict=True):
-        own = mail_key(found.sid, found.guid, Uid(uid))
-        owner = owner_of(own)
-        bound = Owner(old_sid + owner[owner.index(b"/") :])
-        envelope = cut(data[offset : offset + room])
-        check_meta(MailMeta.decode(codec.decode_header(envelope, bound, lenient=True).meta), own)
-        envelopes.append(codec.renewed(envelope, owner, was=bound))
-        rooms.append(room)
-    if any(len(envelope) > room for envelope, room in zip(envelopes, rooms, strict=True)):
-        raise Corrupt("a mail of a batch does not fit into its place")
-    return _joined(envelopes, rooms)

@@ -74,8 +74,8 @@ async def _listed(mailbox: Index, key: str) -> bool:
 
 
 async def expunge(mailbox: Index, lost: Mapping[int, str]) -> UidArray:
-    """Expunge mails (UID to the key of its object) whose object is gone, and note that there is nothing
-    to delete. Returns the mails that existed.
+    """Expunge mails (UID to the key of its object) whose object is gone, and note that
+    there is nothing to delete. Returns the mails that existed.
 
     The change is in the synced local commit on return. Raises Unavailable.
     """

@@ -100,7 +100,8 @@ class Ranges:
         low = run[0][0].start
         high = max(place.start + place.length for place, _ in run)
         data: bytes | None = None
-        failure: Exception | None = Unavailable(TRY_LATER)  # if this task is cancelled
+        # It stays if this task is cancelled.
+        failure: Exception | None = Unavailable(TRY_LATER)
         try:
             async with self._gate:
                 data = await self._get(run[0][0].under, low, high)

@@ -33,7 +33,7 @@ import numpy as np
 
 from metacache import Change
 
-from ...mailbox import CLAIM_PURGED, Delta, UidArray
+from ...mailbox import CLAIM_PURGED, Delta, UidArray, batches_used, dead_batches, in_batches, without_object
 from ...objectstore import ObjectInfo
 from ...objectstore.keys import mail_key, parse_mail_key
 from ...turn import Turn
@@ -66,7 +66,7 @@ def garbage(mailbox: Index) -> Garbage:
     claims = [uid for uid, count in state.claims.items() if count < CLAIM_PURGED and uid + count <= stamp.known_uidnext]
     if stamp.known_at > env.now() - env.delete_delay_s:
         claims = []  # no bundle with these UIDs has been in the bucket for the delay
-    return Garbage(dead, claims, state.dead_batches(before))
+    return Garbage(dead, claims, dead_batches(state, before))
 
 
 async def purge(mailbox: Index, found: Garbage) -> None:
@@ -85,9 +85,9 @@ async def purge(mailbox: Index, found: Garbage) -> None:
             return
         some, batches = batches[:PART_MAILS], batches[PART_MAILS:]
         # Without batches of which a mail is held since.
-        some = sorted({*some} & {*state.dead_batches(mailbox.env.now_ms())} - state.batches_used())
+        some = sorted({*some} & {*dead_batches(state, mailbox.env.now_ms())} - batches_used(state))
         await _delete(mailbox, some)
-        mailbox.apply(Delta(batches=state.without_object(some)), Change.UNIMPORTANT, journal=False)
+        mailbox.apply(Delta(batches=without_object(state, some)), Change.UNIMPORTANT, journal=False)
     while len(mails) or claims:
         if not await _alone(mailbox):
             return
@@ -95,8 +95,8 @@ async def purge(mailbox: Index, found: Garbage) -> None:
         some, claims = claims[:PART_MAILS], claims[PART_MAILS:]
         # Without mails that are held since.
         dead = np.intersect1d(part, state.dead(mailbox.env.now_ms()), assume_unique=True)
-        used = state.batches_used()
-        single = [uid for uid in dead[~state.in_batches(dead)].tolist() if uid not in used]
+        used = batches_used(state)
+        single = [uid for uid in dead[~in_batches(state, dead)].tolist() if uid not in used]
         await _delete(mailbox, [*single, *(uid for uid in some if uid not in used and uid not in state.batches)])
         # An earlier process that did not flush may have left them.
         await drop_fields(mailbox, dead)
@@ -114,7 +114,7 @@ async def purge_last(mailbox: Index) -> bool:
     if not await _alone(mailbox) or bool((~state.gone_purged).any()) or len(state.holders.needed()):
         return False
     batches = [uid for uid, count in state.batches.items() if count < CLAIM_PURGED]
-    if not {*batches} <= {*state.dead_batches(mailbox.env.now_ms())} - state.batches_used():
+    if not {*batches} <= {*dead_batches(state, mailbox.env.now_ms())} - batches_used(state):
         return False
     await _delete(mailbox, [*batches, *(uid for uid, count in state.claims.items() if count < CLAIM_PURGED)])
     return True

@@ -13,8 +13,8 @@ disconnects.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
@@ -22,19 +22,19 @@ import numpy as np
 import structlog
 
 from ...errors import Temporary, Unavailable
+from ...loading import loaded
 from ...mailbox import Delta, Rows
-from ...objectstore import StoreError, find_outcome, put_once
 from ...objectstore.codec import ObjectKind
 from ...objectstore.keys import mail_key, owner_of
-from ...turn import Turn
-from ...types import Oid, Uid
+from ...types import Uid
 from ..box.arrivals import Arrival, Draft
 from ..box.index import Index
 from ..box.slots import Fate, Slot
 from ..env import TRY_LATER
 from ..fields import Fields
-from .batch import BATCHES, FORM, made, rows_of
-from .meta import INLINE_MAX, MailMeta, quick_fields, ready_fields
+from .batch import BATCHES, FORM
+from .meta import INLINE_MAX, quick_fields, ready_fields
+from .put import CLAIM_INLINE, FIELDS_S, decided, meta_of, put_slot
 from .quota import Room
 
 log = structlog.get_logger()
@@ -49,18 +49,6 @@ mail reads only the frames that it needs, and its PUT makes no other mail wait."
 GROUP_BYTES_MAX: Final = 16 << 20
 """Octets of a MULTIAPPEND that is written as one object. They are in memory at once.
 The mails of a larger MULTIAPPEND are objects of their own."""
-
-CLAIM_INLINE: Final = 1000
-"""Mails of a claim that is compressed on the loop: two milliseconds."""
-
-FIELDS_S: Final = 2.0
-"""How long a mail in the bucket waits for its ready fields. Without them it becomes
-visible, and the first reader makes them. After a longer wait the sender would get 451
-for a stored mail, and would send it again."""
-
-DECIDE_S: Final = 1.0
-"""Interval between attempts to resolve a UID. It is short, so that deliveries continue
-soon after an outage."""
 
 ATTEMPTS_MAX: Final = 8
 """UIDs that may be lost in a row to other writers before the write fails as
@@ -181,7 +169,10 @@ async def _write_arrivals(mailbox: Index) -> None:
                 if fields is not None:
                     mailbox.put_fields([(slot.uid, fields.packed)])
             else:
-                fate, delta = await _put_batch(mailbox, slot, drafts)
+                await loaded("obox.store.mails.put_batch")
+                from .put_batch import put_batch
+
+                fate, delta = await put_batch(mailbox, slot, drafts)
             slots.resolve(slot, fate, delta)
     except BaseException as error:
         arrivals.fail(error if isinstance(error, Exception) else Unavailable(TRY_LATER))
@@ -197,101 +188,10 @@ def _visible(part: list[Arrival]) -> None:
 
 
 def _done(part: list[Arrival], uid: int, landed: asyncio.Future[bool]) -> None:
-    """Tell senders which UIDs their mails have, now that these are visible or lost."""
+    """Set the UIDs of arrivals, which have become visible, or were lost."""
     for arrival in part:
         if not arrival.done.done():
             arrival.done.set_result(uid + arrival.first if landed.result() else 0)
-
-
-async def _put_batch(mailbox: Index, slot: Slot, drafts: list[Draft]) -> tuple[Fate, Delta | None]:
-    """PUT several mails as one object. Their fields are made while the bucket works."""
-    env, now = mailbox.env, mailbox.env.now()
-    uids = range(slot.uid, slot.uid + len(drafts))
-    keys = [mail_key(mailbox.user.storage_id, mailbox.guid, Uid(uid)) for uid in uids]
-    metas = [_meta(mailbox, uid, draft, now) for uid, draft in zip(uids, drafts, strict=True)]
-    oids, head_oid = [env.new_oid() for _ in drafts], env.new_oid()
-    envelopes: list[bytes] = []
-    fields: list[tuple[int, bytes]] = []
-
-    def encode(at: int, source: bytes) -> None:
-        what = ObjectKind.MAIL, owner_of(keys[at]), oids[at], metas[at].encode(), source
-        envelopes.append(env.codec.encode(*what))
-
-    def make(sources: list[bytes]) -> tuple[bytes, Delta]:
-        for at, source in enumerate(sources):
-            encode(at, source)
-        return made(env.codec, keys[0], head_oid, rows_of(metas, oids), envelopes)
-
-    sources = [draft.source for draft in drafts if isinstance(draft.source, bytes)]
-    if len(sources) < len(drafts):
-        sources = []
-        try:
-            for at, draft in enumerate(drafts):
-                # One at a time: the bytes of such mails are limited for all senders
-                # together.
-                async with _opened(draft) as source:
-                    await asyncio.to_thread(encode, at, source)
-                    await _make_fields(mailbox, [(uids[at], source)], fields)
-        except Temporary as exc:
-            log.error("mail cannot be read back", user=mailbox.user.name, uid=slot.uid, error=str(exc))
-            return await _decided(mailbox, keys[0], head_oid), None
-    small = sum(map(len, sources)) <= INLINE_MAX and len(drafts) <= CLAIM_INLINE
-    data, delta = make(sources) if small else await asyncio.to_thread(make, sources)
-    putting = mailbox.user.spawn(put_slot(mailbox, slot, data, head_oid))
-    await asyncio.sleep(0)  # the request is sent
-    await _make_fields(mailbox, list(zip(uids, sources, strict=False)), fields)
-    fate = await putting
-    if fate != "landed":
-        return fate, None
-    turn = Turn(env.clock)
-    for key, envelope in zip(keys, envelopes, strict=True):
-        await env.fscache.put(key, envelope)
-        if turn.over():
-            await turn.end()
-    mailbox.put_fields(fields)
-    return fate, delta
-
-
-@asynccontextmanager
-async def _opened(draft: Draft) -> AsyncIterator[bytes]:
-    """Read a mail. Raises Temporary."""
-    if isinstance(draft.source, bytes):
-        yield draft.source
-        return
-    async with draft.source.open() as source:
-        yield source
-
-
-async def _make_fields(mailbox: Index, mails: list[tuple[int, bytes]], fields: list[tuple[int, bytes]]) -> None:
-    """Make the ready fields of mails (UID, source) of a batch. Those that take longer
-    than FIELDS_S are made by the first reader."""
-    turn, slow = Turn(mailbox.env.clock), dict[int, asyncio.Task[Fields | None]]()
-    for uid, source in mails:
-        found = quick_fields(source)
-        if found is None:
-            slow[uid] = mailbox.user.spawn(ready_fields(source, mailbox=mailbox.guid, uid=uid))
-        else:
-            fields.append((uid, found.packed))
-        if turn.over():
-            await turn.end()
-    if slow:
-        await asyncio.wait(slow.values(), timeout=FIELDS_S)
-    for uid, task in slow.items():
-        made_now = task.result() if task.done() else None
-        if made_now is not None:
-            fields.append((uid, made_now.packed))
-
-
-def _meta(mailbox: Index, uid: int, draft: Draft, now: float) -> MailMeta:
-    return MailMeta(
-        guid=mailbox.guid,
-        uid=uid,
-        size=len(draft.source),
-        internaldate=int(now) if draft.internaldate is None else draft.internaldate,
-        zone=draft.zone,
-        savedate=int(now * 1000),
-        flags=draft.flags,
-    )
 
 
 @contextmanager
@@ -353,7 +253,7 @@ async def _put_mail(mailbox: Index, slot: Slot, draft: Draft) -> tuple[Fate, Del
     except Temporary as exc:
         log.error("mail cannot be read back", user=mailbox.user.name, uid=slot.uid, error=str(exc))
         key = mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid))
-        return await _decided(mailbox, key, mailbox.env.new_oid()), None, None
+        return await decided(mailbox, key, mailbox.env.new_oid()), None, None
 
 
 async def _put_source(
@@ -361,7 +261,7 @@ async def _put_source(
 ) -> tuple[Fate, Delta | None, Fields | None]:
     """PUT the bytes of a mail. Its fields are made while the bucket works."""
     env = mailbox.env
-    meta = _meta(mailbox, slot.uid, draft, env.now())
+    meta = meta_of(mailbox, slot.uid, draft, env.now())
     oid, key = env.new_oid(), mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid))
     what = ObjectKind.MAIL, owner_of(key), oid, meta.encode(), source
     data = env.codec.encode(*what) if len(source) <= INLINE_MAX else await asyncio.to_thread(env.codec.encode, *what)
@@ -378,45 +278,6 @@ async def _put_source(
         fields = making.result()
     await env.fscache.put(key, data)
     return fate, Delta(rows=meta.row(oid, 0)), fields
-
-
-async def put_slot(mailbox: Index, slot: Slot, data: bytes, oid: Oid) -> Fate:
-    """PUT under a slot's UID and return the outcome. If the outcome of the PUT is
-    unknown, it is found out, however long it takes. An object that landed counts,
-    because a LIST would find it."""
-    key = mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid))
-    try:
-        return "landed" if await put_once(mailbox.env.bucket, key, data, oid, kind="mail") else "taken"
-    except StoreError as exc:
-        if (limiter := mailbox.env.undecided).due():
-            log.warning(
-                "delivery undecided", user=mailbox.user.name, key=key, error=str(exc), skipped=limiter.skipped()
-            )
-    return await _decided(mailbox, key, oid)
-
-
-async def _decided(mailbox: Index, key: str, oid: Oid) -> Fate:
-    """Return the outcome of a PUT that was or was not sent, however long it takes to
-    find out."""
-    pause = 0.5
-    while True:
-        try:
-            outcome = await find_outcome(mailbox.env.bucket, key, oid, kind="mail")
-        except StoreError:
-            await mailbox.env.sleep(pause)
-            pause = min(pause * 2, DECIDE_S)
-            continue
-        return "landed" if outcome == "ours" else "void" if outcome == "burnt" else "taken"
-
-
-async def burn(mailbox: Index, uid: int) -> bool:
-    """Put nothing under a UID that nobody seems to have used, so that no late PUT can
-    land there. False: something has landed meanwhile. Raises Unavailable."""
-    env, key = mailbox.env, mail_key(mailbox.user.storage_id, mailbox.guid, Uid(uid))
-    try:
-        return await find_outcome(env.bucket, key, env.new_oid(), kind="mail") != "other"
-    except StoreError as exc:
-        raise env.unavailable("put", key, exc) from exc
 
 
 async def write_claim(mailbox: Index, rows: Rows | None, count: int, until: float) -> tuple[Slot, Delta]:

@@ -20,7 +20,7 @@ import numpy as np
 import structlog
 
 from ...errors import Corrupt, Limit
-from ...mailbox import Delta, MailboxEntry, Root, RootDelta, Rows
+from ...mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, in_batches
 from ...objectstore import ObjectInfo
 from ...objectstore.keys import ROOT, UID_MAX, mail_key
 from ...types import Guid, StorageId, Uid
@@ -128,7 +128,7 @@ def _known(box: Mailbox, uid: int) -> bool:
     state = box.state
     if state.position(uid) is not None or uid in state.gone_uid:
         return True
-    if bool(state.in_batches(np.array([uid], dtype=np.uint32))[0]):
+    if bool(in_batches(state, np.array([uid], dtype=np.uint32))[0]):
         return True
     return any(first <= uid < first + max(1, count) for first, count in state.claims.items())
 

@@ -65,9 +65,10 @@ from ..backend import mark
 from ..env import is_large
 from ..log.fence import list_journals
 from ..log.journal import JournalObject
-from ..mails.batch import is_head, renewed
+from ..mails.batch import is_head
 from ..mails.meta import MailMeta, check_claim, check_meta
 from ..mails.purge import is_mail
+from .batches import renewed
 
 if TYPE_CHECKING:
     from ..backend.store import MailStore

@@ -33,7 +33,7 @@ from ..log.takeover import one_history
 from ..mails.batch import claimed
 from ..mails.listed import listed_uids, near
 from ..mails.meta import MailMeta, check_meta
-from ..mails.write import burn
+from ..mails.put import burn
 from ..stamp import Assignment, Trust, name_of
 
 log = structlog.get_logger()

@@ -23,6 +23,7 @@ from obox.store.backend import mark
 from obox.store.box.arrivals import BATCH_MAILS_MAX
 from obox.store.mails.write import GROUP_BYTES_MAX, SHARED_MAX
 from obox.store.operate import repair, upgrade, users
+from obox.store.user.flush import sweep
 from obox.types import Guid, StorageId, Uid
 
 PUTS = ("put", "mail")
@@ -344,7 +345,7 @@ async def late(life: Life, box: Mailbox) -> None:
     await box.flush(everything=True)
     life.time.move(DAY_S + 10)
     await life.quiet()
-    await box.sweep()
+    await sweep(box)
 
 
 async def test_a_batch_goes_when_nothing_refers_to_any_of_its_mails(plain: Site) -> None:
@@ -364,7 +365,7 @@ async def test_a_batch_goes_when_nothing_refers_to_any_of_its_mails(plain: Site)
         assert await archive.mail(1) == simple(1)
         await archive.expunge(uids(1))
         await life.quiet()
-        await box.sweep()
+        await sweep(box)
         assert batch in plain.memory.objects, "the delay is not over"
         await late(life, box)
         assert batch not in plain.memory.objects

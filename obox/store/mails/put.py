@@ -1,5 +1,5 @@
-"""PUTs under UIDs, and finds out what became of them: a mail, a claim, a batch or a burnt
-UID.
+"""PUTs under UIDs, and finds out what became of them: a mail, a claim, a batch or a
+burnt UID.
 
 Invariant: the outcome of a PUT is known when a call returns, however long it takes.
 """

@@ -22,7 +22,7 @@ FAST = -m 'not needs' $(SLOW:%=--ignore=tests/%)
 # The newest Python, other than that of .venv, that can make an environment. It is empty if there is none.
 NEWEST ?= $(firstword $(filter-out $(PYTHON),$(shell for p in python3.14 python3.13 python3.12; do \
 	$$p -c 'import ensurepip, venv' 2>/dev/null && echo $$p; done)))
-PACKAGES := curl default-jre-headless dovecot-imapd dovecot-lmtpd haproxy isync libnginx-mod-mail maven \
+PACKAGES := curl default-jre-headless dovecot-imapd dovecot-lmtpd dovecot-pop3d haproxy isync libnginx-mod-mail maven \
 	nginx-light openssl postfix python3 python3-venv systemd
 SLOW := sim fuzz model e2e operations systemd
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import measure
 from .mails import make
+from .pop3 import pop3
 from .proxy import proxy
 from .servers import Bucket, dovecot_version, run_dovecot, run_obox, run_seaweedfs, scratch
 from .table import Report, machine
@@ -27,9 +28,12 @@ def _arguments() -> argparse.Namespace:
         "--only",
         metavar="NAME",
         default="",
-        help="lmtp, imap, zstd, requests, memory, cold, put, proxy, or part of a command's row",
+        help="lmtp, imap, zstd, requests, memory, cold, put, proxy, pop3, or part of a command's row",
     )
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the table there too")
+    parser.add_argument(
+        "--minutes", type=float, default=1, help="how long mails are delivered at a fixed rate before POP3 (default: 1)"
+    )
     parser.add_argument("--without-dovecot", action="store_true")
     return parser.parse_args()
 
@@ -65,7 +69,7 @@ def main() -> None:
             plain = stack.enter_context(run_obox(home / "plain", directory, measure.ALL_USERS, "plain"))
         dovecot = stack.enter_context(run_dovecot(home / "dovecot", measure.ALL_USERS)) if version else None
         bench = measure.Bench(size, mails, report, home, bucket, obox, plain, dovecot)
-        sections = ("", "lmtp", "imap", "zstd", "requests", "memory", "cold", "put", "proxy")
+        sections = ("", "lmtp", "imap", "zstd", "requests", "memory", "cold", "put", "proxy", "pop3")
         row = "" if only in sections else only
         steps: list[tuple[str, Callable[[], object]]] = [
             ("lmtp", lambda: measure.lmtp(bench)),
@@ -75,9 +79,10 @@ def main() -> None:
             ("requests", lambda: measure.requests(bench)),
             ("put", lambda: measure.raw_puts(bench)),
             ("proxy", lambda: proxy(report, home / "proxy", measure.USERS, mails, size.appends * 4, size.rounds)),
+            ("pop3", lambda: pop3(report, bench.pair(), measure.USERS, mails, arguments.minutes)),
             ("cold", lambda: measure.cold(bench)),
         ]
-        if not wanted("lmtp") and only not in ("put", "memory", "proxy"):
+        if not wanted("lmtp") and only not in ("put", "memory", "proxy", "pop3"):
             say("filling the mailbox")
             measure.fill(bench)
         for name, step in steps:

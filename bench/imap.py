@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+from collections.abc import Sequence
 
 READ_BYTES = 1 << 20
 LINE_BYTES = 4096
@@ -62,6 +63,23 @@ class Imap:
         if not tail.startswith(tag + b"OK"):
             raise Refused(f"{text[:60]}: {tail[:200].decode(errors='replace')}")
         return spent, octets
+
+    def pipeline(self, texts: Sequence[str]) -> float:
+        """Send commands at once, and read all answers.
+
+        Returns milliseconds for a command; raises Refused if the last is refused.
+        """
+        first = self._serial + 1
+        self._serial += len(texts)
+        data = "".join(f"zQ{first + at:06d} {text}\r\n" for at, text in enumerate(texts)).encode()
+        begin = time.perf_counter()
+        self._socket.sendall(data)
+        tag = b"zQ%06d " % self._serial
+        _, tail = self._answer(tag)
+        spent = (time.perf_counter() - begin) * 1000
+        if not tail.startswith(tag + b"OK"):
+            raise Refused(f"{texts[-1][:60]}: {tail[:200].decode(errors='replace')}")
+        return spent / len(texts)
 
     def _answer(self, tag: bytes) -> tuple[int, bytes]:
         octets, tail = 0, b""

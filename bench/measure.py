@@ -220,6 +220,18 @@ def _others(few: int, mails: int) -> Measure:
     return run
 
 
+def _one_by_one(text: str, count: int, before: Sequence[str] = ()) -> Measure:
+    """Return a measurement of `count` commands that are sent at once; {} is the number
+    of the mail. The result is the time of one command."""
+
+    def run(imap: Imap) -> float:
+        for one in before:
+            imap.command(one)
+        return imap.pipeline([text.format(number + 1) for number in range(count)])
+
+    return run
+
+
 def commands(bench: Bench) -> list[tuple[str, Measure]]:
     """Return names and measurements, in the order in which they run. The mailbox is
     selected."""
@@ -243,6 +255,15 @@ def commands(bench: Bench) -> list[tuple[str, Measure]]:
         ("STORE that changes nothing", _timed(flag.format("+"))),
         (f"{few} bodies, warm", _timed(f"FETCH 1:{few} (BODY.PEEK[])")),
         *unread,
+        ("SORT (SUBJECT) of all", _timed("SORT (SUBJECT) UTF-8 ALL")),
+        ("SORT (REVERSE DATE) of all", _timed("SORT (REVERSE DATE) UTF-8 ALL")),
+        ("THREAD REFERENCES of all", _timed("THREAD REFERENCES UTF-8 ALL")),
+        ("UID SEARCH BODY in all", _timed(f"UID SEARCH BODY {NEEDLE}")),
+        (f"FETCH of {few} bodies, one a command, pipelined", _one_by_one("FETCH {} (BODY.PEEK[])", few)),
+        (
+            f"STORE on {few} mails, one a command, pipelined",
+            _one_by_one("STORE {} +FLAGS (\\Flagged)", few, [flag.format("-")]),
+        ),
         ("APPEND of one mail", _append(bench.mails[0], bench.size.appends // bench.size.rounds)),
     ]
 

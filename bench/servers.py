@@ -31,6 +31,8 @@ PASSWORD: Final = "secret"
 START_S: Final = 30.0
 STOP_S: Final = 60.0
 DOVECOT: Final = "/usr/sbin/dovecot"
+DOVECOT_POP3: Final = Path("/usr/lib/dovecot/pop3")
+"""Debian has it in a package of its own."""
 
 
 class NoStart(Exception):
@@ -47,6 +49,8 @@ class Server:
     lmtp: int
     http: int = 0
     imaps: int = 0
+    pop3: int = 0
+    """0: the server has no POP3."""
     home: Path = field(default_factory=Path)
 
     def processes(self) -> list[psutil.Process]:
@@ -138,7 +142,7 @@ class Bucket:
 def run_obox(home: Path, bucket: Bucket, users: Sequence[str], name: str = "obox") -> Iterator[Server]:
     """Run a backend with empty local state. At the end it flushes, as after SIGTERM."""
     home.mkdir()
-    imap, lmtp, http, imaps = free_ports(4)
+    imap, lmtp, http, imaps, pop3 = free_ports(5)
     cert, key = _tests("certificates").certificate(home)
     (home / "users").write_text("".join(f"{user}:{{PLAIN}}{PASSWORD}:::::\n" for user in users))
     (home / "users").chmod(0o600)
@@ -149,7 +153,8 @@ def run_obox(home: Path, bucket: Bucket, users: Sequence[str], name: str = "obox
         + "".join(f"{key} = {json.dumps(value)}\n" for key, value in storage.items())
         + f'[tls]\ncert = "{cert}"\nkey = "{key}"\n[auth]\npasswd_file = "users"\n'
         + f'[imap]\nlisten = ["127.0.0.1:{imap}", "127.0.0.1:{imaps}/tls"]\nmax_user_sessions = 0\n'
-        + f'[lmtp]\nlisten = ["127.0.0.1:{lmtp}"]\n[http]\nlisten = ["127.0.0.1:{http}"]\n'
+        + f'[lmtp]\nlisten = ["127.0.0.1:{lmtp}"]\n'
+        + f'[pop3]\nlisten = ["127.0.0.1:{pop3}"]\n[http]\nlisten = ["127.0.0.1:{http}"]\n'
     )
     log = home / "log"
     with log.open("wb") as out:
@@ -161,9 +166,9 @@ def run_obox(home: Path, bucket: Bucket, users: Sequence[str], name: str = "obox
             start_new_session=True,
         )
     try:
-        _wait(process, [imap, lmtp, http], log)
+        _wait(process, [imap, lmtp, http, pop3], log)
         _wait_for_store(process, log)
-        yield Server(name, process, imap, lmtp, http, imaps, home)
+        yield Server(name, process, imap, lmtp, http, imaps, pop3, home)
     finally:
         _kill(process, STOP_S)
 
@@ -191,7 +196,7 @@ log_path = {home}/log
 default_internal_user = {internal}
 default_internal_group = {internal_group}
 default_login_user = {login}
-protocols = imap lmtp
+protocols = {protocols}
 ssl = no
 disable_plaintext_auth = no
 auth_mechanisms = plain
@@ -219,6 +224,7 @@ service imap-login {{
     port = 0
   }}
 }}
+{pop3}
 service lmtp {{
   inet_listener lmtp {{
     address = 127.0.0.1
@@ -230,6 +236,20 @@ service anvil {{
 }}
 service stats {{
   {unconfined}
+}}
+"""
+
+
+_DOVECOT_POP3: Final = """\
+service pop3-login {{
+  {unconfined}
+  inet_listener pop3 {{
+    address = 127.0.0.1
+    port = {pop3}
+  }}
+  inet_listener pop3s {{
+    port = 0
+  }}
 }}
 """
 
@@ -251,7 +271,8 @@ def run_dovecot(home: Path, users: Sequence[str], *, compress: bool = False) -> 
     compress: it compresses mails, as obox does.
     """
     home.mkdir()
-    imap, lmtp = free_ports(2)
+    imap, lmtp, pop3 = free_ports(3)
+    has_pop3, unconfined = DOVECOT_POP3.exists(), "" if os.getuid() == 0 else "chroot ="
     me = pwd.getpwuid(os.getuid())
     if os.getuid() == 0:
         internal, login, mail = pwd.getpwnam("dovecot"), pwd.getpwnam("dovenull"), pwd.getpwnam("nobody")
@@ -273,7 +294,9 @@ def run_dovecot(home: Path, users: Sequence[str], *, compress: bool = False) -> 
             mail=mail.pw_uid,
             mail_group=mail.pw_gid,
             compress=_DOVECOT_ZSTD if compress else "",
-            unconfined="" if os.getuid() == 0 else "chroot =",
+            unconfined=unconfined,
+            protocols="imap lmtp pop3" if has_pop3 else "imap lmtp",
+            pop3=_DOVECOT_POP3.format(unconfined=unconfined, pop3=pop3) if has_pop3 else "",
         )
     )
     log = home / "log"
@@ -287,7 +310,7 @@ def run_dovecot(home: Path, users: Sequence[str], *, compress: bool = False) -> 
         )
     try:
         _wait(process, [imap, lmtp], log if log.exists() else home / "out")
-        yield Server("Dovecot", process, imap, lmtp, home=home)
+        yield Server("Dovecot", process, imap, lmtp, pop3=pop3 if has_pop3 else 0, home=home)
     finally:
         _kill(process, 10)
 

@@ -71,6 +71,7 @@ class Connection(login.Connection[ImapSettings]):
         while not self.must_stop:
             event = self.parser.next()
             if event is NEED_DATA:
+                await self.machine.commit(session)
                 if self._inflater is None or not (data := self._inflater.read()):
                     return
                 self.parser.feed(data)
@@ -81,6 +82,7 @@ class Connection(login.Connection[ImapSettings]):
                 self.splice()
                 return
             await session.pause()  # many small commands may have come at once
+        await self.machine.commit(session)
 
     @property
     def pending(self) -> bool:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from obox import login
 from obox.imap.intake import Intake
 from obox.imap.settings import ImapSettings
 
+if TYPE_CHECKING:
+    from obox.mailbox.values import Values
+
 
 @dataclass(slots=True, kw_only=True)
 class Context(login.Context[ImapSettings]):
-    """intake: what APPEND receives in all sessions."""
+    """intake: what APPEND receives in all sessions. values: what SORT and THREAD
+    know of mails, once one of them was used."""
 
     intake: Intake = field(init=False)
+    values: Values | None = None
 
     def __post_init__(self) -> None:
         settings = self.settings

@@ -8,6 +8,10 @@ sessions in the mailbox are written. EXPUNGE waits while FETCH, STORE or SEARCH 
 after a pause of the process. AUTHENTICATE and IDLE return None, because their tagged
 line follows the client's next line.
 
+STORE commands that a client sends without waiting for answers share a commit. Their
+tagged lines wait, in order, until `commit` has committed the changes. The driver calls
+it once no other STORE is there, and the machine before any other command.
+
 Every exception of a handler becomes a tagged line. `replies.ERRORS` has the line for
 each OboxError. Any other exception is a bug: it is answered SERVERBUG, its traceback is
 logged, and the session continues. If the selected mailbox is deleted, the session
@@ -23,13 +27,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from obox.errors import OboxError
 from obox.imap import ast, events, wire
 from obox.imap.replies import SERVER_BUG, Reply, bad, no, of_error
 from obox.imap.session import NO_UIDS, BadSet, Session, State, UidRequired
 from obox.imap.updates import report
+
+SHARED_COMMIT_MAX: Final = 256
+"""STORE commands that share a commit. Each costs its session some 100 bytes."""
 
 Handler = Callable[[Any, Any], Awaitable[Reply | None]]
 """Takes the session and the parsed command."""
@@ -60,6 +67,8 @@ class Machine:
 
     async def handle(self, session: Session, event: events.Event) -> None:
         """Answer an event of the parser."""
+        if session.committing and (type(event) is not ast.Store or len(session.committing) >= SHARED_COMMIT_MAX):
+            await self.commit(session)
         if isinstance(event, ast.Command):
             await self._command(session, event)
         elif isinstance(event, events.NeedFlush):
@@ -78,6 +87,18 @@ class Machine:
         elif isinstance(event, events.TooBig | events.BadCommand):
             await _refused(session, event)
 
+    async def commit(self, session: Session) -> None:
+        """Commit what STORE commands have changed, and write their tagged lines."""
+        if not (waiting := session.committing):
+            return
+        session.committing = []
+        failed = None
+        if session.uncommitted and session.user is not None:
+            session.uncommitted = False
+            failed = await _answered(session, ast.Store.NAME, session.user.commit())
+        for tag, name, reply in waiting:
+            session.finish_command(tag, name, failed if failed and reply.condition == "OK" else reply)
+
     async def _command(self, session: Session, command: ast.Command) -> None:
         table, kind = self._table, type(command)
         session.commands += 1
@@ -89,14 +110,14 @@ class Machine:
         if session.user is not None and kind not in (ast.Logout, ast.Unauthenticate):
             refusal = await _answered(session, command.NAME, session.user.current())
             if refusal is not None:
-                session.finish_command(command.tag, command.NAME, refusal)
+                _finish(session, command, refusal)
                 return
         if handler is None:
             if lost and kind in table.rows[State.SELECTED]:
                 reply = no("Mailbox was deleted", "NONEXISTENT")
             else:
                 reply = self._refusal(session, command)
-            session.finish_command(command.tag, command.NAME, reply)
+            _finish(session, command, reply)
             return
         session.may_cancel = kind in table.cancellable
         numbered = session.uidonly and not getattr(command, "uid", True)
@@ -114,7 +135,7 @@ class Machine:
             raise
         except Exception:
             session.log_bug(command.NAME)
-        session.finish_command(command.tag, command.NAME, answer)
+        _finish(session, command, answer)
         if session.logged_out:
             session.out.close()
 
@@ -135,6 +156,14 @@ class Machine:
         if reply is not None:
             session.sasl = None
             session.finish_command(tag, "AUTHENTICATE", reply)
+
+
+def _finish(session: Session, command: ast.Command, reply: Reply) -> None:
+    """Write the tagged line. It waits in order if a commit is awaited before it."""
+    if session.uncommitted or session.committing:
+        session.committing.append((command.tag, command.NAME, reply))
+    else:
+        session.finish_command(command.tag, command.NAME, reply)
 
 
 async def _uid_required() -> Reply:

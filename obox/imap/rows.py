@@ -27,6 +27,7 @@ LINE_BYTES: Final = 128
 sections come beside them."""
 
 Where = npt.NDArray[np.intp]
+Recent = npt.NDArray[np.bool_]
 FlagsOf = Callable[[Table, Where], list[bytes]]
 """Makes the flag lists of the rows of a table. `updates.flags_of` of a session first
 reports new names."""
@@ -76,15 +77,14 @@ def parts(names: Sequence[bytes], columns: Sequence[Sequence[Any]], count: int) 
     yield slice(begin, count)
 
 
-def flag_column(names: Sequence[str], table: Table, where: Where, recent: UidArray) -> list[bytes]:
-    """Return the flag lists of the rows at `where`. names: by bit. recent: the mails
-    that are recent in this session.
+def flag_column(names: Sequence[str], table: Table, where: Where, recent: Recent | None) -> list[bytes]:
+    """Return the flag lists of the rows at `where`. names: by bit. recent: which of the
+    rows are recent in this session; None if no mail is.
     """
     made = FlagLists(names)
     bits = table.flag_bits(where)
-    if len(recent):
-        new = np.isin(table.uids[where], recent, assume_unique=True).tolist()
-        return [made[b | made.recent if r else b] for b, r in zip(bits, new, strict=True)]
+    if recent is not None:
+        return [made[b | made.recent if r else b] for b, r in zip(bits, recent.tolist(), strict=True)]
     return list(map(made.__getitem__, bits))
 
 

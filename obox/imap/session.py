@@ -55,6 +55,7 @@ class Session(login.Session[ImapSettings]):
         "_unwatch",
         "changed",
         "client_id",
+        "committing",
         "condstore",
         "emptied",
         "idling",
@@ -65,6 +66,7 @@ class Session(login.Session[ImapSettings]):
         "read_only",
         "saved",
         "uidonly",
+        "uncommitted",
         "utf8",
         "view",
         "waiting_tag",
@@ -88,6 +90,10 @@ class Session(login.Session[ImapSettings]):
         """Whether no sequence numbers are sent or read. RFC 9586."""
         self.saved: UidArray = NO_UIDS
         """What SEARCH RETURN (SAVE) left for `$`. RFC 5182."""
+        self.uncommitted = False
+        """Whether a STORE has changed something that is not committed yet."""
+        self.committing: list[tuple[bytes, str, Reply]] = []
+        """Tags, names and replies of STORE commands that wait for the commit."""
         self.idling = False
         self.changed = False
         """Whether the mailbox has changed since the last poll."""

@@ -57,7 +57,7 @@ def flags_of(session: Session, table: Table, where: Where) -> list[bytes]:
     state = mailbox.state
     if view.has_new_names(state):
         write_names(session, besides=view.names)
-    return flag_column(state.flags.names, table, where, view.recent_uids())
+    return flag_column(state.flags.names, table, where, view.is_recent(table.uids[where]))
 
 
 async def write_expunged(session: Session, expunged: list[int], vanished: UidArray) -> None:

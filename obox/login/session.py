@@ -99,8 +99,11 @@ class Session(ABC, Generic[S]):
             self.out.write(piece)
 
     async def pause(self) -> None:
-        """Pause between two steps of a long command: flush if enough is gathered, and
-        let other tasks run in time."""
+        """Pause between two steps of a long command, or between commands: flush if
+        enough is gathered, and let other tasks run in time.
+
+        Output that is not enough leaves when this task next waits for something.
+        """
         if self.out.full:
             await self.out.flush()
         else:

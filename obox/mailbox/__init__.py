@@ -26,7 +26,7 @@ from ._needles import Finder, Needle, collated, collated_octets, normalise
 from ._records import Table, by_home, home_of
 from ._root import MailboxEntry, Root, RootDelta, Totals
 from ._state import DELETED, MODSEQ_MAX, SEEN, State
-from ._uidset import UIDS_MAX, UidArray, distinct, pack_ranges, uid_array, united, unpack_ranges
+from ._uidset import UIDS_MAX, UidArray, distinct, pack_ranges, uid_array, united, unpack_ranges, within
 
 __all__ = [
     "CLAIM_PURGED",
@@ -72,5 +72,6 @@ __all__ = [
     "uid_array",
     "united",
     "unpack_ranges",
+    "within",
     "without_object",
 ]

@@ -80,15 +80,15 @@ class Columns:
         mine = self.uids
         count = len(uids)
         if count > RUN_MIN:
-            first = int(np.searchsorted(mine, uids[0]))
+            first = int(mine.searchsorted(uids[0]))
             run = mine[first : first + count]
             # neighbours, as in most commands
             if len(run) == count and bool((run == uids).all()):
                 return np.arange(first, first + count), np.ones(count, dtype=np.bool_)
-        where = np.searchsorted(mine, uids)
+        where = mine.searchsorted(uids)
         if self._n == 0:
             return where, np.zeros(len(uids), dtype=np.bool_)
-        where = np.minimum(where, self._n - 1)
+        np.minimum(where, self._n - 1, out=where)
         there: npt.NDArray[np.bool_] = mine[where] == uids
         return where, there
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 K = TypeVar("K", bound=np.integer[Any])
 UidArray = npt.NDArray[np.uint32]
 
+_RANGE: Final = struct.Struct("<II")
 UIDS_MAX: Final = 1 << 26
 """UIDs of a stored set: more than a mailbox ever holds, so that damaged bytes do not
 allocate 16 GiB of memory.
@@ -39,6 +41,19 @@ def distinct(array: npt.NDArray[K]) -> npt.NDArray[K]:
     return array[first]
 
 
+def within(some: npt.NDArray[K], of: npt.NDArray[K]) -> npt.NDArray[np.bool_]:
+    """Return which of `some` are in `of`. Both are sorted and without repeats.
+
+    `np.isin` sorts both: this takes a tenth of the time where `some` are few.
+    """
+    if len(of) == 0:
+        return np.zeros(len(some), dtype=np.bool_)
+    where = of.searchsorted(some)
+    np.minimum(where, len(of) - 1, out=where)
+    there: npt.NDArray[np.bool_] = of[where] == some
+    return there
+
+
 def united(*sets: npt.NDArray[K]) -> npt.NDArray[K]:
     """Return the union of sorted arrays."""
     filled = [one for one in sets if len(one)]
@@ -61,6 +76,9 @@ def pack_ranges(uids: UidArray) -> bytes:
     if len(uids) == 0:
         return b""
     uids = uid_array(uids)
+    first, last = uids.item(0), uids.item(-1)
+    if last - first + 1 == len(uids):
+        return _RANGE.pack(first, last)
     breaks = np.flatnonzero(np.diff(uids) != 1)
     firsts = np.concatenate((uids[:1], uids[breaks + 1]))
     lasts = np.concatenate((uids[breaks], uids[-1:]))

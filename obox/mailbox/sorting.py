@@ -1,8 +1,8 @@
 """It orders mails by texts and numbers in steps, so that other tasks can run in
 between.
 
-Texts compare by code point in the form of `collated`. Each different text is kept once,
-and a mail has the number of its text. Pure.
+Texts compare by code point in the form of `collated`. `values` gives each different
+text a number. Pure.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import Limit
-
 CHARS_MAX: Final = 64 * 1024 * 1024
 """All different texts together may have so many characters. The texts of 100,000 mails
 have a hundredth of it."""
@@ -26,41 +24,6 @@ _SAMPLES: Final = 16
 others."""
 
 Numbers = npt.NDArray[np.int64]
-
-
-class Texts:
-    """A text for each mail."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-        self._of_mails: list[int] = []
-        self._chars = 0
-
-    def add(self, text: str) -> None:
-        """Note the text of the next mail. Raises Limit."""
-        new = len(self._numbers)
-        number = self._numbers.setdefault(text, new)
-        self._of_mails.append(number)
-        if number == new:
-            self._chars += len(text)
-            if self._chars > CHARS_MAX:
-                raise Limit("the texts to be sorted are too long")
-
-    @property
-    def has_empty(self) -> bool:
-        """Return whether a mail has the empty text, whose rank is 0."""
-        return "" in self._numbers
-
-    def ranks(self) -> Generator[None, None, Numbers]:
-        """Return for each mail the rank of its text. Equal texts have equal ranks."""
-        order = yield from in_order(list(self._numbers))
-        rank = np.empty(len(order), dtype=np.int64)
-        for at in range(0, len(order), RUN):
-            part = order[at : at + RUN]
-            rank[list(map(self._numbers.__getitem__, part))] = np.arange(at, at + len(part))
-            yield
-        found: Numbers = rank[np.array(self._of_mails, dtype=np.intp)]
-        return found
 
 
 def in_order(texts: list[str]) -> Generator[None, None, list[str]]:

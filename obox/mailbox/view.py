@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._state import State
-from ._uidset import UidArray
+from ._uidset import UidArray, within
 
 _EMPTY: Final[UidArray] = np.empty(0, dtype=np.uint32)
 _FEW_RANGES: Final = 16
@@ -114,7 +114,7 @@ class View:
 
     def seqs(self, uids: UidArray) -> npt.NDArray[np.intp]:
         """Return the sequence numbers of `uids`, all of which the client knows."""
-        return np.searchsorted(self.uids, uids) + 1
+        return self.uids.searchsorted(uids) + 1
 
     def by_seq(self, ranges: Ranges) -> UidArray:
         """The UIDs at the sequence numbers in `ranges`, which are ascending and do not
@@ -169,6 +169,16 @@ class View:
         ranges = self.recent_ranges()
         return self.by_uid(ranges) if ranges else _EMPTY
 
+    def is_recent(self, uids: UidArray) -> npt.NDArray[np.bool_] | None:
+        """Return which of `uids`, all of which the client knows, are recent in this
+        session. None means that no mail is."""
+        if not self._recent:
+            return None
+        mask = np.zeros(len(uids), dtype=np.bool_)
+        for low, high in self._recent:
+            mask |= (uids >= low) & (uids < high)
+        return mask
+
     def recent_ranges(self) -> tuple[tuple[int, int], ...]:
         """Return the same as ranges of UIDs, some of which the client may not know."""
         return tuple([(low, high - 1) for low, high in self._recent])
@@ -203,7 +213,7 @@ class View:
         modseqs = state.modseqs[where]
         mask = modseqs > np.uint64(self._modseq)
         for modseq, own in self._own:
-            mask &= ~((modseqs == np.uint64(modseq)) & np.isin(uids, own, assume_unique=True))
+            mask &= ~((modseqs == np.uint64(modseq)) & within(uids, own))
         return mask
 
     def note_own(self, modseq: int, uids: UidArray) -> None:
@@ -280,10 +290,10 @@ class View:
         uids = state.uids[rows]
         keep = np.ones(len(rows), dtype=np.bool_)
         for modseq, mine in own:
-            keep &= ~((modseqs[rows] == np.uint64(modseq)) & np.isin(uids, mine, assume_unique=True))
+            keep &= ~((modseqs[rows] == np.uint64(modseq)) & within(uids, mine))
         uids = uids[keep]
         if len(self.uids) != len(state):
-            uids = uids[np.isin(uids, self.uids, assume_unique=True)]
+            uids = uids[within(uids, self.uids)]
         return uids
 
 

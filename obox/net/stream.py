@@ -71,6 +71,7 @@ class Stream(asyncio.Protocol, ABC):
         "_out",
         "_out_bytes",
         "_reading_paused",
+        "_send_due",
         "_timer",
         "_transport",
         "_write_paused",
@@ -91,7 +92,7 @@ class Stream(asyncio.Protocol, ABC):
         self._drained: asyncio.Future[None] | None = None
         self._out: list[bytes] | tuple[()] = ()  # a list while there is output
         self._out_bytes = 0
-        self._closing = self._lost = False
+        self._closing = self._lost = self._send_due = False
         self._reading_paused = self._write_paused = False
         self._last_yield = 0.0
         self.bytes_in = 0
@@ -171,6 +172,17 @@ class Stream(asyncio.Protocol, ABC):
             self.bytes_out += len(data)
             self._transport.write(data)
 
+    def _send_soon(self) -> None:
+        """Send the output in the next turn of the loop, so that it does not wait for
+        what this task awaits next."""
+        if self._out and not self._send_due:
+            self._send_due = True
+            asyncio.get_running_loop().call_soon(self._send_due_now)
+
+    def _send_due_now(self) -> None:
+        self._send_due = False
+        self.send()
+
     async def flush(self) -> None:
         """Hand the output over, wait for a slow client, and let other tasks run in
         time.
@@ -191,7 +203,9 @@ class Stream(asyncio.Protocol, ABC):
         return self._clock() - self._last_yield > YIELD_S
 
     async def yield_if_due(self) -> None:
-        """Let other tasks run if this task has had its time."""
+        """Let other tasks run if this task has had its time. Output that is gathered
+        leaves when this task next waits for something."""
+        self._send_soon()
         if self.due:
             await self.pause()
 

@@ -187,10 +187,20 @@ class Mailbox(Protocol):
         cannot be read does not match."""
 
     async def store_flags(
-        self, uids: UidArray, op: FlagOp, flags: Iterable[str], unchanged_since: int | None = None
+        self,
+        uids: UidArray,
+        op: FlagOp,
+        flags: Iterable[str],
+        unchanged_since: int | None = None,
+        *,
+        committed: bool = True,
     ) -> Stored:
-        """Change flags. The change is in the synced local commit on return. Raises
-        Limit (keywords). RFC 3501 §6.4.6, RFC 7162 §3.1.3."""
+        """Change flags. RFC 3501 §6.4.6, RFC 7162 §3.1.3.
+
+        committed: the change is in the synced local commit on return. With False the
+        caller awaits `User.commit` before it acknowledges the change, so that several
+        changes share a commit. Raises Limit (keywords).
+        """
 
     async def expunge(self, uids: UidArray) -> UidArray:
         """Expunge and return those of `uids` that exist. The change is in the synced
@@ -205,6 +215,11 @@ class User(Protocol):
 
     name: str
     storage_id: StorageId
+
+    async def commit(self) -> None:
+        """Return when every change made so far is in the synced local commit. Raises
+        Unavailable, Elsewhere: then nothing made since the last commit may be
+        acknowledged."""
 
     async def current(self) -> None:
         """Return when this backend may answer for the user. Call it before each

@@ -134,7 +134,13 @@ class MemoryMailbox:
             raise NotFound("the mailbox has been deleted")
 
     async def store_flags(
-        self, uids: UidArray, op: FlagOp, flags: Iterable[str], unchanged_since: int | None = None
+        self,
+        uids: UidArray,
+        op: FlagOp,
+        flags: Iterable[str],
+        unchanged_since: int | None = None,
+        *,
+        committed: bool = True,
     ) -> Stored:
         self.require_there()
         refused = np.empty(0, dtype=np.uint32)
@@ -198,6 +204,9 @@ class MemoryUser:
 
     def _box(self, name: str) -> MemoryMailbox:
         return self.boxes[Guid(self._entry(name).guid)]
+
+    async def commit(self) -> None:
+        """Return at once, because a process that ends loses all that is here."""
 
     async def current(self) -> None:
         """No other backend has this memory."""

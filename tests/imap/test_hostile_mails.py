@@ -14,7 +14,8 @@ import pytest
 from harness import Client, Running, serving_real
 from turns import turns
 
-from obox.imap.commands import fetch, thread
+from obox.imap import known
+from obox.imap.commands import fetch
 from obox.mime import HEADER_BYTES_MAX
 from obox.store import NewMail
 from obox.store.api import Fields
@@ -297,7 +298,7 @@ async def test_the_end_of_a_long_header_is_not_looked_for_on_the_loop(
 ) -> None:
     """SEARCH looks in a thread, and THREAD reads no more than has fields."""
     sizes: list[int] = []
-    monkeypatch.setattr(thread, "header_end", lambda data: sizes.append(len(data)) or len(data))
+    monkeypatch.setattr(known, "header_end", lambda data: sizes.append(len(data)) or len(data))
     threads: set[int] = set()
     plain = search.header_end
     monkeypatch.setattr(search, "header_end", lambda data: threads.add(threading.get_ident()) or plain(data))

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from obox.errors import Unavailable
-from obox.imap.commands import sort, thread
+from obox.imap import known
+from obox.imap.commands import thread
 from obox.mailbox import UidArray
 from obox.mime.readback import Envelope
 from obox.store import User
@@ -94,8 +95,7 @@ async def test_commands_on_all_mails_let_others_run(running: Running) -> None:
 async def test_sort_and_thread_of_all_mails_let_others_run(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each mail has a subject of its own."""
     chance = random.Random(1)
-    for command in (sort, thread):
-        monkeypatch.setattr(command, "read_envelope", lambda _: Envelope(None, b"%x" % chance.getrandbits(90)))
+    monkeypatch.setattr(known, "read_envelope", lambda _: Envelope(None, b"%x" % chance.getrandbits(90)))
     user = await filled(running)
     client = await running.client(login="anna")
     await client.ok("SELECT INBOX")

@@ -7,9 +7,8 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from obox.errors import Limit
 from obox.mailbox import collated, sorting
-from obox.mailbox.sorting import Texts, in_order, sorted_rows
+from obox.mailbox.sorting import in_order, sorted_rows
 
 T = TypeVar("T")
 
@@ -47,23 +46,6 @@ def test_no_step_has_many_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = run(in_order(texts))
     assert found == sorted(texts)
     assert max(sizes) < 8 * sorting.RUN
-
-
-def test_equal_texts_have_equal_ranks() -> None:
-    texts = Texts()
-    for word in ("b", "a", "b", "c", "a", ""):
-        texts.add(word)
-    ranks, _ = run(texts.ranks())
-    assert ranks.tolist() == [2, 1, 2, 3, 1, 0]
-
-
-def test_the_texts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sorting, "CHARS_MAX", 100)
-    texts = Texts()
-    for _ in range(1_000):
-        texts.add("x" * 60)  # kept once
-    with pytest.raises(Limit):
-        texts.add("y" * 60)
 
 
 def test_rows_by_several_keys() -> None:

@@ -258,6 +258,17 @@ async def test_flags_are_added_removed_and_replaced(user: User) -> None:
     assert (await user.status("INBOX")).unseen == 2
 
 
+async def test_several_changes_share_a_commit(user: User) -> None:
+    """What is not committed yet is visible already."""
+    box = await filled(user, 2)
+    for number in (1, 2):
+        done = await box.store_flags(uids(number), "add", ["\\Seen"], committed=False)
+        assert done.changed.tolist() == [number]
+    assert flags_of(box) == {1: ["\\Seen"], 2: ["\\Seen"]}
+    await user.commit()
+    assert flags_of(box) == {1: ["\\Seen"], 2: ["\\Seen"]}
+
+
 async def test_unchanged_since_refuses_what_has_changed(user: User) -> None:
     box = await filled(user, 3)
     then = box.state.highestmodseq

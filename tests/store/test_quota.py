@@ -145,7 +145,7 @@ async def test_a_bucket_that_refuses(machine: Machine, monkeypatch: pytest.Monke
         user = await life.user(quota_bytes=10_000)
         with monkeypatch.context() as patch:
             patch.setattr(put, "put_once", refused)
-            patch.setattr(write, "find_outcome", burnt)
+            patch.setattr(put, "find_outcome", burnt)
             with pytest.raises(Unavailable):
                 await user.append("INBOX", [NewMail(b"x" * 3000), NewMail(b"x" * 3000)])
         assert taken(user) == (0, 0)

@@ -41,7 +41,7 @@ from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
 from obox.imap.updates import flags_of, write_flags
 from obox.loading import loaded
-from obox.mailbox import SEEN, Table, UidArray
+from obox.mailbox import SEEN, Table, UidArray, within
 from obox.store.api import Fields, Unreadable
 from obox.store.content import INLINE_MAX, Budget, Part, header_end, make_fields, parse
 
@@ -198,7 +198,7 @@ class _Fetch:
             seen = await self._mark_seen(uids)
         for run in self._runs(uids, found):
             await self._deliver(run, seen)
-            await self.session.flush()
+            await self.session.pause()
         return len(uids)
 
     def _runs(self, uids: UidArray, found: dict[int, Fields]) -> Iterator[_Run]:
@@ -324,7 +324,7 @@ class _Fetch:
         """Add flags (and MODSEQ) for mails that got \\Seen, if the client did not fetch
         them. They stand behind the other short items."""
         table, where, uids = rows
-        new = np.isin(uids, seen, assume_unique=True).tolist()
+        new = within(uids, seen).tolist()
         names = list(self.names)
         added: list[Sequence[Any]] = []
         if not self.plan.has(FetchAttr.FLAGS):

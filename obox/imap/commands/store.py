@@ -20,7 +20,7 @@ from obox.imap.replies import Reply
 from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
 from obox.imap.updates import write_flags
-from obox.mailbox import FlagOp, State, UidArray
+from obox.mailbox import FlagOp, State, UidArray, within
 
 Bits = npt.NDArray[np.uint64]
 
@@ -49,16 +49,17 @@ async def store(session: Session, command: ast.Store) -> Reply:
     # hold all of it but for wide keywords.
     guess = command.silent and op != "replace"
     known = ~view.unreported(state, uids) if guess else np.ones(len(uids), dtype=np.bool_)
-    stored = await mailbox.store_flags(uids, op, command.flags, command.unchanged_since)
+    stored = await mailbox.store_flags(uids, op, command.flags, command.unchanged_since, committed=False)
+    session.uncommitted = session.uncommitted or stored.modseq > 0
     state = mailbox.state
     refused = stored.refused
-    done = uids if len(refused) == 0 else uids[~np.isin(uids, refused, assume_unique=True)]
+    done = uids if len(refused) == 0 else uids[~within(uids, refused)]
     reported = stored.changed
     if command.silent and state.flags.wide:
         reported = NO_UIDS
     elif command.silent:
         expected = _apply(before, op, state.flags.mask(command.flags))
-        reported = reported[np.isin(reported, _as_expected(state, uids, expected, known), assume_unique=True)]
+        reported = reported[within(reported, _as_expected(state, uids, expected, known))]
     view.note_own(stored.modseq, reported)
     if not command.silent:
         await write_flags(session, done, uid=command.uid)

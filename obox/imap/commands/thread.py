@@ -1,37 +1,31 @@
 """THREAD and UID THREAD: ORDEREDSUBJECT and REFERENCES. RFC 5256 §3. REFS is
 REFERENCES without subjects. Its threads come in the order of their newest mails.
 
-The values come from ready fields, as for SORT. References come from the cached header;
-a header that is too long to be cached is read from the mail.
+The values of mails are those of SORT, and references (`obox.imap.known`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Generator, Sequence
 from typing import Final
 
 import numpy as np
 
-from obox.errors import Corrupt, Expunged, NotFound
 from obox.imap import ast, wire
+from obox.imap.ast import SortField
 from obox.imap.commands.auth import enable_condstore
 from obox.imap.commands.search import asks_modseq, matching
-from obox.imap.commands.sort import INLINE_ROWS, in_turns, ready_fields, sent_seconds, subject_of
+from obox.imap.commands.sort import INLINE_ROWS
+from obox.imap.known import LINKS, REPLY, SENT, TEXTS, in_turns, known
 from obox.imap.progress import in_progress
 from obox.imap.replies import Reply, bad
 from obox.imap.session import Session
 from obox.mailbox import UidArray
-from obox.mailbox.sorting import Numbers, Texts
-from obox.mailbox.threads import References, by_subject
-from obox.mime import HEADER_BYTES_MAX, header_end, header_values
-from obox.mime.readback import Envelope, read_envelope
-from obox.store.api import Fields
+from obox.mailbox.sorting import Numbers
+from obox.mailbox.threads import STEP, References, by_subject
+from obox.mailbox.values import Links
 
-REFERENCES_OF_MAIL: Final = 100
-"""THREAD uses so many references of a mail: the first reference and the last 99."""
-_MESSAGE_ID: Final = re.compile(rb"<[^<>\s]{1,998}>")
 _ALGORITHMS: Final = ("ORDEREDSUBJECT", "REFERENCES", "REFS")
 
 
@@ -51,12 +45,13 @@ async def _threads(session: Session, command: ast.Thread) -> bytes:
     mailbox, view = session.need_mailbox()
     table, where, uids = mailbox.state.records(await matching(session, command.key))
     dates = table.column("internaldate")[where].astype(np.int64)
-    links = None if command.algorithm == "ORDEREDSUBJECT" else References(len(uids))
-    subjects, replies = await _read(session, uids, dates, links)
-    ranks = (await in_turns(session, subjects.ranks())) + 1
+    subject, by_references = TEXTS[SortField.SUBJECT], command.algorithm != "ORDEREDSUBJECT"
+    values = await known(session, uids, [subject, SENT, REPLY, *([LINKS] if by_references else [])])
+    dates = values.numbers(SENT, uids, dates)
+    ranks = values.ranks(subject, uids)
     numbers = uids if command.uid else view.seqs(uids)
-    if links is not None:
-        ranks -= int(subjects.has_empty)
+    links = await in_turns(session, _linked(values.links(uids))) if by_references else None
+    replies = values.numbers(REPLY, uids, np.zeros(len(uids), dtype=np.int64)).astype(np.bool_).tolist()
     steps = _lists(ranks, dates, None if command.algorithm == "REFS" else replies, links, numbers)
     inline = len(uids) <= INLINE_ROWS
     return await (in_turns(session, steps) if inline else asyncio.to_thread(_at_once, steps))
@@ -93,48 +88,11 @@ def _at_once(steps: Generator[None, None, bytes]) -> bytes:
             return result
 
 
-async def _read(session: Session, uids: UidArray, dates: Numbers, links: References | None) -> tuple[Texts, list[bool]]:
-    """Return the base subjects, and whether each mail is a reply. Put the sent dates
-    into `dates`, and the references into `links`."""
-    subjects, replies = Texts(), []
-    at = 0
-    async for fields in ready_fields(session, uids):
-        envelope = Envelope() if fields is None else read_envelope(fields.envelope)
-        subject, reply = subject_of(envelope)
-        subjects.add(subject)
-        replies.append(reply)
-        if (sent := sent_seconds(envelope)) is not None:
-            dates[at] = sent
-        if links is not None:
-            header = None if fields is None else await _header(session, int(uids[at]), fields)
-            links.add(*_references(envelope, header or b""))
-        at += 1
-    return subjects, replies
-
-
-async def _header(session: Session, uid: int, fields: Fields) -> bytes:
-    header = fields.header
-    if header is None:
-        mailbox, _ = session.need_mailbox()
-        try:
-            mail = await mailbox.mail(uid, autofix=session.settings.autofix_storage)
-        except (Expunged, Corrupt, NotFound):
-            return b""
-        # One byte more is taken: the last line of a longer header is not read.
-        begin = mail[: HEADER_BYTES_MAX + 1]
-        header = begin[: header_end(begin)]
-    return header
-
-
-def _references(envelope: Envelope, header: bytes) -> tuple[bytes, Sequence[bytes]]:
-    """Return the Message-ID of a mail, and the Message-IDs that it refers to: those of
-    References, or else the first of In-Reply-To."""
-    own = _MESSAGE_ID.search(envelope.message_id or b"")
-    found: list[bytes] = []
-    for value in header_values(header, b"references")[:1]:
-        found = _MESSAGE_ID.findall(value)
-    if len(found) > REFERENCES_OF_MAIL:
-        found = [found[0], *found[1 - REFERENCES_OF_MAIL :]]
-    if not found and (one := _MESSAGE_ID.search(envelope.in_reply_to or b"")) is not None:
-        found = [one[0]]
-    return own[0] if own else b"", found
+def _linked(links: Sequence[Links]) -> Generator[None, None, References]:
+    """Return the references among mails, in steps."""
+    out = References(len(links))
+    for at, (own, others) in enumerate(links):
+        out.add(own, others)
+        if not (at + 1) % STEP:
+            yield
+    return out

@@ -244,6 +244,11 @@ def _where(mailbox: Index, uids: Sequence[int], begin: int) -> list[_Found]:
     """Return the places of the next mails: at most AHEAD mails, and AHEAD_BYTES if
     there are several."""
     state, sid = mailbox.state, mailbox.user.storage_id
+    if len(uids) == 1 and (at := state.position(uids[0])) is not None:
+        home, home_uid = state.home_of(at)
+        key = mail_key(sid, home, Uid(home_uid))
+        oid, octets = state.column("oid")[at].tobytes(), state.column("size").item(at)
+        return [(uids[0], key, oid, octets)]
     part = np.asarray(uids[begin : begin + AHEAD], dtype=np.uint32)
     table, where, known = state.records(part)
     there = np.ones(len(part), dtype=np.bool_) if known is part else np.isin(part, known, assume_unique=True)

@@ -65,7 +65,13 @@ class Mailbox(Index):
         return first
 
     async def store_flags(
-        self, uids: UidArray, op: FlagOp, flags: Iterable[str], unchanged_since: int | None = None
+        self,
+        uids: UidArray,
+        op: FlagOp,
+        flags: Iterable[str],
+        unchanged_since: int | None = None,
+        *,
+        committed: bool = True,
     ) -> Stored:
         self.require_live()
         refused = np.empty(0, dtype=np.uint32)
@@ -78,7 +84,8 @@ class Mailbox(Index):
         if delta is None:
             return Stored(changed, refused, 0)
         self.apply(delta, Change.IMPORTANT)
-        await self.user.commit()
+        if committed:
+            await self.user.commit()
         return Stored(changed, refused, delta.highestmodseq)
 
     async def expunge(self, uids: UidArray) -> UidArray:

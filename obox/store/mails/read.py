@@ -245,10 +245,9 @@ def _where(mailbox: Index, uids: Sequence[int], begin: int) -> list[_Found]:
     there are several."""
     state, sid = mailbox.state, mailbox.user.storage_id
     if len(uids) == 1 and (at := state.position(uids[0])) is not None:
-        home, home_uid = state.home_of(at)
-        key = mail_key(sid, home, Uid(home_uid))
+        place = place_of(state, at, sid, *state.home_of(at))
         oid, octets = state.column("oid")[at].tobytes(), state.column("size").item(at)
-        return [(uids[0], key, oid, octets)]
+        return [(uids[0], place, oid, octets)]
     part = np.asarray(uids[begin : begin + AHEAD], dtype=np.uint32)
     table, where, known = state.records(part)
     there = np.ones(len(part), dtype=np.bool_) if known is part else np.isin(part, known, assume_unique=True)
@@ -268,8 +267,8 @@ def _where(mailbox: Index, uids: Sequence[int], begin: int) -> list[_Found]:
             continue
         prefix, (under, start, length) = prefixes[homes[row]], spots[row]
         key = f"{prefix}{home_uids[row]:08x}"
-        place = Place(key, f"{prefix}{under:08x}", start, length) if under else Place(key, key)
-        out.append((uid, place, oids[row * 16 : row * 16 + 16], octets[row]))
+        lies = Place(key, f"{prefix}{under:08x}", start, length) if under else Place(key, key)
+        out.append((uid, lies, oids[row * 16 : row * 16 + 16], octets[row]))
         row += 1
     return out
 

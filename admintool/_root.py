@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from admintool import cache, cluster, exits, mail, mailbox, obox, process, repair, who
+from admintool import cache, cluster, events, exits, mail, mailbox, obox, process, repair, who
 from admintool.completion import completion
 from admintool.context import Context
 from admintool.output import FORMATS, Output, print_message
@@ -130,5 +130,5 @@ def cli(
 cli.add_command(pw)
 cli.add_command(user)
 cli.add_command(completion)
-for noun in (who, process, mailbox, mail, cache, repair, obox, cluster):
+for noun in (who, process, mailbox, mail, cache, repair, obox, cluster, events):
     noun.add_to(cli)

@@ -62,10 +62,10 @@ def dump(obj: Context) -> None:
 def load(obj: Context, file: str, *, replace: bool) -> None:
     """Write the rows of a dump into the directory.
 
-    A row that is newer in the directory stays, unless --replace is given. Nothing is
-    written if a line is wrong; exit 65. Rows that the dump does not have stay, too.
-    Backends that run write newer rows of their own back. A backend that is asked takes
-    at most 8 MiB; without a backend there is no limit.
+    A row that is newer in the directory stays, unless --replace is given. If a line is
+    wrong, nothing is written, and the exit code is 65. Rows that the dump does not have
+    stay, too. Backends that run write newer rows of their own back. A backend that is
+    asked takes at most 8 MiB; without a backend there is no limit.
 
     \b
     Example:

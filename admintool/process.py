@@ -46,7 +46,7 @@ def _until_gone(obj: Context, params: dict[str, Any]) -> None:
 @click.option("-p", "--password", help="Password. If it is left out, it is asked for; other users can see arguments.")
 @click.pass_obj
 def auth_test(obj: Context, user: str, password: str | None) -> None:
-    """Try a login as IMAP does; exit 77 if it is refused.
+    """Try a login as IMAP does; the exit code is 77 if it is refused.
 
     \b
     Example:

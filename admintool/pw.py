@@ -24,7 +24,9 @@ def ask_password(confirm: bool = True) -> str:
 @click.option("-s", "--scheme", default=DEFAULT_SCHEME, help=SCHEMES_HINT, show_default=True)
 @click.option("-p", "--password", help="Password. If it is left out, it is asked for; other users can see arguments.")
 @click.option("-r", "--rounds", type=int, help="Cost of the scheme. If it is left out, a good default is used.")
-@click.option("-t", "--test", "secret", metavar="SECRET", help="Say whether the password matches; exit 77 if not.")
+@click.option(
+    "-t", "--test", "secret", metavar="SECRET", help="Say whether the password matches; the exit code is 77 if not."
+)
 @click.option("-l", "--list", "list_", is_flag=True, help="List the schemes.")
 def pw(scheme: str, password: str | None, rounds: int | None, secret: str | None, list_: bool) -> None:
     """Print {SCHEME}hash of a password from -p, a terminal, or a line of stdin.

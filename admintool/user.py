@@ -32,7 +32,8 @@ command(user, "userList", arguments=("mask",), example="oboxadm user list '*@exa
 def add(obj: Context, name: str, scheme: str, password: str | None, extra: str) -> None:
     """Add a user; the password comes from -p, a terminal, or a line of stdin.
 
-    Exit 73 if there is such a user, or if mail under that name belongs to another user.
+    The exit code is 73 if there is such a user, or if mail under that name belongs to
+    another user.
 
     \b
     Example:

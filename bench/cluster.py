@@ -58,14 +58,14 @@ JOURNAL_INTERVAL_S: Final = 1.0
 """The members run with this value, which is the default of the setting."""
 GROUPS: Final = 64
 PROXY_SHARE: Final = 3
-"""A client tries a proxy so many times as often as a backend."""
+"""A client tries a proxy three times as often as a backend."""
 LAG_EVERY_S: Final = 2.0
 CUT_S: Final = 6.0
-"""A backend is cut off from the bucket for at most so long, since its users are without
+"""A backend is cut off from the bucket for at most 6 s, since its users are without
 service meanwhile."""
 HEALED_S: Final = 3.0
-"""A backend that was cut off is not disturbed for so long after it. It may still have
-to write changes that it has acknowledged."""
+"""A backend that was cut off is not disturbed for 3 s afterwards. It may still have to
+write changes that it has acknowledged."""
 REST_S: Final = 3.0
 """The pause between the last answer and the end of the cluster. It must be longer than
 `journal_interval`."""

@@ -393,7 +393,7 @@ def memory(bench: Bench) -> None:
 
 
 def _of_idling(server: Server, idling: int, *, tls: bool = False) -> float:
-    """Return the KiB that each of so many connections adds, once users and mailboxes
+    """Return the KiB that each of `idling` connections adds, once users and mailboxes
     are in memory."""
     opened: list[Imap] = []
     try:

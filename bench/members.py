@@ -23,7 +23,7 @@ START_S: Final = 60.0
 STOP_S: Final = 60.0
 PROXY_S: Final = 20.0
 BACKEND_S: Final = 5.0
-"""Clients wait so long for an answer of a backend, and PROXY_S for one of a proxy."""
+"""Clients wait 5 s for an answer of a backend, and PROXY_S for an answer of a proxy."""
 LAG_S: Final = 0.1
 """Times without service are judged if the delays of the loops are below this at p99.
 The value is a boundary of the metric's buckets."""

@@ -12,11 +12,11 @@ from .patient import Patient
 from .witness import Witness
 
 OUTAGE_MAX_S: Final = 15.0
-"""A user may be without service for at most so long."""
+"""A user may be without service for at most 15 s."""
 EVACUATION_MAX_S: Final = 1.0
 """The limit while a backend is evacuated and nothing else happens."""
 AFTER_S: Final = 5.0
-"""Another action may still have an effect for so long after its end."""
+"""An action may still have an effect for this time after its end."""
 _EVACUATIONS: Final = frozenset({"evacuate", "evacuate and stop"})
 
 

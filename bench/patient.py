@@ -24,7 +24,7 @@ AGAIN_S: Final = 0.2
 FRONT_S: Final = 2.0
 """A member that does not greet within this time is not tried further."""
 GIVE_UP_S: Final = 120.0
-"""A user who is not served for so long after the load has ended is reported."""
+"""A user who is not served within this time after the load has ended is reported."""
 BOXES: Final = ("INBOX", "Archive")
 OPEN_MAX: Final = 100
 """Deliveries that have not been accepted yet; more are not begun."""
@@ -50,7 +50,7 @@ FAILURES: Final = (Failed, OSError, TimeoutError, asyncio.IncompleteReadError, a
 
 @dataclass(frozen=True)
 class Front:
-    """A member that clients may connect to. patience_s: a client waits so long for an
+    """A member that clients may connect to. patience_s: how long a client waits for an
     answer. The time is longer for a proxy, because a proxy waits for a takeover in
     place of its clients."""
 

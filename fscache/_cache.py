@@ -181,7 +181,7 @@ class Fscache:
         """Recount the directory and correct the accounts, while the cache is in use.
 
         Objects that are put meanwhile wait in memory. max_age_s: also remove what was
-        not read for so long.
+        not read for this time.
         """
         self._ready()
         done = await self._watcher.recount(None)

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from fscache.disk import Done, Found, Got, Listed, Step, Want, disk_bytes, file_bytes
 from fscache.order import KEPT, ONCE, Entry, Index
 
-TOUCH_INTERVAL_S = 600.0  # a hit renews a file's mtime at most so often
+TOUCH_INTERVAL_S = 600.0  # between two renewals of a file's mtime by hits
 PENDING_BYTES_MAX = 32 << 20  # of objects that wait; others are not stored
 BATCH_FILES = 64  # files written in a round
 BATCH_BYTES = 8 << 20  # bytes written in a round

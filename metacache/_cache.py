@@ -75,7 +75,8 @@ class Metacache:
         limit = max_space + max_grace
         self.max_space = max_space
         self.on_pressure: Callable[[], None] | None = None
-        """Called when it is time to clean: above `max_space`, or a commit is full."""
+        """The cache calls this when it is time to clean: it is above `max_space`, or a
+        commit is full."""
         self._path = Path(path)
         self._disk = Disk(open_env(self._path, map_bytes=limit + limit // 4, sync=sync), limit=limit)
         self._clock = clock

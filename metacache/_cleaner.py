@@ -229,8 +229,8 @@ class Cleaner:
         """Drop copies of the users that match `mask` (* and ?).
 
         min_priority: only copies of this or a less important priority. unused_s: only
-        copies that were not accessed for so long. A copy that is in use or not uploaded
-        stays, and the result names it: flush first.
+        copies that were not accessed for this time. A copy that is in use or not
+        uploaded stays, and the result names it: flush first.
         """
         before = self._clock() - unused_s if unused_s else float("inf")
         return await self._each(mask, min_priority, before, self._refusal)

@@ -43,7 +43,7 @@ from metacache.operations import BoxKey, Drop, DropFields, Mark, Op, PutState, s
 
 _BLOB_PREFIX = 33  # user hash 16, box hash 16, kind 1
 _DELTA_PREFIX = _BLOB_PREFIX + 4
-NEIGHBOURS_MIN = 8  # from so many field records on, a walk is tried before look-ups
+NEIGHBOURS_MIN = 8  # for at least 8 field records a walk is tried before look-ups
 
 
 @contextmanager

@@ -117,6 +117,10 @@ class Backend(Serving):
         metrics.source("store", of_store)
         if self.certificates is not None:
             metrics.source("tls", self.certificates.figures)
+        if opened.events is not None:
+            metrics.source("events", opened.events.figures)
+        if opened.news is not None:
+            metrics.source("news", opened.news.figures)
         if opened.joining is not None:
             metrics.source("cluster", opened.joining.membership.member.figures)
 
@@ -267,6 +271,10 @@ class Backend(Serving):
 
     async def _start(self) -> None:
         await self.parts.start()
+        if self.parts.events is not None:
+            self.parts.events.begin()
+        if self.parts.news is not None:
+            self.parts.news.begin()
         self.ready.set()
         await self.parts.drop_unused()
 
@@ -300,6 +308,8 @@ class Backend(Serving):
         async def flush() -> None:
             upload = not self.lifecycle.returning
             await store.close(upload=upload)
+            if self.parts.events is not None:
+                await self.parts.events.close()
             if self.parts.joining is not None:
                 await self.parts.joining.end(uploaded=upload)
 

@@ -29,8 +29,8 @@ EX_UNAVAILABLE: Final = 69
 EX_TEMPFAIL: Final = 75
 EX_CONFIG: Final = 78
 GC_THRESHOLD: Final = (20_000, 20, 50)
-"""Threshold of the garbage collector. Almost no garbage here is cyclic. With Python's
-defaults, a delivery would spend a 25th of its time in collections."""
+"""The threshold of the garbage collector. Almost no garbage of obox is cyclic. With
+Python's defaults, a delivery would spend a 25th of its time in collections."""
 
 _config_option = click.option(
     "-c", "--config", "path", metavar="FILE", help="Configuration file. Without it: the usual places (docs/config.md)."

@@ -49,7 +49,7 @@ GREETING_S: Final = 1.0
 """A backend that lives greets within this time (docs/cluster.md)."""
 
 LOAD_S: Final = 60
-"""The CPU of a beat is an average over so many seconds."""
+"""The CPU of a beat is the average over a minute."""
 
 UNIX: Final = "unix:"
 """The address of a worker begins with this. Its listeners are sockets in a

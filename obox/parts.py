@@ -39,6 +39,8 @@ from .store import Env, MailStore
 from .store.backend.copies import Copies
 
 if TYPE_CHECKING:
+    from .events import Events
+    from .events.news import News
     from .membership import Joining, Membership
 
 log = structlog.get_logger()
@@ -56,8 +58,10 @@ RACE_RETRY_S: Final = 60.0
 """Interval between attempts of the race, while the bucket does not answer."""
 
 RACED: Final = "raced"
-"""File in the local state that names the bucket that has passed the race."""
+"""File in the local state that names the bucket that has passed the race, or, behind
+FAILED, the bucket that has failed."""
 
+FAILED: Final = b"failed "
 
 boottime: Final[Callable[[], float]] = partial(
     time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -103,6 +107,10 @@ class Parts:
     authenticator: Authenticator
     joining: Joining | None
     """The cluster; None for a backend alone."""
+    events: Events | None
+    """The groups of events; None if there are none."""
+    news: News | None
+    """News between backends; None without a bus."""
     closing: AsyncExitStack
 
     async def close(self) -> None:
@@ -145,7 +153,15 @@ class Parts:
                 probing.cancel()
         if self.joining is not None and not patient:
             await self.joining.membership.member.look()  # a tool, which is no member
+        if self.metacache.get_state(RACED) == FAILED + self._mark:
+            await self.race()  # nothing is served before it has passed
         await self.store.start()
+
+    @property
+    def _mark(self) -> bytes:
+        """Return what identifies the bucket in the local state."""
+        settings = self.bucket.settings
+        return f"{settings.url} {settings.endpoint_url}".encode()
 
     async def drop_unused(self) -> None:
         """Drop local copies that were not used for the time that the settings say."""
@@ -156,17 +172,21 @@ class Parts:
         """Check once for each bucket that only one of several concurrent PUTs of a key
         succeeds.
 
-        Call it once the store has started. Raises ConfigError for a bucket that lets
-        several succeed.
+        It runs while the store serves, which may take seconds. After a bucket has
+        failed, it runs before the next start serves. Raises ConfigError for a bucket
+        that lets several succeed.
         """
-        settings, metacache = self.bucket.settings, self.metacache
-        mark = f"{settings.url} {settings.endpoint_url}".encode()
+        metacache, mark = self.metacache, self._mark
         if not needs_race(self.bucket) or metacache.get_state(RACED) == mark:
             return
         while True:
             try:
                 await require_one_winner(self.bucket, now=time.time())
                 break
+            except ConfigError:
+                metacache.put_state(RACED, FAILED + mark)
+                await self.store.env.commit_staged()
+                raise
             except StoreError as exc:
                 log.warning("check of create-only PUTs failed, it tries again", error=str(exc))
                 await asyncio.sleep(RACE_RETRY_S)
@@ -201,6 +221,16 @@ async def open(config: Config) -> Parts:
         store = _store(config, bucket, metacache, fscache, None if joining is None else joining.membership)
         if joining is not None:
             joining.join(store)
+        events = None
+        if _has_listeners(config):
+            from .listening import open_events  # most backends have none
+
+            events = open_events(config, store, closing)
+        news = None
+        if config.cluster.events != "local":
+            from .listening import open_news  # few have a bus
+
+            news = open_news(config, store, closing)
         warn_of_small_disks(config)
         copies = Copies(store, close_delay_s=config.metacache.close_delay)
         users = PasswdFile(config.auth.passwd_file, config.auth.default_domain)
@@ -219,8 +249,16 @@ async def open(config: Config) -> Parts:
             users=users,
             authenticator=authenticator,
             joining=joining,
+            events=events,
+            news=news,
             closing=closing.pop_all(),
         )
+
+
+def _has_listeners(config: Config) -> bool:
+    """Return whether the configuration has a listener of events."""
+    events = config.events
+    return bool(events.listeners or events.audit_file or events.webhook_url or events.quota_command or events.quota_url)
 
 
 def _store(

@@ -63,8 +63,8 @@ SERVES: Final = "clusterServes"
 """A call that is no verb: `CHECK` asks a backend with it which units it serves."""
 BALANCE: Final = "clusterBalance"
 SESSIONS: Final = "clusterSessions"
-"""Such a call too: `BALANCE` asks a backend with it how many sessions each mail has. An
-earlier version refuses it, and its sessions do not count."""
+"""Another call that is no verb: `BALANCE` asks a backend with it how many sessions each
+mail has. An earlier version refuses the call, and its sessions do not count."""
 REFERRED: Final = b'{"referred":'
 """Begins a line of an answer about a user whom the backend refers."""
 DISAGREE: Final = "the backends do not agree who serves the user; try again"

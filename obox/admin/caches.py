@@ -132,7 +132,8 @@ class MetacacheCleanParams(Selection, kw_only=True):
 async def metacache_clean(admin: Admin, account: Account, params: MetacacheCleanParams) -> AsyncIterator[Event]:
     """Drop users' local copies.
 
-    Copies that are in use or not uploaded stay; then exit 75. Kick and flush first.
+    Copies that are in use or not uploaded stay; the exit code is then 75. Kick and
+    flush first.
     """
     async for event in _clean(admin, account.storage_id, params.min_priority, params.days * 86400.0):
         yield event
@@ -170,7 +171,7 @@ async def metacache_remove(admin: Admin, params: MetacacheRemoveParams) -> Async
     """Drop the local copies of all users that match the mask.
 
     It includes users that the user database does not have. Copies that are in use or
-    not uploaded stay; then exit 75.
+    not uploaded stay; the exit code is then 75.
     """
     names, fits = admin.names(), mask_of(params.mask.lower())
     found = False
@@ -222,7 +223,7 @@ async def metacache_refresh(admin: Admin, account: Account, params: MetacacheRef
 
 @verb("metacache rescan", Nothing, columns=("users", "before_bytes", "bytes", "right", "wrong"))
 async def metacache_rescan(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
-    """Count the local copies again, and correct the accounts if they were wrong.
+    """Count the local copies again, and correct the counts if they were wrong.
 
     It can run while the backend serves.
     """
@@ -240,10 +241,10 @@ async def metacache_rescan(admin: Admin, params: Nothing) -> AsyncIterator[Event
 async def metacache_boots(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
     """List the starts of this backend, and how it treated the local copies.
 
-    copies: kept, asked again (each mailbox is compared once when it is opened),
-    dropped, or none (there were none). users: how many users the journal of a boot that
-    ended uncleanly has changes of. ended: empty for the running boot and for a boot
-    that was killed. Right after a start it waits until the start has decided this.
+    The columns say when each boot began and ended, what it did with the local copies,
+    and of how many users the journal of a boot that ended uncleanly has changes. Right
+    after a start the command waits until the start has decided what to do with the
+    copies.
     """
     from ..store.env import OPEN_S, answer_within
     from ..store.log import boots
@@ -402,7 +403,7 @@ class FscacheRescanParams(Params, kw_only=True):
 
 @verb("fscache rescan", FscacheRescanParams)
 async def fscache_rescan(admin: Admin, params: FscacheRescanParams) -> AsyncIterator[Event]:
-    """Compare the accounts of the fscache with its directory, and correct them.
+    """Compare the counts of the fscache with its directory, and correct them.
 
     It can run while the backend serves.
     """

@@ -45,8 +45,8 @@ async def cluster_init(admin: Admin, params: InitParams) -> AsyncIterator[Event]
 
     The number of groups never changes afterwards. With lmdb it is 64 if left out; then
     the first backend that starts makes the directory, too. With Cassandra it has to be
-    given. A directory that exists is shown and stays as it is; exit 73 if it has
-    another number of groups.
+    given. A directory that exists is shown and stays as it is; the exit code is 73 if
+    it has another number of groups.
     """
     from ..cluster import CassandraDirectory, make_settings, read_settings
     from ..cluster.initial import GROUPS_LOCAL
@@ -84,11 +84,12 @@ async def cluster_upgrade(admin: Admin, params: Nothing) -> AsyncIterator[Event]
     """Let backends write the newest forms that this obox knows, such as a newer
     envelope of objects.
 
-    All members must be able to read them. It shows what each member can read. Exit 75
-    while a member reads less than this version of obox: upgrade it, set it offline, or
-    remove it. Proxies that do not run do not count. Backends write the newer forms a
-    minute later, and an older obox does not start on the bucket any more. A backend
-    without a cluster does so at once; it has to run.
+    All members must be able to read them. It shows what each member can read. The exit
+    code is 75 while a member cannot read all forms that this version of obox reads:
+    upgrade that member, set it offline, or remove it. Proxies that do not run do not
+    count. Backends write the newer forms a minute later, and an older obox does not
+    start on the bucket any more. A backend without a cluster does so at once; it has to
+    run.
     """
     from ..cluster import Kind
     from ..cluster.records import MAJOR, MINOR, SETTINGS_KEY
@@ -191,7 +192,7 @@ AGAIN_S: Final = 2.0
 """A difference that a move explains is gone after this time."""
 
 EXAMPLES_MAX: Final = 3
-"""A finding names so many users at most."""
+"""A finding names at most three users."""
 
 
 class CheckParams(Params, kw_only=True):
@@ -212,7 +213,8 @@ async def cluster_check(admin: Admin, params: CheckParams) -> AsyncIterator[Even
     whom two backends wrote at once, boots that are over and not adopted, and a
     directory that knows less than they do. With --login it also tries each backend that
     is not offline, over the trusted link: it lives, has the same secret, and lets the
-    user in or refers to the owner. It changes nothing. Exit 65 if something is wrong.
+    user in or refers to the owner. The command changes nothing. The exit code is 65 if
+    something is wrong.
     """
     async with admin.cluster() as cluster:
         wrong = set()
@@ -328,10 +330,10 @@ class LoadParams(Params, kw_only=True):
 async def cluster_load(admin: Admin, params: LoadParams) -> AsyncIterator[Event]:
     """Write the rows of a dump into the directory.
 
-    A row that is newer in the directory stays, unless --replace is given. Nothing is
-    written if a line is wrong; exit 65. Rows that the dump does not have stay, too.
-    Backends that run write newer rows of their own back. A backend that is asked takes
-    at most 8 MiB; without a backend there is no limit.
+    A row that is newer in the directory stays, unless --replace is given. If a line is
+    wrong, nothing is written, and the exit code is 65. Rows that the dump does not have
+    stay, too. Backends that run write newer rows of their own back. A backend that is
+    asked takes at most 8 MiB; without a backend there is no limit.
     """
     from ..cluster import load
 

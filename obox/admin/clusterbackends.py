@@ -116,7 +116,8 @@ async def cluster_backend_add(admin: Admin, params: BackendAddParams) -> AsyncIt
 
     A backend that starts adds itself, too: as online where all backends are on one
     host, or if it is the first of its site, and as standby otherwise. Its site and its
-    address are what its own configuration says. Exit 73 if the cluster has it already.
+    address are what its own configuration says. The exit code is 73 if the cluster has
+    it already.
     """
     from ..cluster import Kind, Orders, State
 
@@ -140,8 +141,9 @@ class BackendRemoveParams(OfBackend, kw_only=True):
 async def cluster_backend_remove(admin: Admin, params: BackendRemoveParams) -> AsyncIterator[Event]:
     """Remove a backend from the cluster.
 
-    The command is refused with exit 75 while the backend has groups, or while groups
-    are to move to it: evacuate the backend first. Nothing is deleted in the bucket.
+    The command is refused with exit code 75 while the backend has groups, or while
+    groups are to move to it: evacuate the backend first. Nothing is deleted in the
+    bucket.
     """
     from ..cluster import Kind, State
 
@@ -168,10 +170,11 @@ class BackendUpdateParams(OfBackend, kw_only=True):
 async def cluster_backend_update(admin: Admin, params: BackendUpdateParams) -> AsyncIterator[Event]:
     """Change the status or the load factor of a backend.
 
-    online: it serves its groups and gets others; this also ends an evacuation. standby:
-    it serves what it has and gets no groups. offline: it is gone, and others take its
-    groups at once; use evacuate for a backend that runs. A load factor of 0 means that
-    it gets no groups.
+    A backend that is online serves its groups and gets others; this status also ends an
+    evacuation. A backend that is standby serves the groups that it has and gets no
+    others. A backend that is offline counts as gone, and others take its groups at
+    once; use evacuate for a backend that runs. A backend with load factor 0 gets no
+    groups.
     """
     from ..cluster import Kind, State
 
@@ -206,9 +209,9 @@ async def cluster_backend_evacuate(admin: Admin, params: BackendEvacuateParams) 
     The backend gives its groups up a few at a time: it finishes commands, uploads, and
     ends the sessions of their users, who connect again. The command waits until the
     backend has no groups and is standby. If the command is interrupted or the time is
-    over, it ends with exit 75, and the evacuation continues. Run the command again to
-    wait for the rest. The load factor stays, so that update --status online undoes the
-    evacuation.
+    over, it ends with exit code 75, and the evacuation continues. Run the command again
+    to wait for the rest. The load factor stays, so that update --status online undoes
+    the evacuation.
     """
     async with admin.cluster() as cluster:
         tables = await read(cluster)

@@ -251,9 +251,9 @@ async def cluster_user_kick(admin: Admin, account: Account, params: UserKickPara
     The owner of the user ends the sessions, also those that come through other members,
     and those of other names of the same mail. It is asked over the trusted link, also
     while no member runs here. Without cluster.secret_file it is asked on its [http]
-    with the http.api_key of this configuration. Exit 68 if the user is not logged in,
-    77 if the owner does not accept the secret or the key, and 75 or 69 if the owner
-    does not answer.
+    with the http.api_key of this configuration. The exit code is 68 if the user is not
+    logged in, 77 if the owner does not accept the secret or the key, and 75 or 69 if
+    the owner does not answer.
     """
     async with admin.cluster() as cluster:
         tables = await read(cluster)

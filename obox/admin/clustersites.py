@@ -40,7 +40,7 @@ SITE: Final = ("site", "status", "comment")
 
 @verb("cluster site add", SiteAddParams, needs=Needs.DIRECTORY, columns=SITE)
 async def cluster_site_add(admin: Admin, params: SiteAddParams) -> AsyncIterator[Event]:
-    """Add a site to the cluster; exit 73 if it has it already.
+    """Add a site to the cluster; the exit code is 73 if the cluster has it already.
 
     A site also exists as soon as a member of it has started.
     """
@@ -88,12 +88,12 @@ class SiteUpdateParams(OfSite, kw_only=True):
 async def cluster_site_update(admin: Admin, params: SiteUpdateParams) -> AsyncIterator[Event]:
     """Change the status of all backends of a site, or the comment.
 
-    offline: the site is gone, and other sites take its groups at once; use site
-    evacuate for a site that runs. Backends of the site that are cut off from the
-    directory do not know of it, and continue to serve their users. What both sides
-    write is merged when the directory can be read again. standby: its backends serve
-    what they have and get no groups. online: they get groups again; no group comes back
-    by itself, see cluster group move.
+    A site that is offline counts as gone, and other sites take its groups at once; use
+    site evacuate for a site that runs. Backends of the site that are cut off from the
+    directory do not see the new status, and continue to serve their users. What both
+    sides write is merged when the directory can be read again. If the site is standby,
+    its backends serve the groups that they have and get no others. If it is online,
+    they get groups again; no group comes back by itself, see cluster group move.
     """
     from ..cluster import Kind, Site, State
 
@@ -133,8 +133,8 @@ async def cluster_site_evacuate(admin: Admin, params: SiteEvacuateParams) -> Asy
     """Move all groups of a site to other sites, and set its backends to standby.
 
     All backends of the site are evacuated at once, so that none gets the groups of
-    another. If the command is interrupted or the time is over, it ends with exit 75,
-    and the evacuation continues. Run the command again to wait for the rest. site
+    another. If the command is interrupted or the time is over, it ends with exit code
+    75, and the evacuation continues. Run the command again to wait for the rest. site
     update --status online undoes the evacuation, but no group comes back by itself.
     """
     async with admin.cluster() as cluster:
@@ -180,8 +180,9 @@ async def _order(cluster: ClusterParts, tables: Tables, site: str) -> None:
 async def cluster_site_remove(admin: Admin, params: OfSite) -> AsyncIterator[Event]:
     """Remove a site from the cluster.
 
-    The command is refused with exit 75 while the site has backends: evacuate the site,
-    and remove its backends. A member of the site that starts makes the site again.
+    The command is refused with exit code 75 while the site has backends: evacuate the
+    site, and remove its backends. A member of the site that starts makes the site
+    again.
     """
     from ..cluster import Kind, Site, State
 

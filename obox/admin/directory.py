@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..cluster import Kind, Orders, State, Tables
 
 NAMED_MAX: Final = 20
-"""An error lists so many allowed names at most."""
+"""An error lists at most 20 allowed names."""
 
 NAME: Final = r"^[A-Za-z0-9._-]{1,64}$"
 """The names of backends and sites, as in the configuration."""

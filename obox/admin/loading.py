@@ -22,6 +22,7 @@ def verbs() -> dict[str, Verb]:
         clusterbackends,
         clustergroups,
         clustersites,
+        events,
         mailboxes,
         mails,
         pull,

@@ -55,7 +55,7 @@ class MailboxStatusParams(Selection, kw_only=True):
 async def mailbox_status(admin: Admin, account: Account, params: MailboxStatusParams) -> AsyncIterator[Event]:
     """Show the state of mailboxes: numbers of mails, next UID, size.
 
-    Exit 65 if a mailbox that is named without wildcards is not there.
+    The exit code is 65 if a mailbox that is named without wildcards is not there.
     """
     wanted = [field for one in params.field for field in one.lower().split()]
     if unknown := [field for field in wanted if field not in (*STATUS_FIELDS, "all")]:
@@ -88,7 +88,8 @@ class MailboxCreateParams(Selection, kw_only=True):
 async def mailbox_create(admin: Admin, account: Account, params: MailboxCreateParams) -> AsyncIterator[Event]:
     """Create mailboxes.
 
-    They are in the bucket when it ends. Exit 73 if a mailbox of that name exists.
+    They are in the bucket when the command ends. The exit code is 73 if a mailbox of
+    that name exists.
     """
     async with admin.open(account) as user:
         for name in params.mailbox:

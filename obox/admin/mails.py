@@ -31,7 +31,8 @@ _NEED_MAIL: Final = frozenset(("body", "text", "text.utf8"))
 _NEED_HEADER: Final = frozenset(("hdr", "date.sent"))
 BATCH: Final = 64
 INLINE_BYTES: Final = 16 * 1024
-"""Octets of a mail whose texts are decoded on the loop; of a larger one in a thread."""
+"""The texts of a mail of at most this size are decoded on the loop, and those of a
+larger mail in a thread."""
 
 
 class QueryParams(Selection, kw_only=True):

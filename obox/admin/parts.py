@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..auth import Authenticator, PasswdFile
     from ..cluster import Assigned, Directory, Member
+    from ..events import Events
     from ..mailbox.search import Query
     from ..store import MailStore
     from ..store.user.mailbox import Mailbox
@@ -143,7 +144,8 @@ class Admin:
     """The parts. store: None if there is only a configuration. server: None if no
     backend runs. claims: asks other backends which units they serve; None if there is
     no way to ask. connections: asks all backends how many sessions each mail has, by
-    storage id; None as well. sources: None outside of a cluster.
+    storage id; None as well. sources: None outside of a cluster. events: None without a
+    listener.
     """
 
     users: PasswdFile
@@ -159,6 +161,7 @@ class Admin:
     claims: Callable[[], Awaitable[Mapping[str, Mapping[str, Assigned]]]] | None = None
     connections: Callable[[], Awaitable[Mapping[str, int]]] | None = None
     sources: Sources | None = None
+    events: Events | None = None
     known_names: tuple[float, dict[StorageId, str]] = (float("-inf"), {})
 
     @property

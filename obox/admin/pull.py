@@ -54,7 +54,7 @@ mailboxes before it sends."""
 READ_BYTES: Final = 256 * 1024
 ANSWER_BYTES_MAX: Final = 64 * 1024
 MESSAGE_CHARS_MAX: Final = 300
-"""The source's message is repeated up to so many characters."""
+"""At most 300 characters of the source's message are repeated."""
 
 
 class MetacachePullParams(Selection, kw_only=True):
@@ -99,11 +99,12 @@ async def metacache_pull(admin: Admin, account: Account, params: MetacachePullPa
     Then mailboxes open here without reading bundles.
 
     A source that is a member of this cluster is asked over the trusted link, without a
-    key, unless one is given. The source uploads important changes before. kept:
-    mailboxes whose copy here is as new, or is open; an open mailbox is compared with
-    the bucket. If the command is interrupted, run it again. Exit 68 or 69 if the source
-    does not answer, 77 if the source refuses the key or the secret, 1003 (a shell sees
-    235) if the source is outdated, and 75 if copies stay there in spite of --clean.
+    key, unless one is given. The source first uploads important changes. A mailbox is
+    kept as it is here if its copy here is as new as that of the source, or if it is
+    open; an open mailbox is compared with the bucket. If the command is interrupted,
+    run it again. The exit code is 68 or 69 if the source does not answer, 77 if the
+    source refuses the key or the secret, 1003 (a shell sees 235) if the source is
+    outdated, and 75 if copies stay at the source in spite of --clean.
     """
     sid, store = account.storage_id, admin.store
     async with _source(admin, params) as source:

@@ -39,9 +39,9 @@ class OboxUserDeleteParams(Selection, kw_only=True):
 async def obox_user_delete(admin: Admin, account: Account, params: OboxUserDeleteParams) -> AsyncIterator[Event]:
     """Delete all mails, indexes and caches of a user from the bucket and this backend.
 
-    Disable the user in the user database first, and remove it there afterwards. Exit 65
-    if the user is logged in. If the command is interrupted, run it again. Further rows
-    name what the command cannot reach or must wait for.
+    Disable the user in the user database first, and remove it there afterwards. The
+    exit code is 65 if the user is logged in. If the command is interrupted, run it
+    again. Further rows name what the command cannot reach or must wait for.
     """
     from ..store.operate import users as operate
 
@@ -151,9 +151,9 @@ async def obox_user_rename(admin: Admin, params: OboxUserRenameParams) -> AsyncI
 
     Nothing in the bucket changes: the mail stays under its storage id. The line of the
     passwd-file gets the new name and storage_id=. There is no alias: mail to the old
-    name is refused. A new user with the old name needs a storage_id= of its own. Exit
-    65 if the user is logged in, and 73 if there is a user with the new name, or mail
-    under it.
+    name is refused. A new user with the old name needs a storage_id= of its own. The
+    exit code is 65 if the user is logged in, and 73 if there is a user with the new
+    name, or mail under it.
     """
     from ..auth import rename_user
     from ..store.operate import users as operate
@@ -194,7 +194,8 @@ class OboxUserWaitParams(Selection, kw_only=True):
 
 @user_verb("obox user wait", OboxUserWaitParams, needs=Needs.BACKEND, columns=("sessions",))
 async def obox_user_wait(admin: Admin, account: Account, params: OboxUserWaitParams) -> AsyncIterator[Event]:
-    """Wait until a user's mail is not open any more; exit 65 when the time is over."""
+    """Wait until a user's mail is not open any more; the exit code is 65 if the time is
+    over before."""
     deadline = time.monotonic() + params.timeout
     while True:
         user = admin.store.users.get(account.storage_id)

@@ -33,12 +33,12 @@ async def force_resync(admin: Admin, account: Account, params: ForceResyncParams
     """Make the indexes of mailboxes agree with the bucket.
 
     It joins all index bundles and LISTs all mails. Mails that are in no bundle are
-    added. Mails whose object is gone are expunged, after a second check. unknown:
-    objects below the next UID that no index has; oboxadm rebuild brings them back. Exit
-    70 if an index does not decode, 65 if a mailbox that is named without wildcards does
-    not exist. After a restore, clients may know UIDs that were used since the backup.
-    --skip-uids keeps new mails from getting those UIDs, so that clients do not take
-    them for mails that they know.
+    added. Mails whose object is gone are expunged, after a second check. The column
+    unknown counts objects below the next UID that no index has; oboxadm rebuild brings
+    them back. The exit code is 70 if an index does not decode, and 65 if a mailbox that
+    is named without wildcards does not exist. After a restore, clients may know UIDs
+    that were used since the backup. --skip-uids keeps new mails from getting those
+    UIDs, so that clients do not take them for mails that they know.
     """
     from ..store.operate import repair
 
@@ -68,8 +68,9 @@ async def rebuild(admin: Admin, account: Account, params: RebuildParams) -> Asyn
 
     It rebuilds mailboxes whose index is damaged, and mailboxes that are missing in the
     list of mailboxes. It rebuilds others only if they are named. The user must not be
-    logged in. UIDs stay the same. unknown: what cannot be known from the mails. Mails
-    that were expunged lately may be back, and a moved mail may be in both mailboxes.
+    logged in. UIDs stay the same. The column unknown says what cannot be known from the
+    mails. Mails that were expunged lately may be back, and a moved mail may be in both
+    mailboxes.
     """
     from ..store.operate import repair
 

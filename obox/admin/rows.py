@@ -53,7 +53,42 @@ _EVACUATE: Final = "whether it gives its groups up"
 _SITE: Final = {"site": "the name of the site", "status": "online, standby or offline", "comment": "for operators"}
 _OWNER: Final = "the backend that has the group; empty: nobody yet"
 
+_LETTER: Final = {
+    "id": "how commands name the dead letter",
+    "group": "the group that could not handle the event",
+    "user": "the storage id of the user",
+    "kind": "what has happened; empty if the dead letter does not decode",
+    "mailbox": "the GUID of the mailbox; empty if the event is about none",
+    "uids": "UIDs of the mails",
+    "failures": "how often the listener failed",
+    "error": "the last failure",
+    "at": "when it became a dead letter, unix time",
+}
+
 COLUMNS: Final[dict[str, dict[str, str]]] = {
+    "eventsGroups": {
+        "group": "the name of the group",
+        "here": "whether this backend runs it",
+        "health": "ok, or degraded while there are dead letters",
+        "dead_letters": "dead letters in the bucket",
+        "waiting": "events that wait in the memory of this backend",
+        "handled": "events that it has handled since the start of this backend",
+        "failures": "how often its listener has failed since then",
+        "lag_s": "for how many seconds the oldest event of this backend has waited",
+    },
+    "eventsLag": {
+        "group": "the name of the group",
+        "backend": "the backend that wrote the journal",
+        "boot": "the name of the boot, as in metacache boots",
+        "state": "lives, or over: the owners of its users handle the events",
+        "behind": "journal objects with events that were not handled",
+        "users": "users in them",
+        "since": "the time of the oldest, unix time",
+    },
+    "eventsDeadLettersList": _LETTER,
+    "eventsDeadLettersShow": {**_LETTER, "event": "the event, as JSON"},
+    "eventsDeadLettersRedeliver": {"id": "the dead letter", "result": "handled, or why the event could not be handled"},
+    "eventsDeadLettersPurge": {"group": "the group", "dead_letters": "dead letters that are deleted"},
     "userList": _ENTRY,
     "userAdd": _ENTRY,
     "userPassword": _ENTRY,
@@ -207,15 +242,15 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
     "metacacheRefresh": {"asked": "open mailboxes that were compared with the bucket now"},
     "metacacheRescan": {
         "users": "users with local copies",
-        "before_bytes": "bytes by the accounts as they were",
+        "before_bytes": "how many bytes were counted before",
         "bytes": "bytes by the recount",
-        "right": "whether the accounts were right",
+        "right": "whether the counts were right",
         "wrong": "what was wrong, and is mended now",
     },
     "metacacheBoots": {
         "boot": "the name of the start: its time in milliseconds, in hexadecimal, and a random number",
         "began": "when it began, unix time",
-        "ended": "when it ended in order, unix time; empty for the running boot and for a boot that was killed",
+        "ended": "when it was stopped, unix time; empty for the running boot and for a boot that was killed",
         "before": "how the boot before it ended: clean, unclean, or unknown",
         "copies": "what was done with the local copies: kept, asked again (each mailbox is compared once when it is "
         "opened), dropped, or none (there were none)",
@@ -246,14 +281,14 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "hit_percent": "hits of all reads; empty before the first",
     },
     "fscacheRescan": {
-        "before": "bytes by the accounts as they were",
+        "before": "how many bytes were counted before",
         "bytes": "bytes in the directory",
         "files": "files in the directory",
-        "added": "files that the accounts did not know",
+        "added": "files that were not counted before",
         "removed": "files that another program had removed",
-        "changed": "files with another size than the accounts said",
+        "changed": "files with another size than was counted before",
         "expired": "files that were removed for their age",
-        "right": "whether the accounts were right",
+        "right": "whether the counts were right",
     },
     "oboxUserDelete": {
         "what": "what the row is about: mails, index, local copies, … and what the command cannot reach",
@@ -325,7 +360,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "backend": "the name of the backend",
         "boot": "the name of the boot, as in metacache boots",
         "began": "when it began, unix time",
-        "ended": "when it ended in order or was fenced, unix time; empty otherwise",
+        "ended": "when it was stopped or fenced, unix time; empty before",
         "state": "runs, silent (its beat is old), unclean (the bucket does not have everything in bundles yet), or "
         "clean",
     },
@@ -450,6 +485,11 @@ NONE: Final[dict[str, str]] = {
     "clusterSiteList": "no site matches",
     "clusterSiteStatus": "no site matches",
     "clusterGroupList": "no group matches",
+    "eventsGroups": "no listener is configured",
+    "eventsLag": "no group is behind",
+    "eventsDeadLettersList": "there are no dead letters",
+    "eventsDeadLettersRedeliver": "there are no dead letters",
+    "eventsDeadLettersPurge": "there are no dead letters",
 }
 """The message on stderr if a verb that usually has rows has none, by API name."""
 

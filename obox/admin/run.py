@@ -28,7 +28,7 @@ LOGGED_CHARS_MAX: Final = 500
 
 
 TURN_S: Final = 0.005
-"""Rows are made and sent for so long before other tasks run."""
+"""Rows are made and sent for this time before other tasks run."""
 
 
 class UnknownVerb(Invalid):

@@ -94,8 +94,8 @@ class KickParams(Params, kw_only=True):
 async def kick(admin: Admin, params: KickParams) -> AsyncIterator[Event]:
     """Disconnect users, each session as soon as its command is done.
 
-    Sessions of other names of the same mail end too (storage_id=). Exit 68 if none of
-    them is logged in.
+    Sessions of other names of the same mail (storage_id=) end too. The exit code is 68
+    if none of them is logged in.
     """
     if not params.user and not params.ip:
         raise Invalid("no user is named; allowed: user, ip, or both")
@@ -120,7 +120,8 @@ async def reload(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
 
     It shows each setting that has changed, and whether it is used now or after a
     restart. Settings of connections apply to new connections. docs/config.md says which
-    settings need a restart. If the configuration is wrong, nothing changes; exit 78.
+    settings need a restart. If the configuration is wrong, nothing changes, and the
+    exit code is 78.
     """
     applied, waiting = await admin.backend.reload()
     for names, used in ((applied, "now"), (waiting, "after a restart")):
@@ -152,7 +153,7 @@ class StopParams(Params, kw_only=True):
 
 @verb("stop", StopParams, needs=Needs.BACKEND, columns=("step", "count", "seconds"), asks="End this backend?")
 async def stop(admin: Admin, params: StopParams) -> AsyncIterator[Event]:
-    """Stop the backend in order, so that the end itself has little left to do.
+    """Stop the backend step by step, so that the end itself has little left to do.
 
     The steps are: flush important changes; accept no more logins and deliveries; kick;
     flush; wait; kick; flush; end. The row of a step says if the time limit cut it
@@ -261,7 +262,7 @@ class AuthTestParams(Params, kw_only=True):
 
 @verb("auth test", AuthTestParams, needs=Needs.CONFIG, columns=("username", "storage_id", "quota_bytes"))
 async def auth_test(admin: Admin, params: AuthTestParams) -> AsyncIterator[Event]:
-    """Try a login as IMAP does; exit 77 if it is refused."""
+    """Try a login as IMAP does; the exit code is 77 if it is refused."""
     account = await admin.authenticator().verify(params.user, params.password, remote="")
     yield {
         "username": account.name,

@@ -43,8 +43,9 @@ class Question(msgspec.Struct, frozen=True):
     """What a destination asks."""
 
     what: Literal["identity", "copies", "drop", "users"]
-    """users: whose copies are here although other members serve them. `after`: those
-    behind this storage id. Only members ask this, so it has no request."""
+    """users: the storage ids of users whose copies are here although other members
+    serve them. `after`: only storage ids behind this. Only members ask for this, so it
+    has no verb."""
     storage_id: str = ""
     latest_only: bool = False
     clean: bool = False

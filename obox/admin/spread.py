@@ -45,14 +45,25 @@ class Goes(enum.Enum):
     the same answer."""
 
 
-ONE: Final = frozenset({"storageCheck", "storageFinishUpgrade", "metacacheUnpack"})
+ONE: Final = frozenset(
+    {
+        "storageCheck",
+        "storageFinishUpgrade",
+        "metacacheUnpack",
+        "eventsLag",
+        "eventsDeadLettersList",
+        "eventsDeadLettersShow",
+        "eventsDeadLettersRedeliver",
+        "eventsDeadLettersPurge",
+    }
+)
 JOINED: Final = frozenset(
     {"who", "kick", "metacacheList", "metacacheStatus", "metacacheFlushall", "fscacheStatus", "logErrors"}
 )
 """A cluster joins the rows of these verbs. Other verbs of a server run at the backend
 that is asked."""
 NAMED: Final = frozenset({"oboxUserRename"})
-"""About a single user, whom the parameter `user` names. They select no users."""
+"""Verbs about a single user, whom the parameter `user` names. They select no users."""
 OWNERS: Final = frozenset({"clusterUserKick"})
 """These verbs are about the directory, and the owner of the user runs them."""
 OWN_COPIES: Final = frozenset({"metacacheClean", "metacachePull"})

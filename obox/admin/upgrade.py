@@ -34,8 +34,8 @@ async def storage_upgrade(admin: Admin, account: Account, params: StorageUpgrade
 
     Clients see no change. It runs beside sessions and deliveries, on the backend that
     serves the user. If it is cut short, run it again; it continues with what is left.
-    damaged: objects that do not decode, or that belong to another user, mailbox or UID.
-    They are left as they are. All backends must have this version before.
+    Damaged objects are left as they are: they do not decode, or they belong to another
+    user, mailbox or UID. All backends must have this version before.
     """
     from ..store.operate import upgrade
 
@@ -70,9 +70,9 @@ async def storage_finish_upgrade(admin: Admin, params: Nothing) -> AsyncIterator
     """Mark the bucket as having the present format, if no object is outdated.
 
     It checks every object of the bucket. Afterwards an older obox refuses to start on
-    the bucket, and this version refuses older objects. Exit 65 while there are outdated
-    objects. There is a row for each user who has some. Outdated journal objects are
-    deleted when bundles have covered them for delete_delay.
+    the bucket, and this version refuses older objects. The exit code is 65 while there
+    are outdated objects. There is a row for each user who has some. Outdated journal
+    objects are deleted when bundles have covered them for delete_delay.
     """
     from ..store.operate import upgrade
 

@@ -40,7 +40,7 @@ def _row(entry: UserEntry) -> Row:
 
 @verb("user list", UserListParams, needs=Needs.CONFIG, columns=COLUMNS)
 async def user_list(admin: Admin, params: UserListParams) -> AsyncIterator[Event]:
-    """List users; exit 67 if no user matches."""
+    """List users; the exit code is 67 if no user matches."""
     from ..auth import claimed, list_users
 
     everyone = list_users(admin.users.path, admin.users.default_domain)
@@ -63,7 +63,8 @@ class UserAddParams(Params, kw_only=True):
 async def user_add(admin: Admin, params: UserAddParams) -> AsyncIterator[Event]:
     """Add a user to the passwd-file.
 
-    Exit 73 if there is such a user, or if mail under that name belongs to another user.
+    The exit code is 73 if there is such a user, or if mail under that name belongs to
+    another user.
     """
     import asyncio
 
@@ -83,7 +84,7 @@ class UserPasswordParams(Params, kw_only=True):
 
 @verb("user password", UserPasswordParams, needs=Needs.CONFIG, columns=COLUMNS)
 async def user_password(admin: Admin, params: UserPasswordParams) -> AsyncIterator[Event]:
-    """Set a user's password; exit 67 if there is no such user."""
+    """Set a user's password; the exit code is 67 if there is no such user."""
     import asyncio
 
     from ..auth import hash_password

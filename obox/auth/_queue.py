@@ -21,8 +21,8 @@ from collections import Counter, OrderedDict, deque
 from typing import Final
 
 ADDRESS_MAX: Final = 64
-"""Logins of an address in progress or waiting: a quarter of all, and 1.6 s of two cores
-at 50 ms a hash.
+"""An address may have at most 64 logins in progress or waiting. This is a quarter of
+all; at 50 ms a hash they take two cores 1.6 s.
 """
 
 

@@ -60,8 +60,8 @@ PENALTY_DELAYS_S = (0.0, 2.0, 4.0, 8.0, 15.0)
 PENALTY_FORGET_S = 120.0
 PENALTY_ADDRESSES_MAX = 10_000
 PENALTY_IPV6_PREFIX_BITS = 48
-"""The same as in Dovecot: a site's whole network (RFC 6177 §2), of which it can use
-65,536 subnets in turn.
+"""Failures of one site's whole network count together (RFC 6177 §2), as in Dovecot.
+Otherwise an attacker could use the 65,536 subnets of a site in turn.
 """
 _PENALTY_SEEN_MAX = 10
 

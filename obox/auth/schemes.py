@@ -24,8 +24,8 @@ from obox.errors import Invalid
 
 DEFAULT_SCHEME = "CRYPT"
 PASSWORD_BYTES_MAX = 1024
-"""Longest password: the time of a hash grows with the length, and no client sends more
-(Dovecot's AUTH line is 8 KiB).
+"""The longest password. The time of a hash grows with the length, and no client sends
+more (Dovecot's AUTH line is 8 KiB).
 """
 
 BCRYPT_BYTES_MAX = 72

@@ -17,7 +17,7 @@ from obox.errors import ConfigError
 SECRET_CHARS_MIN: Final = 32
 """A shorter secret gives a warning. These are 128 bits in hexadecimal digits."""
 SECRETS_MAX: Final = 16
-"""A file has so many secrets at most, since each login over the link tries all."""
+"""A file has at most 16 secrets, since each login over the link tries all."""
 
 
 def read_secrets(path: Path) -> tuple[tuple[bytes, ...], list[str]]:

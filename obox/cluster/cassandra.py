@@ -66,7 +66,7 @@ CONNECT_AGAIN_S: Final = 1.0
 """For so long after a failed attempt to connect, operations fail at once."""
 
 RECONNECT_MAX_S: Final = 10.0
-"""The driver tries hosts that are down again at least so often."""
+"""The driver waits at most this time before it tries a host that is down again."""
 
 RENEW_S: Final = 30.0
 """After so long without a good answer everything is connected again. Names are then

@@ -23,7 +23,7 @@ PASSING: Final = frozenset({OTHER_UNITS, "double-owner", "other-owner"})
 """A move that is under way shows as these findings for a second or two."""
 
 EXAMPLES_MAX: Final = 8
-"""A finding names so many units at most."""
+"""A finding names at most eight units."""
 
 Claims = Mapping[str, Mapping[str, Assigned]]
 """For each backend the keys that it serves, and under which assignment."""

@@ -47,7 +47,8 @@ a third of it. All processes need the same value, so it is no setting.
 """
 
 BATCH_ROWS: Final = 64
-"""A write transaction has so many rows at most. A small machine has so many groups."""
+"""A write transaction has at most 64 rows. This is the number of groups of a directory
+that a backend makes by itself."""
 
 WAITING_MAX: Final = 4096
 """At most 4,096 writes may wait for the thread. More are refused."""

@@ -70,10 +70,10 @@ RELEASE_AGAIN_S: Final = 0.2
 """The pause before the next attempt to release groups."""
 
 HOME_BEATS: Final = 3
-"""A backend that has started again gets its groups back after so many beats."""
+"""A backend that has started again gets its groups back after three beats."""
 
 CONFIRM_S: Final = 1.0
-"""A login waits so long for the directory after this process was suspended."""
+"""A login waits at most a second for the directory after this process was suspended."""
 
 
 class BackendMember:

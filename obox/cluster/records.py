@@ -22,7 +22,7 @@ MINOR: Final = 0
 """`cluster upgrade` raises it for changes that older code may ignore."""
 
 GROUP_DIGITS: Final = 5
-"""The number of a group has so many digits as a key."""
+"""The key of a group is its number, written with five digits."""
 
 
 class State(StrEnum):

@@ -28,7 +28,7 @@ STILL_S: Final = 3.0
 """A process whose beat does not change for this time has ended. A live process writes
 its beat each second."""
 CHANGES: Final = 3
-"""After so many changes of the counter the other process is taken for alive."""
+"""After three changes of its counter the other process is taken for alive."""
 
 
 async def refuse_twin(

@@ -51,11 +51,11 @@ POLL_S: Final = 1.0
 """A change of the directory is known everywhere within two polls."""
 
 SETTINGS_POLLS: Final = 60
-"""The directory's own settings are read in one of so many polls."""
+"""One of 60 polls reads the directory's own settings."""
 
 BEHIND_POLLS: Final = 5
-"""Any member writes back a row that was behind in so many polls in succession. The
-member that the row belongs to writes it back at once."""
+"""Any member writes a row back that was behind in five polls in succession. The member
+that the row belongs to writes it back at once."""
 
 WRITE_BACK_ROWS: Final = 64
 """At most 64 rows are written back in a pass. Some seconds suffice for an empty

@@ -293,10 +293,16 @@ def _check(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
         refuse("server.workers", 'workers share a directory of their own; allowed: 1, or cluster.directory = "local"')
     if values["server.workers"] > 1 and values["storage.url"].startswith("memory:"):
         refuse("server.workers", "workers share a bucket, and memory:// is of one process; allowed: 1")
-    if values["cluster.events"] != "local":
-        refuse("cluster.events", 'a bus between backends is not there yet; allowed: "local"')
+    if values["cluster.events"] != "local" and values["cluster.directory"] == "local":
+        refuse("cluster.events", 'news are for other backends; allowed: "local", or together with cluster.directory')
     if values["cluster.directory"] != "local" and values["cluster.secret_file"] is None:
         refuse("cluster.directory", "members forward users to each other; allowed: together with cluster.secret_file")
+    alone = values["server.workers"] == 1 and values["cluster.directory"] == "local"
+    if values["storage.conditional_put"] == "off" and not alone:
+        why = "several backends would overwrite each other's mails; allowed"
+        refuse("storage.conditional_put", f'{why}: with server.workers = 1 and cluster.directory = "local"')
+    if list(values["events.quota_warnings"]) != sorted(values["events.quota_warnings"]):
+        refuse("events.quota_warnings", "allowed: percents that ascend")
     bucket = urlsplit(values["storage.url"])
     if bucket.scheme == "s3" and not re.fullmatch(r"[A-Za-z0-9._-]{3,255}", bucket.netloc):
         refuse("storage.url", "allowed: after s3:// a bucket name of 3 to 255 letters, digits, dots, - and _")

@@ -16,21 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from obox.config import _values as kinds
-from obox.config._values import Amount, Kind, Listen, Network, NewMailbox, Secret
-
-
-def _set(kind: Kind, default: str, doc: str, *, remote: bool = False, restart: bool = False) -> Any:
-    """Return a row of the table.
-
-    default: the text that an operator would write in the environment.
-    remote: a [remote] section may have another value for some clients.
-    restart: a change waits for a restart; a reload (`obox.reload`) uses changes of
-    all other settings.
-    """
-    return field(
-        default_factory=lambda: kind.parse(default, Path()),
-        metadata={"kind": kind, "default": default, "doc": doc, "remote": remote, "restart": restart},
-    )
+from obox.config._events import Events
+from obox.config._row import row as _set
+from obox.config._values import Amount, Listen, Network, NewMailbox, Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +47,7 @@ class Storage:
     ca_file: Path = _set(
         kinds.OPTIONAL_PATH,
         "",
-        "PEM certificates of authorities that the server's certificate may be of, beside the system's",
+        "PEM file of authorities that may have signed the server's certificate, in addition to the system's",
         restart=True,
     )
     region: str = _set(
@@ -94,12 +82,12 @@ class Storage:
     durability: str = _set(
         kinds.choice("local", "bucket"),
         "local",
-        '"local": flag changes and expunges are OK after the synced local commit; "bucket": after the journal PUT',
+        '"local": flag changes and expunges get OK after the synced local commit; "bucket": after the journal PUT',
     )
     journal_interval: float = _set(
         kinds.duration("10ms", "5s"),
         "1s",
-        "flag changes and expunges are in the bucket within this time; changes stop if the journal is 10s late",
+        "flag changes and expunges are in the bucket within this time; they are refused if the journal is 10s late",
     )
     delete_delay: float = _set(
         kinds.duration(),
@@ -120,7 +108,7 @@ class Storage:
     deadline: float = _set(
         kinds.duration("1s", "5min"),
         "10s",
-        "limit of one operation, retries included; after it the client is asked to try later",
+        "time limit of one operation, retries included; afterwards the client is asked to try later",
         restart=True,
     )
     autofix_storage: bool = _set(
@@ -132,7 +120,7 @@ class Storage:
     fetch_lost_mails_as_empty: bool = _set(
         kinds.FLAG,
         "false",
-        "serves a mail whose object is gone as an empty mail, with OK; for webmail servers in a [remote]",
+        "serves a mail whose object is gone as an empty mail, with OK; meant for webmail servers in a [remote]",
         remote=True,
     )
     lost_mailbox_prefix: str = _set(
@@ -153,7 +141,7 @@ class Fscache:
 
     path: Path = _set(kinds.OPTIONAL_PATH, "", "empty: state_dir/fscache", restart=True)
     max_size: int = _set(
-        kinds.size(), "1G", "bodies above it are evicted: those that were read once before those that were read again"
+        kinds.size(), "1G", "above this size bodies are evicted; those that were read only once are evicted first"
     )
 
 
@@ -194,7 +182,9 @@ class Metacache:
         kinds.TIME_OF_DAY, "", "everything is uploaded at this time of day, so that a stop has less to upload"
     )
     max_rescan_mail_count: int = _set(
-        kinds.integer(0, 100_000), "10", "new mails that an open reads singly before it uploads the index that it found"
+        kinds.integer(0, 100_000),
+        "10",
+        "more new mails than this are uploaded as an index; fewer stay in the journal, and an open reads them singly",
     )
     priority_weights: str = _set(
         kinds.string(
@@ -202,7 +192,7 @@ class Metacache:
             check=lambda text: text and kinds.read_priority_weights(text),
         ),
         "10% +1d 10% +1d 50% +1h 100% 0",
-        "how much longer user root, FTS, INBOX and Junk, others are kept while below that share of max_space",
+        "how much longer root, FTS, INBOX and Junk, other indexes are kept while they fill less than the share",
     )
     size_weights: str = _set(
         kinds.string(
@@ -210,7 +200,7 @@ class Metacache:
             check=lambda text: text and kinds.read_size_weights(text),
         ),
         "2M +30 1G +120",
-        "seconds longer for indexes that are small (cheap to keep) or big (slow to load); empty: LRU",
+        "how many seconds longer small (cheap to keep) and big (slow to load) indexes are kept; empty: LRU",
     )
     sync: bool = _set(
         kinds.FLAG,
@@ -225,7 +215,7 @@ class Auth:
     """Who may log in."""
 
     passwd_file: Path = _set(kinds.PATH, "users", "lines as in Dovecot: user:{SCHEME}secret:::::")
-    default_domain: str = _set(kinds.string(pattern=r"[^\s@]*"), "", "is added to a user name without @")
+    default_domain: str = _set(kinds.string(pattern=r"[^\s@]*"), "", "domain that is added to a user name without @")
     disable_plaintext_auth: bool = _set(
         kinds.FLAG,
         "true",
@@ -261,7 +251,7 @@ class Imap:
     max_pipelined_commands: int = _set(
         kinds.integer(1, 1000),
         "32",
-        "commands of a session that wait for their answers; beyond, the session stops reading",
+        "commands of a session that wait for their answers; with more the session stops reading",
     )
     max_user_sessions: int = _set(
         kinds.integer(0, 100_000), "50", "sessions of one user; a client opens about 5; 0: no limit", remote=True
@@ -272,7 +262,7 @@ class Imap:
         "sessions of one client address, except this machine's; an office is one address; 0: no limit",
         remote=True,
     )
-    login_timeout: float = _set(kinds.duration("1s", "1h"), "60s", "time to log in; after it the client gets BYE")
+    login_timeout: float = _set(kinds.duration("1s", "1h"), "60s", "time to log in; afterwards the client gets BYE")
     idle_timeout: float = _set(
         kinds.duration("1min", "1d"), "30min", "time without a command; RFC 9051 §5.4 asks for 30 minutes", remote=True
     )
@@ -283,18 +273,20 @@ class Imap:
         remote=True,
     )
     max_write_buffer: int = _set(
-        kinds.size("16K", "64M"), "1M", "bytes that wait for a slow client; beyond, its commands wait without a lock"
+        kinds.size("16K", "64M"),
+        "1M",
+        "bytes that wait for a slow client; beyond this size its commands wait without a lock",
     )
     max_append_memory: int = _set(
         kinds.size("16M", "1T"),
         "256M",
-        "memory for mails on their way in; as much again while large mails are stored; a quarter for one user",
+        "memory for appended mails; large mails that are being stored have as much again; a user has a quarter",
         restart=True,
     )
     max_append_spool: int = _set(
         kinds.size("512M", "100T"),
         "4G",
-        "files below state_dir/spool for larger mails on their way in; a quarter for one user",
+        "space below state_dir/spool for larger appended mails; a user has a quarter",
         restart=True,
     )
     fetch_failure: str = _set(
@@ -369,7 +361,9 @@ class Pop3:
         "%08Xu%08Xv",
         "unique id of a mail: %u is its UID, %v the UIDVALIDITY, %g its EMAILID",
     )
-    reuse_xuidl: bool = _set(kinds.FLAG, "false", "a mail with a field X-UIDL has that as its unique id")
+    reuse_xuidl: bool = _set(
+        kinds.FLAG, "false", "a mail with a header field X-UIDL has the value of the field as its unique id"
+    )
     expire: str = _set(
         kinds.string("never, or a number of days", r"never|\d{1,5}"),
         "never",
@@ -455,7 +449,7 @@ class Cluster:
     secret_file: Path | None = _set(
         kinds.OPTIONAL_PATH,
         "",
-        "file with a secret a line that all members share; the first signs, all are accepted; empty: no forwarding",
+        "file with secrets that all members share, one a line; the first signs, all are accepted; empty: no forwarding",
     )
     dead_after: float = _set(
         kinds.duration("5s", "1h"),
@@ -466,7 +460,7 @@ class Cluster:
     events: str = _set(
         kinds.url("local or nats://host:4222", "nats", words=("local",)),
         "local",
-        "the bus for news between backends; only local for now: there is none",
+        "the bus for news between backends: nats://host:4222; local: there is none",
         restart=True,
     )
 
@@ -484,7 +478,7 @@ class Server:
     shutdown_timeout: float = _set(
         kinds.duration("1s", "1h"),
         "30s",
-        "time to finish commands and flush after SIGTERM; after it connections are closed",
+        "time to finish commands and flush after SIGTERM; afterwards connections are closed",
     )
     unix_mode: int = _set(kinds.MODE, "0660", "mode of unix sockets", restart=True)
     haproxy_trusted_networks: tuple[Network, ...] = _set(
@@ -529,7 +523,7 @@ class Mailboxes:
     create: tuple[NewMailbox, ...] = _set(
         kinds.MAILBOXES,
         "Drafts \\Drafts,Sent \\Sent,Trash \\Trash,Junk \\Junk,Archive \\Archive",
-        "are created and subscribed at the first login, with their special use",
+        "mailboxes that are created and subscribed at the first login, with their special use",
     )
 
 
@@ -564,6 +558,7 @@ class Config:
     socketmap: Socketmap | None
     tls: Tls
     cluster: Cluster
+    events: Events
     server: Server
     quota: MailLimits
     log: Log

@@ -414,6 +414,20 @@ def list_of(allowed: str, parse_one: Callable[[object, Path], Any]) -> Kind:
     return Kind(f"a list of {allowed}", parse, lambda value: "[" + ", ".join(quote(str(v)) for v in value) + "]")
 
 
+def _name(raw: object, base: Path) -> str:
+    text = _text(raw)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,63}", text):
+        raise ValueError
+    return text
+
+
+def _percent(raw: object, base: Path) -> int:
+    number = raw if isinstance(raw, int) else int(_text(raw).removesuffix("%"), 10)
+    if not 1 <= number <= 100:
+        raise ValueError
+    return number
+
+
 def _keys(raw: object, base: Path) -> Mapping[str, Path]:
     """Return key ids and their files, in order. The first encrypts. Text form:
     `id=file,id=file`."""
@@ -446,5 +460,7 @@ CREDENTIAL = replace(string(), from_file=True)
 LISTEN = list_of('"host:port", "[v6]:port" or "unix:/path", each with "/tls" and "/proxy" if wanted', read_listen)
 NETWORKS = list_of("networks such as 10.0.0.0/8 or ::1", _network)
 PATHS = list_of("paths", _path)
+NAMES = list_of("names: at most 64 lower-case letters, digits, dots and dashes each", _name)
+PERCENTS = list_of("percents from 1 to 100", _percent)
 MAILBOXES = list_of("names, each with a special use of RFC 6154 if wanted: 'Sent \\Sent'", _new_mailbox)
 KEYS = Kind('a table of key ids and files: { id = "file" }', _keys, _show_keys)

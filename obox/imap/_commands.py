@@ -15,10 +15,9 @@ from typing import Any, Final, TypeVar
 
 from obox.imap import ast
 from obox.imap._fetch import fetch
-from obox.imap._scan import NUMBER64_MAX, Limits, Malformed, Scan
-from obox.imap._search import search, sort, thread
+from obox.imap._scan import Limits, Malformed, Scan
+from obox.imap._search import search
 from obox.imap.ast import Command
-from obox.store.api import Source
 
 E = TypeVar("E", bound=Enum)
 
@@ -40,6 +39,18 @@ def _bare(command: type[Command]) -> Callable[[Scan, bytes], Command]:
     def parse(scan: Scan, tag: bytes) -> Command:
         scan.end()
         return command(tag)
+
+    return parse
+
+
+def _rare(name: str) -> Callable[..., Command]:
+    """Return a parser that is imported when it is called for the first time."""
+
+    def parse(scan: Scan, tag: bytes, *uid: bool) -> Command:
+        from obox.imap import _rare
+
+        command: Command = getattr(_rare, name)(scan, tag, *uid)
+        return command
 
     return parse
 
@@ -132,7 +143,7 @@ def _select(read_only: bool) -> Callable[[Scan, bytes], Command]:
     def parse(scan: Scan, tag: bytes) -> Command:
         scan.sp("a mailbox name")
         mailbox = scan.mailbox()
-        condstore = False
+        given, condstore = scan.given, False
         qresync: ast.QResync | None = None
 
         def parameter() -> None:
@@ -149,7 +160,7 @@ def _select(read_only: bool) -> Callable[[Scan, bytes], Command]:
             scan.spaces()
             scan.items("SELECT parameters", parameter)
         scan.end()
-        return ast.Select(tag, mailbox, read_only, condstore, qresync)
+        return ast.Select(tag, mailbox, read_only, condstore, qresync, given)
 
     return parse
 
@@ -203,7 +214,7 @@ def _create(scan: Scan, tag: bytes) -> Command:
         scan.spaces()
         scan.need(b")", "after CREATE parameters")
     scan.end()
-    return ast.Create(tag, mailbox, use)
+    return ast.Create(tag, mailbox, use, scan.given)
 
 
 def _one_mailbox(make: Callable[[bytes, str], Command]) -> Callable[[Scan, bytes], Command]:
@@ -216,13 +227,20 @@ def _one_mailbox(make: Callable[[bytes, str], Command]) -> Callable[[Scan, bytes
     return parse
 
 
+def _delete(scan: Scan, tag: bytes) -> Command:
+    scan.sp("a mailbox name")
+    mailbox = scan.mailbox()
+    scan.end()
+    return ast.Delete(tag, mailbox, scan.given)
+
+
 def _rename(scan: Scan, tag: bytes) -> Command:
     scan.sp("the present mailbox name")
     source = scan.mailbox("the present mailbox name")
     scan.sp("the new mailbox name")
     target = scan.mailbox("the new mailbox name")
     scan.end()
-    return ast.Rename(tag, source, target)
+    return ast.Rename(tag, source, target, scan.given)
 
 
 def _list(scan: Scan, tag: bytes) -> Command:
@@ -251,13 +269,19 @@ def _list(scan: Scan, tag: bytes) -> Command:
         patterns = (scan.pattern(),)
     returns: set[ast.ListReturn] = set()
     status: tuple[ast.StatusItem, ...] = ()
+    metadata: tuple[str, ...] = ()
 
     def option() -> None:
-        nonlocal status
+        nonlocal status, metadata
         word = scan.word("a return option")
         if word == "STATUS":
             scan.sp("STATUS items")
             status = _status_items(scan)
+        elif word == "METADATA":
+            from obox.imap._rare import metadata_entries
+
+            scan.sp("entries")
+            metadata = metadata_entries(scan)
         else:
             returns.add(_option(ast.ListReturn, word, "return option"))
 
@@ -269,7 +293,7 @@ def _list(scan: Scan, tag: bytes) -> Command:
         scan.sp("return options")
         scan.items("return options", option, empty=True)
     scan.end()
-    return ast.List(tag, reference, patterns, select, frozenset(returns), status, extended)
+    return ast.List(tag, reference, patterns, select, frozenset(returns), status, extended, metadata)
 
 
 def _lsub(scan: Scan, tag: bytes) -> Command:
@@ -295,32 +319,6 @@ def _status(scan: Scan, tag: bytes) -> Command:
     items = _status_items(scan)
     scan.end()
     return ast.Status(tag, mailbox, items)
-
-
-def _quota_root(scan: Scan) -> str:
-    scan.sp("a quota root")
-    return scan.astring("a quota root").decode(errors="replace")
-
-
-def _getquota(scan: Scan, tag: bytes) -> Command:
-    root = _quota_root(scan)
-    scan.end()
-    return ast.GetQuota(tag, root)
-
-
-def _setquota(scan: Scan, tag: bytes) -> Command:
-    """setquota = "SETQUOTA" SP quota-root-name SP setquota-list. RFC 9208 §7."""
-    root = _quota_root(scan)
-    scan.sp("limits")
-
-    def limit() -> tuple[str, int]:
-        resource = scan.word("a resource")
-        scan.sp("the limit of the resource")
-        return resource, scan.number("limit", most=NUMBER64_MAX)
-
-    limits = tuple(scan.items("limits", limit, empty=True))
-    scan.end()
-    return ast.SetQuota(tag, root, limits)
 
 
 def _append(scan: Scan, tag: bytes) -> Command:
@@ -349,50 +347,19 @@ def _message(scan: Scan) -> ast.AppendMessage:
         scan.sp("the mail")
     word = scan.peek_word()
     if word == "CATENATE":
-        return _catenate(scan, flags, date)
+        from obox.imap._catenate import catenate
+
+        return catenate(scan, flags, date)
     if word == "UTF8":
+        from obox.imap._catenate import utf8_literal
+
         scan.at += len("UTF8")
-        data, binary = _utf8(scan)
+        data, binary = utf8_literal(scan)
     else:
         data, binary = scan.mail()
     if not data:
         raise Malformed("An empty mail cannot be stored: APPEND is cancelled", "NO")
     return ast.AppendMessage(data, flags, date, binary)
-
-
-def _utf8(scan: Scan) -> tuple[bytes | Source, bool]:
-    """Take the rest of `"UTF8" SP "(" literal8 ")"`. RFC 6855 §8."""
-    if not scan.utf8:
-        raise Malformed("UTF8 needs ENABLE UTF8=ACCEPT")
-    scan.sp("a literal in brackets")
-    (found,) = scan.items("literals of UTF8", scan.mail, most=1)
-    return found
-
-
-def _catenate(scan: Scan, flags: tuple[str, ...], date: ast.InternalDate | None) -> ast.AppendMessage:
-    """append-data =/ "CATENATE" SP "(" cat-part *(SP cat-part) ")". RFC 4469 §5."""
-    scan.at += len("CATENATE")
-    scan.sp("parts of the mail")
-    binary = False
-
-    def part() -> bytes | Source | ast.Url:
-        nonlocal binary
-        word = scan.word("TEXT or URL")
-        if word == "URL":
-            scan.sp("a URL")
-            return ast.Url(scan.astring("a URL"))
-        if word == "UTF8":
-            data, some = _utf8(scan)
-        elif word == "TEXT":
-            scan.sp("a literal")
-            data, some = scan.mail()
-        else:
-            scan.fail(f'Unknown part "{word}" of CATENATE: allowed are TEXT URL UTF8')
-        binary |= some
-        return data
-
-    pieces = tuple(scan.items("parts of CATENATE", part))
-    return ast.AppendMessage(b"", flags, date, binary, pieces)
 
 
 # -- the selected mailbox ----------------------------------------------------------------------------------------------
@@ -477,8 +444,8 @@ def _set_to_mailbox(make: type[ast.Copy | ast.Move]) -> Callable[[Scan, bytes, b
 _BOTH: Final[dict[str, Callable[[Scan, bytes, bool], Command]]] = {
     "FETCH": fetch,
     "SEARCH": search,
-    "SORT": sort,
-    "THREAD": thread,
+    "SORT": _rare("sort"),
+    "THREAD": _rare("thread"),
     "STORE": _store,
     "COPY": _set_to_mailbox(ast.Copy),
     "MOVE": _set_to_mailbox(ast.Move),
@@ -516,23 +483,30 @@ COMMANDS: Final[dict[str, Callable[[Scan, bytes], Command]]] = {
     "SELECT": _select(False),
     "EXAMINE": _select(True),
     "CREATE": _create,
-    "DELETE": _one_mailbox(ast.Delete),
+    "DELETE": _delete,
     "RENAME": _rename,
     "SUBSCRIBE": _one_mailbox(ast.Subscribe),
     "UNSUBSCRIBE": _one_mailbox(ast.Unsubscribe),
     "LIST": _list,
     "LSUB": _lsub,
+    "XLIST": _rare("xlist"),
+    "NOTIFY": _rare("notify"),
+    "GETMETADATA": _rare("getmetadata"),
+    "SETMETADATA": _rare("setmetadata"),
     "NAMESPACE": _bare(ast.Namespace),
     "STATUS": _status,
-    "GETQUOTA": _getquota,
+    "GETQUOTA": _rare("getquota"),
     "GETQUOTAROOT": _one_mailbox(ast.GetQuotaRoot),
-    "SETQUOTA": _setquota,
+    "SETQUOTA": _rare("setquota"),
     "APPEND": _append,
     "IDLE": _bare(ast.Idle),
     "CHECK": _bare(ast.Check),
     "CLOSE": _bare(ast.Close),
     "UNSELECT": _bare(ast.Unselect),
     "EXPUNGE": _bare(ast.Expunge),
+    "ESEARCH": _rare("esearch"),
+    "UIDBATCHES": _rare("uidbatches"),
+    "CANCELUPDATE": _rare("cancelupdate"),
     "UID": _uid,
     **{word: _with_numbers(parse) for word, parse in _BOTH.items()},
 }

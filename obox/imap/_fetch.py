@@ -6,8 +6,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from obox.imap._scan import NUMBER64_MAX, Limits, Scan
-from obox.imap._search import partial_range
+from obox.imap._scan import NUMBER64_MAX, Limits, Scan, partial_range
 from obox.imap.ast import BinarySection, BodySection, Fetch, FetchAttr, FetchItem, Partial, SectionText
 from obox.imap.wire import astring
 
@@ -32,7 +31,7 @@ def fetch(scan: Scan, tag: bytes, uid: bool) -> Fetch:
     scan.sp("FETCH items")
     items: tuple[FetchItem, ...]
     if scan.peek() == b"(":
-        items = tuple(dict.fromkeys(scan.items("FETCH items", lambda: _item(scan), most=scan.limits.fetch_items_max)))
+        items = fetch_items(scan)
     else:
         match = _ITEM.match(scan.line, scan.at)
         macro = _MACROS.get(match[0].upper()) if match else None
@@ -50,6 +49,11 @@ def fetch(scan: Scan, tag: bytes, uid: bool) -> Fetch:
         changed_since, vanished, partial = _modifiers(scan, uid)
     scan.end()
     return Fetch(tag, uid, sequence, items, changed_since, vanished, partial)
+
+
+def fetch_items(scan: Scan) -> tuple[FetchItem, ...]:
+    """Take items in parentheses; repetitions are dropped."""
+    return tuple(dict.fromkeys(scan.items("FETCH items", lambda: _item(scan), most=scan.limits.fetch_items_max)))
 
 
 def _modifiers(scan: Scan, uid: bool) -> tuple[int | None, bool, Partial | None]:

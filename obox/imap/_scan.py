@@ -20,7 +20,7 @@ from obox.imap.ast import InternalDate
 from obox.imap.sets import SequenceSet, parse_set
 from obox.imap.wire import MONTHS
 from obox.mailbox import KEYWORD_BYTES_MAX
-from obox.mailbox.names import GIVEN_BYTES_MAX, NAME_BYTES_MAX, canonical
+from obox.mailbox.names import GIVEN_BYTES_MAX, NAME_BYTES_MAX, SEPARATOR, canonical
 from obox.store.api import Source
 from obox.text import nfc_name
 
@@ -39,10 +39,11 @@ class Limits:
     literals_bytes_max: int = 262_144
     """All such literals of a command."""
     append_bytes_max: int = 64 * 1024 * 1024
-    """A mail of an APPEND. The session sets it from limits.mail_bytes_max; it is 0
-    before login."""
+    """The largest mail of an APPEND. The session sets the value from
+    limits.mail_bytes_max; it is 0 before login."""
     multiappend_bytes_max: int = 128 * 1024 * 1024
-    """All mails of an APPEND. They wait for each other, large mails in a file."""
+    """The size of all mails of an APPEND together. They wait for each other, large
+    mails in a file."""
     discard_bytes_max: int = 1024 * 1024 * 1024
     """A `{n+}` beyond its limit is read and discarded up to this size. A larger literal
     ends the connection."""
@@ -70,8 +71,8 @@ class Limits:
     id_fields_max: int = 64
     """Fields of ID. RFC 2971 §3.3 allows 30."""
     depth_max: int = 32
-    """Depth of parentheses and NOTs. The parser and the code that uses its result
-    recurse."""
+    """The depth of parentheses and NOTs. The parser is recursive, and so is the code
+    that uses its result."""
 
 
 NAME_WIRE_BYTES_MAX: Final = 8 * NAME_BYTES_MAX
@@ -127,10 +128,11 @@ NUMBER64_MAX: Final = 2**63 - 1
 class Scan:
     """The cursor. It has a method for each terminal of the grammar, so it has many.
 
-    charset: what `text` decodes from. utf8: names are UTF-8 (RFC 6855).
+    charset: what `text` decodes from. utf8: names are UTF-8 (RFC 6855). given: the last
+    mailbox name as it was sent, if its canonical form is another.
     """
 
-    __slots__ = ("_keys", "_parts", "at", "charset", "index", "limits", "line", "utf8")
+    __slots__ = ("_keys", "_parts", "at", "charset", "given", "index", "limits", "line", "utf8")
 
     def __init__(self, parts: Sequence[Any], at: int, limits: Limits, *, utf8: bool = False) -> None:
         self._parts = parts
@@ -140,6 +142,7 @@ class Scan:
         self.limits = limits
         self.utf8 = utf8
         self.charset = "utf-8"
+        self.given = ""
         self._keys = 0
 
     # -- reasons -------------------------------------------------------------------------------------------------------
@@ -323,6 +326,7 @@ class Scan:
         name = data.decode() if self.utf8 else utf7.decode(data)
         if _CONTROL.search(name):
             raise Malformed("Control characters in a mailbox name", "NO", "CANNOT")
+        self.given = name
         return nfc_name(name, GIVEN_BYTES_MAX, "Mailbox name")
 
     def mailbox(self, what: str = "a mailbox name") -> str:
@@ -330,6 +334,8 @@ class Scan:
         name = canonical(self._decoded(self.astring(what)))
         if not name:
             raise Malformed("Empty mailbox name", "NO", "CANNOT")
+        if self.given.removesuffix(SEPARATOR) == name:
+            self.given = ""
         return name
 
     def reference(self) -> str:
@@ -463,3 +469,18 @@ class Scan:
         if depth >= self.limits.depth_max:
             self.beyond(f"Nested too deeply: at most {self.limits.depth_max} levels")
         return depth + 1
+
+
+_RANGE: Final = re.compile(rb"(-?)([1-9][0-9]{0,9}):\1([1-9][0-9]{0,9})(?![0-9])")
+
+
+def partial_range(scan: Scan) -> tuple[int, int]:
+    """partial-range = nz-number ":" nz-number / "-" nz-number ":" "-" nz-number. RFC
+    9394 §4."""
+    scan.sp("a range of results such as 1:500 or -1:-500")
+    match = _RANGE.match(scan.line, scan.at)
+    if match is None or max(int(match[2]), int(match[3])) > NUMBER_MAX:
+        scan.expected("a range of results such as 1:500 or -1:-500")
+    scan.at = match.end()
+    sign = -1 if match[1] else 1
+    return sign * int(match[2]), sign * int(match[3])

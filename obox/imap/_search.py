@@ -1,14 +1,15 @@
-"""SEARCH, SORT, THREAD: the key grammar, result options. RFC 9051 §6.4.4, RFC 4731, RFC
+"""SEARCH: the key grammar, result options. RFC 9051 §6.4.4, RFC 4731, RFC
 5256, and the keys of RFC 5032, RFC 7162 and RFC 8514."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
-from obox.imap._scan import NUMBER_MAX, Malformed, Scan
-from obox.imap.ast import Partial, Search, SearchReturn, Sort, SortField, Thread
+from obox.imap._fetch import fetch_items
+from obox.imap._scan import Malformed, Scan, partial_range
+from obox.imap.ast import FetchItem, Partial, Search, SearchReturn
 from obox.imap.searchkeys import (
     All,
     And,
@@ -95,7 +96,6 @@ def _object_id(scan: Scan) -> str:
     return value.decode()
 
 
-_RANGE: Final = re.compile(rb"(-?)([1-9][0-9]{0,9}):\1([1-9][0-9]{0,9})(?![0-9])")
 _OBJECT_ID: Final = re.compile(rb"[A-Za-z0-9_-]{1,255}")
 
 _WITH_ARGUMENT: Final[dict[str, Callable[[Scan], SearchKey]]] = {
@@ -147,9 +147,13 @@ def key(scan: Scan, depth: int = 0) -> SearchKey:
         return _negation(scan, depth)
     if word == "OR":
         return _alternatives(scan, depth)
+    if word == "FUZZY":  # RFC 6203 §3: how exact a search is, is up to the server
+        scan.at += len(word)
+        scan.sp("the key of FUZZY")
+        return key(scan, scan.deeper(depth))
     if not word:
         scan.expected("a search key")
-    allowed = " ".join(sorted([*_FIXED, *_WITH_ARGUMENT, "NOT", "OR"]))
+    allowed = " ".join(sorted([*_FIXED, *_WITH_ARGUMENT, "FUZZY", "NOT", "OR"]))
     scan.fail(f"Unknown search key {scan.shown()}: allowed are sets, parentheses, {allowed}")
 
 
@@ -179,7 +183,7 @@ def _alternatives(scan: Scan, depth: int) -> SearchKey:
     return Or(tuple(found))
 
 
-def _program(scan: Scan) -> SearchKey:
+def program(scan: Scan) -> SearchKey:
     """Parse search-key *(SP search-key), to the end of the command."""
     found = [key(scan)]
     while scan.more():
@@ -189,7 +193,7 @@ def _program(scan: Scan) -> SearchKey:
     return found[0] if len(found) == 1 else And(tuple(found))
 
 
-def _charset(scan: Scan) -> None:
+def take_charset(scan: Scan) -> None:
     name = scan.astring("a charset").decode("ascii", "replace").upper()
     name = _ALIASES.get(name, name)
     if name not in CHARSETS:
@@ -198,29 +202,27 @@ def _charset(scan: Scan) -> None:
     scan.charset = name.lower()
 
 
-def partial_range(scan: Scan) -> Partial:
-    """partial-range = nz-number ":" nz-number / "-" nz-number ":" "-" nz-number. RFC
-    9394 §4."""
-    scan.sp("a range of results such as 1:500 or -1:-500")
-    match = _RANGE.match(scan.line, scan.at)
-    if match is None or max(int(match[2]), int(match[3])) > NUMBER_MAX:
-        scan.expected("a range of results such as 1:500 or -1:-500")
-    scan.at = match.end()
-    sign = -1 if match[1] else 1
-    return sign * int(match[2]), sign * int(match[3])
+class Results(NamedTuple):
+    """The options behind RETURN: `ast.Search` has the same fields."""
+
+    returns: frozenset[SearchReturn] | None = None
+    partial: Partial | None = None
+    items: tuple[FetchItem, ...] = ()
 
 
-def _returns(scan: Scan) -> tuple[frozenset[SearchReturn] | None, Partial | None]:
+def result_options(scan: Scan) -> Results:
     """search-return-opts = SP "RETURN" SP "(" [search-return-opt *(SP
-    search-return-opt)] ")". RFC 4466 §2.6."""
+    search-return-opt)] ")". RFC 4466 §2.6; modifier-update = "UPDATE" [SP "(" fetch-att
+    *(SP fetch-att) ")"]. RFC 5465 §8."""
     if scan.peek_word() != "RETURN":
-        return None, None
+        return Results()
     scan.at += 6
     scan.sp("result options")
     partial: Partial | None = None
+    items: tuple[FetchItem, ...] = ()
 
     def option() -> SearchReturn:
-        nonlocal partial
+        nonlocal partial, items
         word = scan.word("a result option")
         try:
             found = SearchReturn(word)
@@ -231,57 +233,31 @@ def _returns(scan: Scan) -> tuple[frozenset[SearchReturn] | None, Partial | None
             if partial is not None:
                 scan.fail("PARTIAL is allowed once")
             partial = partial_range(scan)
+        if found is SearchReturn.UPDATE:
+            behind = scan.at
+            scan.spaces()
+            if scan.peek() == b"(":
+                items = fetch_items(scan)
+            else:
+                scan.at = behind
         return found
 
     found = frozenset(scan.items("result options", option, empty=True))
     if {SearchReturn.ALL, SearchReturn.PARTIAL} <= found:
         scan.fail("PARTIAL and ALL exclude each other")
     scan.sp("search keys")
-    return found or frozenset((SearchReturn.ALL,)), partial
+    if found <= {SearchReturn.UPDATE, SearchReturn.CONTEXT}:
+        found |= {SearchReturn.ALL}
+    return Results(found, partial, items)
 
 
 def search(scan: Scan, tag: bytes, uid: bool) -> Search:
     scan.sp("search keys")
-    returns, partial = _returns(scan)
-    if scan.peek_word() == "CHARSET":
-        if scan.utf8:  # RFC 6855 §3
-            raise Malformed("CHARSET is not allowed with UTF8=ACCEPT: strings are UTF-8")
+    results = result_options(scan)
+    charset = scan.peek_word() == "CHARSET"
+    if charset:
         scan.at += 7
         scan.sp("a charset")
-        _charset(scan)
+        take_charset(scan)
         scan.sp("search keys")
-    return Search(tag, uid, _program(scan), returns, partial)
-
-
-def sort(scan: Scan, tag: bytes, uid: bool) -> Sort:
-    """sort = ["UID" SP] "SORT" SP sort-criteria SP search-criteria. RFC 5256 §5; RFC
-    5267 §3 (RETURN)."""
-    scan.sp("sort criteria")
-    returns, partial = _returns(scan)
-
-    def criterion() -> tuple[SortField, bool]:
-        word = scan.word("a sort criterion")
-        reverse = word == "REVERSE"
-        if reverse:
-            scan.sp("the criterion of REVERSE")
-            word = scan.word("a sort criterion")
-        try:
-            return SortField(word), reverse
-        except ValueError:
-            allowed = " ".join(f.value for f in SortField)
-            raise Malformed(f'Unknown sort criterion "{word}": allowed are REVERSE {allowed}') from None
-
-    criteria = tuple(scan.items("sort criteria", criterion))
-    scan.sp("a charset")
-    _charset(scan)
-    scan.sp("search keys")
-    return Sort(tag, uid, criteria, _program(scan), returns, partial)
-
-
-def thread(scan: Scan, tag: bytes, uid: bool) -> Thread:
-    scan.sp("a threading algorithm")
-    algorithm = scan.word("a threading algorithm")
-    scan.sp("a charset")
-    _charset(scan)
-    scan.sp("search keys")
-    return Thread(tag, uid, algorithm, _program(scan))
+    return Search(tag, uid, program(scan), results.returns, results.partial, charset, results.items)

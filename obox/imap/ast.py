@@ -14,6 +14,11 @@ from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
+from obox.imap.items import BinarySection as BinarySection  # noqa: PLC0414 - part of the commands
+from obox.imap.items import BodySection as BodySection  # noqa: PLC0414 - part of the commands
+from obox.imap.items import FetchAttr as FetchAttr  # noqa: PLC0414 - part of the commands
+from obox.imap.items import FetchItem as FetchItem  # noqa: PLC0414 - part of the commands
+from obox.imap.items import SectionText as SectionText  # noqa: PLC0414 - part of the commands
 from obox.imap.searchkeys import SearchKey
 from obox.imap.sets import SequenceSet
 from obox.store.api import Source
@@ -126,13 +131,18 @@ class QResync(msgspec.Struct, frozen=True):
 
 
 class Select(Command, frozen=True):
-    """SELECT, or EXAMINE where `read_only`."""
+    """SELECT, or EXAMINE where `read_only`.
+
+    given, here and below: the name as the client has sent it, if the canonical name is
+    another. RFC 9051 §6.3.9.7.
+    """
 
     NAME: ClassVar[str] = "SELECT"
     mailbox: str
     read_only: bool = False
     condstore: bool = False
     qresync: QResync | None = None
+    given: str = ""
 
 
 class Create(Command, frozen=True):
@@ -144,17 +154,20 @@ class Create(Command, frozen=True):
     NAME: ClassVar[str] = "CREATE"
     mailbox: str
     special_use: tuple[str, ...] = ()
+    given: str = ""
 
 
 class Delete(Command, frozen=True):
     NAME: ClassVar[str] = "DELETE"
     mailbox: str
+    given: str = ""
 
 
 class Rename(Command, frozen=True):
     NAME: ClassVar[str] = "RENAME"
     source: str
     target: str
+    given: str = ""
 
 
 class Subscribe(Command, frozen=True):
@@ -203,7 +216,8 @@ class List(Command, frozen=True):
 
     patterns: with `*` and `%` as sent; may hold one empty pattern, which asks for the
     separator in plain LIST. extended: any part of the extended syntax was used; answers
-    then follow RFC 5258 (no answer for a "" pattern).
+    then follow RFC 5258 (no answer for a "" pattern). metadata: the entries of RETURN
+    METADATA (RFC 9590).
     """
 
     NAME: ClassVar[str] = "LIST"
@@ -213,6 +227,7 @@ class List(Command, frozen=True):
     returns: frozenset[ListReturn] = frozenset()
     status: tuple[StatusItem, ...] = ()
     extended: bool = False
+    metadata: tuple[str, ...] = ()
 
 
 class Lsub(Command, frozen=True):
@@ -293,6 +308,60 @@ class Append(Command, frozen=True):
     incoming: Any = None
 
 
+class Xlist(Command, frozen=True):
+    """It has no RFC."""
+
+    NAME: ClassVar[str] = "XLIST"
+    reference: str
+    pattern: str
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """Mailboxes. kind: in capitals; names: of MAILBOXES, SUBTREE and SUBTREE-ONE. RFC
+    5465 §6, RFC 7377 §2.2."""
+
+    kind: str
+    names: tuple[str, ...] = ()
+
+
+class EventGroup(msgspec.Struct, frozen=True):
+    """events: in capitals, empty for NONE. items: of MESSAGENEW. RFC 5465 §8."""
+
+    filter: Filter
+    events: frozenset[str]
+    items: tuple[FetchItem, ...] = ()
+
+
+class Notify(Command, frozen=True):
+    """groups: None for NOTIFY NONE."""
+
+    NAME: ClassVar[str] = "NOTIFY"
+    groups: tuple[EventGroup, ...] | None
+    status: bool = False
+
+
+class GetMetadata(Command, frozen=True):
+    """RFC 5464 §4.2.
+
+    mailbox: "" for the server. entries: in lower case. depth: levels below an entry
+    that are answered too; None is all.
+    """
+
+    NAME: ClassVar[str] = "GETMETADATA"
+    mailbox: str
+    entries: tuple[str, ...]
+    size_max: int | None = None
+    depth: int | None = 0
+
+
+class SetMetadata(Command, frozen=True):
+    """RFC 5464 §4.3. values: None removes an entry."""
+
+    NAME: ClassVar[str] = "SETMETADATA"
+    mailbox: str
+    values: tuple[tuple[str, bytes | None], ...]
+
+
 class Idle(Command, frozen=True):
     """RFC 2177. The session answers `+` and calls `Parser.expect_done`."""
 
@@ -322,7 +391,8 @@ class Expunge(Command, frozen=True):
 
 
 class SearchReturn(enum.Enum):
-    """Result options of SEARCH. RFC 4731, RFC 5182 (SAVE), RFC 9394 (PARTIAL)."""
+    """Result options of SEARCH. RFC 4731, RFC 5182, RFC 5267 (the last two), RFC
+    9394."""
 
     MIN = "MIN"
     MAX = "MAX"
@@ -330,6 +400,8 @@ class SearchReturn(enum.Enum):
     COUNT = "COUNT"
     SAVE = "SAVE"
     PARTIAL = "PARTIAL"
+    UPDATE = "UPDATE"
+    CONTEXT = "CONTEXT"
 
 
 Partial: TypeAlias = tuple[int, int]
@@ -339,7 +411,8 @@ Partial: TypeAlias = tuple[int, int]
 
 class Search(Command, frozen=True):
     """returns: None for the old `* SEARCH` answer; `RETURN ()` is {ALL}. partial: where
-    `returns` has PARTIAL.
+    `returns` has PARTIAL. charset: whether the client has named one. items: what is
+    fetched of new results (UPDATE, RFC 5465 §7).
 
     uid: answer with UIDs.
     """
@@ -349,6 +422,31 @@ class Search(Command, frozen=True):
     key: SearchKey
     returns: frozenset[SearchReturn] | None = None
     partial: Partial | None = None
+    charset: bool = False
+    items: tuple[FetchItem, ...] = ()
+
+
+class MultiSearch(Command, frozen=True):
+    """ESEARCH. sources: empty for the selected mailbox. RFC 7377."""
+
+    NAME: ClassVar[str] = "ESEARCH"
+    search: Search
+    sources: tuple[Filter, ...]
+
+
+class UidBatches(Command, frozen=True):
+    """batches: the first and the last that are asked for. RFC 10022."""
+
+    NAME: ClassVar[str] = "UIDBATCHES"
+    size: int
+    batches: tuple[int, int] | None = None
+
+
+class CancelUpdate(Command, frozen=True):
+    """RFC 5267 §4.3.5."""
+
+    NAME: ClassVar[str] = "CANCELUPDATE"
+    tags: tuple[bytes, ...]
 
 
 class SortField(enum.Enum):
@@ -368,8 +466,8 @@ class SortField(enum.Enum):
 class Sort(Command, frozen=True):
     """RFC 5256.
 
-    criteria: (field, reverse), the most significant first. returns, partial: as for
-    Search.
+    criteria: (field, reverse), the most significant first. returns, partial, items: as
+    for Search.
     """
 
     NAME: ClassVar[str] = "SORT"
@@ -378,6 +476,7 @@ class Sort(Command, frozen=True):
     key: SearchKey
     returns: frozenset[SearchReturn] | None = None
     partial: Partial | None = None
+    items: tuple[FetchItem, ...] = ()
 
 
 class Thread(Command, frozen=True):
@@ -390,74 +489,6 @@ class Thread(Command, frozen=True):
     uid: bool
     algorithm: str
     key: SearchKey
-
-
-class FetchAttr(enum.Enum):
-    """FETCH items without arguments; the value is the name in the answer.
-
-    RFC 9051 §6.4.5, RFC 8514 (SAVEDATE), RFC 8474 (EMAILID, THREADID), RFC 8970
-    (PREVIEW).
-    """
-
-    ENVELOPE = "ENVELOPE"
-    FLAGS = "FLAGS"
-    INTERNALDATE = "INTERNALDATE"
-    RFC822 = "RFC822"
-    RFC822_SIZE = "RFC822.SIZE"
-    RFC822_HEADER = "RFC822.HEADER"
-    RFC822_TEXT = "RFC822.TEXT"
-    BODY = "BODY"
-    BODYSTRUCTURE = "BODYSTRUCTURE"
-    UID = "UID"
-    MODSEQ = "MODSEQ"
-    SAVEDATE = "SAVEDATE"
-    EMAILID = "EMAILID"
-    THREADID = "THREADID"
-    PREVIEW = "PREVIEW"
-    PREVIEW_LAZY = "PREVIEW (LAZY)"
-
-
-class SectionText(enum.Enum):
-    """The word of a section; ALL is `BODY[]` or, with a part, the part's content."""
-
-    ALL = ""
-    HEADER = "HEADER"
-    HEADER_FIELDS = "HEADER.FIELDS"
-    HEADER_FIELDS_NOT = "HEADER.FIELDS.NOT"
-    TEXT = "TEXT"
-    MIME = "MIME"
-
-
-class BodySection(msgspec.Struct, frozen=True):
-    """`BODY[section]<start.count>`.
-
-    label: the item's name in the answer, ready: `BODY[1.HEADER.FIELDS (Subject)]<0>`.
-    fields: as sent. part: part numbers, () for the whole mail. peek: do not set
-    `\\Seen`. start, count: None without `<>`.
-    """
-
-    label: bytes
-    part: tuple[int, ...] = ()
-    text: SectionText = SectionText.ALL
-    fields: tuple[bytes, ...] = ()
-    peek: bool = False
-    start: int | None = None
-    count: int | None = None
-
-
-class BinarySection(msgspec.Struct, frozen=True):
-    """`BINARY[part]<start.count>`, or `BINARY.SIZE[part]` where `size`. RFC 3516 §4.2.
-    The fields are those of BodySection."""
-
-    label: bytes
-    part: tuple[int, ...] = ()
-    peek: bool = False
-    start: int | None = None
-    count: int | None = None
-    size: bool = False
-
-
-FetchItem: TypeAlias = FetchAttr | BodySection | BinarySection
 
 
 class Fetch(Command, frozen=True):

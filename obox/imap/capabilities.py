@@ -10,6 +10,7 @@ from typing import Final
 
 ALWAYS: Final = (
     "IMAP4rev1",  # RFC 3501
+    "IMAP4rev2",  # RFC 9051
     "SASL-IR",  # RFC 4959
     "ID",  # RFC 2971
     "ENABLE",  # RFC 5161
@@ -40,6 +41,8 @@ AFTER_LOGIN: Final = (
     "THREAD=REFERENCES",  # RFC 5256
     "THREAD=REFS",  # as in Dovecot; it has no RFC
     "ESORT",  # RFC 5267
+    "CONTEXT=SEARCH",  # RFC 5267
+    "CONTEXT=SORT",  # RFC 5267
     "SORT=DISPLAY",  # RFC 5957
     "I18NLEVEL=1",  # RFC 5255
     "PREVIEW",  # RFC 8970
@@ -50,6 +53,12 @@ AFTER_LOGIN: Final = (
     "UTF8=ACCEPT",  # RFC 6855
     "INPROGRESS",  # RFC 9585
     "UIDONLY",  # RFC 9586
+    "MULTISEARCH",  # RFC 7377
+    "UIDBATCHES",  # RFC 10022
+    "NOTIFY",  # RFC 5465
+    "METADATA",  # RFC 5464
+    "LIST-METADATA",  # RFC 9590
+    "XLIST",  # for old clients; it has no RFC
     "QUOTA",  # RFC 9208
     "QUOTA=RES-STORAGE",  # RFC 9208
     "QUOTA=RES-MESSAGE",  # RFC 9208

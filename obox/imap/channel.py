@@ -1,13 +1,16 @@
-"""What a session of IMAP and its handlers may use of the connection. The class is for
-types alone, so a start does not import this module."""
+"""What a session of IMAP and its handlers may use of the connection, and of what is
+loaded when a client asks for it. The classes are for types alone, so a start does not
+import this module."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from obox.imap.parser import Parser
 from obox.imap.settings import ImapSettings
 from obox.login import needs
+from obox.mailbox import UidArray
+from obox.mailbox.view import Updates
 
 
 class Channel(needs.Channel[ImapSettings], Protocol):
@@ -47,3 +50,26 @@ class Channel(needs.Channel[ImapSettings], Protocol):
 
     def idle_changed(self) -> None:
         """Note that the session has entered or left IDLE."""
+
+
+class Contexts(Protocol):
+    """See `obox.imap.contexts.Contexts`."""
+
+    def has(self, tag: bytes) -> bool: ...
+    def begin(self, command: Any, found: UidArray, modseq: int, order: Any) -> None: ...
+    def cancel(self, tag: bytes) -> bool: ...
+    def expunged(self, updates: Updates) -> None: ...
+    async def report(self) -> None: ...
+
+
+class Notifier(Protocol):
+    """See `obox.imap.notify.Notifier`."""
+
+    pushes: bool
+
+    @property
+    def due(self) -> bool: ...
+    def close(self) -> None: ...
+    async def push(self) -> None: ...
+    async def report(self) -> None: ...
+    async def fetch(self, uids: UidArray) -> None: ...

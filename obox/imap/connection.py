@@ -64,7 +64,9 @@ class Connection(login.Connection[ImapSettings]):
 
     async def work(self) -> None:
         session = self.session
-        if session.idling:
+        if session.notify is not None:
+            await session.notify.push()
+        elif session.idling:
             # One change of a mailbox wakes all sessions that have it selected.
             await self.pause()
             await report(session)
@@ -86,7 +88,8 @@ class Connection(login.Connection[ImapSettings]):
 
     @property
     def pending(self) -> bool:
-        return self.session.idling and self.session.changed
+        session = self.session
+        return session.idling and session.changed if session.notify is None else session.notify.due
 
     def last_words(self, why: Why, text: str) -> bytes:
         return wire.status(None, "BYE", text, CODES.get(why))

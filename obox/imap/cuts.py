@@ -6,7 +6,7 @@ Pure. This module is imported when such an item is fetched for the first time
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from obox.imap import wire
@@ -37,15 +37,31 @@ def _is_leaf(part: Part) -> bool:
     return not part.children and part.message is None
 
 
+class Opened:
+    """The decoded body of a part, for all items of a FETCH that ask for ranges of it:
+    it is decoded once for each mail."""
+
+    __slots__ = ("_body", "_mail")
+
+    def __init__(self) -> None:
+        self._mail, self._body = b"", b""
+
+    def body(self, mail: bytes, part: Part) -> bytes:
+        if self._mail is not mail:
+            self._mail, self._body = mail, decoded(mail, part)
+        return self._body
+
+
 @dataclass(frozen=True, slots=True)
 class Binary(Body):
     """BINARY or, where `size`, BINARY.SIZE. RFC 3516 §4.3.
 
     What has parts of its own is not encoded (RFC 2045 §6.4), and neither is a whole
-    mail: its octets are the value.
+    mail: its octets are the value. opened: shared by the items of the same part.
     """
 
     size: bool = False
+    opened: Opened = field(default_factory=Opened, compare=False)
 
     @property
     def number(self) -> bool:
@@ -64,7 +80,7 @@ class Binary(Body):
                 return Cut(b"0" if self.size else b"NIL")
             first, last = part.body_start, part.body_end
             if _is_leaf(part) and part.encoding in _ENCODED:
-                source = decoded(mail, part)
+                source = self.opened.body(mail, part)
                 first, last = 0, len(source)
         if self.size:
             return Cut(b"%d" % (last - first))
@@ -76,6 +92,7 @@ class Binary(Body):
         return Cut(head % (end - start), source, start, end)
 
 
-def binary(item: BinarySection) -> Binary:
-    """Return what a FETCH item asks for."""
-    return Binary(item.label, Section(item.part, "BINARY"), item.start, item.count, item.size)
+def binary(item: BinarySection, opened: dict[tuple[int, ...], Opened]) -> Binary:
+    """Return what a FETCH item asks for. opened: of the items before it, by part."""
+    shared = opened.setdefault(item.part, Opened())
+    return Binary(item.label, Section(item.part, "BINARY"), item.start, item.count, item.size, shared)

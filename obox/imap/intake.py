@@ -33,8 +33,8 @@ MAIL_MEMORY_BYTES: Final = 1 << 20
 SESSION_MEMORY_BYTES: Final = 4 << 20
 """Bytes of an APPEND's mails that stay in memory together."""
 COPIES: Final = 2
-"""Copies of a mail while it is stored: its bytes, and the object that is made of
-them."""
+"""A mail that is being stored is in memory twice: its bytes, and the object that is
+made of them."""
 TRY_LATER: Final = "Too many mails are on their way, try again later"
 
 
@@ -89,7 +89,7 @@ class Incoming:
         self._spool: Spool | None = None
 
     def admit(self, size: int) -> bool:
-        """Return whether a mail of so many bytes is accepted. It sets `spooling`."""
+        """Return whether a mail of `size` bytes is accepted. It sets `spooling`."""
         intake = self._intake
         small = size <= MAIL_MEMORY_BYTES and self._memory + size <= SESSION_MEMORY_BYTES
         if small and intake.memory.take(self._user, size):

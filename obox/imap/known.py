@@ -27,11 +27,11 @@ from obox.mime.subjects import SUBJECT_BYTES_MAX, base_of
 from obox.store.api import Fields
 
 CHUNK: Final = 500
-"""The ready fields of so many mails are read at a time, which takes about 5 ms."""
+"""The ready fields of at most 500 mails are read at a time, which takes about 5 ms."""
 CHUNK_BYTES: Final = 4 << 20
-"""These fields have so many octets at most."""
+"""These fields have at most 4 MiB."""
 REFERENCES_OF_MAIL: Final = 100
-"""THREAD uses so many references of a mail: the first reference and the last 99."""
+"""THREAD uses at most 100 references of a mail: the first reference and the last 99."""
 _MESSAGE_ID: Final = re.compile(rb"<[^<>\s]{1,998}>")
 
 T = TypeVar("T")

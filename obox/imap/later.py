@@ -1,39 +1,29 @@
-"""Handlers of commands that few clients send. Each is imported in a thread when its
-command comes for the first time, so that a start does not read its module."""
+"""Handlers of commands that a start does not need. Each module is imported in a thread
+when its command comes for the first time."""
 
 from __future__ import annotations
 
 import asyncio
+from importlib import import_module
 from typing import Any
 
-from obox.imap import ast
 from obox.imap.machine import Handler
 from obox.imap.replies import Reply
 
 
 class Later:
-    """The handler of one command."""
+    """The handler of one command. path: its module in `obox.imap`, and its name."""
 
-    def __init__(self, command: type[ast.Command]) -> None:
-        self._command = command
+    def __init__(self, path: str) -> None:
+        self._path = path
         self._handler: Handler | None = None
 
     async def __call__(self, session: Any, command: Any) -> Reply | None:
         if self._handler is None:
-            self._handler = (await asyncio.to_thread(_handlers))[self._command]
+            self._handler = await asyncio.to_thread(self.load)
         return await self._handler(session, command)
 
-
-def _handlers() -> dict[type[ast.Command], Handler]:
-    from obox.imap.commands import compress, quota, replace, sort, thread, unauthenticate
-
-    return {
-        ast.Compress: compress.compress,
-        ast.Unauthenticate: unauthenticate.unauthenticate,
-        ast.GetQuota: quota.getquota,
-        ast.GetQuotaRoot: quota.getquotaroot,
-        ast.SetQuota: quota.setquota,
-        ast.Replace: replace.replace,
-        ast.Sort: sort.sort,
-        ast.Thread: thread.thread,
-    }
+    def load(self) -> Handler:
+        module, _, name = self._path.rpartition(".")
+        handler: Handler = getattr(import_module(f"obox.imap.{module}"), name)
+        return handler

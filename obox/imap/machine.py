@@ -91,7 +91,7 @@ class Machine:
         """Commit what STORE commands have changed, and write their tagged lines."""
         if not (waiting := session.committing):
             return
-        session.committing = []
+        session.committing = ()
         failed = None
         if session.uncommitted and session.user is not None:
             session.uncommitted = False
@@ -161,7 +161,7 @@ class Machine:
 def _finish(session: Session, command: ast.Command, reply: Reply) -> None:
     """Write the tagged line. It waits in order if a commit is awaited before it."""
     if session.uncommitted or session.committing:
-        session.committing.append((command.tag, command.NAME, reply))
+        session.committing = (*session.committing, (command.tag, command.NAME, reply))
     else:
         session.finish_command(command.tag, command.NAME, reply)
 

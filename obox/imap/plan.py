@@ -77,6 +77,11 @@ class Plan:
     def needs_structure(self) -> bool:
         return any(not item.whole for item in self.order if isinstance(item, Body))
 
+    @property
+    def describes(self) -> bool:
+        """Return whether the structure of mails is asked for."""
+        return self.has(FetchAttr.BODYSTRUCTURE) or self.has(FetchAttr.BODY)
+
     def has(self, item: FetchAttr) -> bool:
         return item in self.order
 
@@ -147,6 +152,7 @@ def compile_plan(items: Sequence[FetchItem], *, uid: bool, modseq: bool) -> Plan
         wanted.insert(0, FetchAttr.UID)
     if modseq and FetchAttr.MODSEQ not in wanted:
         wanted.append(FetchAttr.MODSEQ)
+    opened: dict[tuple[int, ...], Any] = {}
     for item in wanted:
         if isinstance(item, BodySection):
             body = Body(item.label, Section(item.part, item.text.value, item.fields), item.start, item.count)
@@ -156,7 +162,7 @@ def compile_plan(items: Sequence[FetchItem], *, uid: bool, modseq: bool) -> Plan
         elif isinstance(item, BinarySection):
             from obox.imap.cuts import binary
 
-            if (cut := binary(item)) not in plan.order:
+            if (cut := binary(item, opened)) not in plan.order:
                 plan.order.append(cut)
             plan.sets_seen |= not (item.peek or item.size)
         elif item in _RFC822:

@@ -13,7 +13,7 @@ from typing import Any, cast
 from obox.errors import Invalid
 from obox.imap import _search
 from obox.imap._scan import Limits, Malformed, Scan
-from obox.imap.commands.search import to_query
+from obox.imap.meaning import to_query
 from obox.imap.sets import SequenceSet
 from obox.mailbox.search import Query
 from obox.mailbox.view import View
@@ -29,12 +29,12 @@ def parse_search(program: bytes) -> Callable[[Mailbox], Query]:
         raise Invalid(f"search query: {error}") from error
 
     def evaluate(mailbox: Mailbox) -> Query:
-        return to_query(cast(Any, _Alone(mailbox)), key)
+        return to_query(cast(Any, Alone(mailbox)), key)
 
     return evaluate
 
 
-class _Alone:
+class Alone:
     """The part of a session that `to_query` needs, for a mailbox alone."""
 
     def __init__(self, mailbox: Mailbox) -> None:

@@ -23,14 +23,25 @@ ANSWER_BYTES: Final = 1 << 20
 """At most a megabyte of lines is made at a time. A slow client may leave as much in the
 transport."""
 LINE_BYTES: Final = 128
-"""The numbers and dates of a line take so many bytes. Flags, strings and names of
-sections come beside them."""
+"""The numbers and dates of a line take 128 bytes. The bytes of flags, strings and names
+of sections are counted in addition."""
 
 Where = npt.NDArray[np.intp]
 Recent = npt.NDArray[np.bool_]
 FlagsOf = Callable[[Table, Where], list[bytes]]
 """Makes the flag lists of the rows of a table. `updates.flags_of` of a session first
 reports new names."""
+
+
+def part_of(numbers: npt.NDArray[Any], partial: tuple[int, int] | None) -> npt.NDArray[Any]:
+    """Return the results that a range names. RFC 9394 §3.1."""
+    if partial is None:
+        return numbers
+    low, high = sorted(map(abs, partial))
+    if partial[0] > 0:
+        return numbers[low - 1 : high]
+    count = len(numbers)
+    return numbers[max(0, count - high) : max(0, count - low + 1)]
 
 
 class FlagLists(dict[int, bytes]):

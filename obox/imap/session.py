@@ -29,7 +29,7 @@ from obox.mailbox.view import View
 from obox.store.api import Mailbox, User
 
 if TYPE_CHECKING:
-    from obox.imap.channel import Channel
+    from obox.imap.channel import Channel, Contexts, Notifier
 
 NO_UIDS: Final[UidArray] = np.empty(0, dtype=np.uint32)
 
@@ -57,13 +57,16 @@ class Session(login.Session[ImapSettings]):
         "client_id",
         "committing",
         "condstore",
+        "contexts",
         "emptied",
         "idling",
         "logged_out",
         "mailbox",
         "mailbox_name",
+        "notify",
         "qresync",
         "read_only",
+        "rev2",
         "saved",
         "uidonly",
         "uncommitted",
@@ -83,16 +86,22 @@ class Session(login.Session[ImapSettings]):
         self.read_only = False
         self.condstore = False
         self.qresync = False
+        self.rev2 = False
+        """Whether the client speaks IMAP4rev2. RFC 9051 §6.3.1."""
         self.utf8 = False
         """Whether strings to the client may be UTF-8, and names of mailboxes are. RFC
-        6855."""
+        6855, RFC 9051."""
         self.uidonly = False
         """Whether no sequence numbers are sent or read. RFC 9586."""
         self.saved: UidArray = NO_UIDS
         """What SEARCH RETURN (SAVE) left for `$`. RFC 5182."""
+        self.contexts: Contexts | None = None
+        """Searches that are kept up to date."""
+        self.notify: Notifier | None = None
+        """What the client asked to hear without a command."""
         self.uncommitted = False
         """Whether a STORE has changed something that is not committed yet."""
-        self.committing: list[tuple[bytes, str, Reply]] = []
+        self.committing: tuple[tuple[bytes, str, Reply], ...] = ()
         """Tags, names and replies of STORE commands that wait for the commit."""
         self.idling = False
         self.changed = False
@@ -174,7 +183,7 @@ class Session(login.Session[ImapSettings]):
         """Report that the mailbox has changed: now in IDLE, otherwise with the next
         command."""
         self.changed = True
-        if self.idling:
+        if self.idling if self.notify is None else self.notify.pushes:
             self.out.wake()
 
     # -- mailbox ---------------------------------------------------------------------------------------------------
@@ -196,7 +205,7 @@ class Session(login.Session[ImapSettings]):
             self.view.close()
         if self._unwatch is not None:
             self._unwatch()
-        self.mailbox = self.view = self._unwatch = None
+        self.mailbox = self.view = self._unwatch = self.contexts = None
         self.mailbox_name = ""
         self.saved = NO_UIDS
         if closed:
@@ -244,6 +253,8 @@ class Session(login.Session[ImapSettings]):
 
     async def leave_user(self, reason: str) -> None:
         """Release the mailbox and the user, and log it."""
+        if self.notify is not None:
+            self.notify.close()
         user, self.user = self.user, None
         try:
             await self.leave()

@@ -30,8 +30,8 @@ class ImapSettings:
     """All mails of an APPEND: in memory to `intake.SESSION_MEMORY_BYTES`, then in a
     file."""
     append_memory_max: int = 256 << 20
-    """Mails that sessions hold in memory, and as much again for large mails while they
-    are stored. A user may have a quarter."""
+    """The memory for mails that sessions hold. Large mails have as much again while
+    they are stored. A user may have a quarter."""
     append_spool_max: int = 4 << 30
     """Larger mails in files while they arrive. A user may have a quarter."""
     spool_dir: Path | None = None
@@ -51,11 +51,11 @@ class ImapSettings:
     address_sessions_max: int = 500
     """Connections from an address, except addresses of this machine. 0: no limit."""
     bad_commands_max: int = 20
-    """Commands answered BAD in a row, after which BYE is sent, because this is not an
-    IMAP client."""
+    """After this number of commands in a row that are answered BAD, BYE is sent,
+    because the client does not speak IMAP."""
     bad_logins_max: int = 10
-    """Failed logins of a connection, after which BYE is sent. A person who mistypes
-    gets there by hand; a program that guesses has to connect again."""
+    """After this number of failed logins of a connection BYE is sent. A person who
+    mistypes succeeds before; a program that guesses has to connect again."""
     login_timeout_s: float = 60.0
     """Time to log in; then BYE is sent."""
     idle_timeout_s: float = 1800.0

@@ -25,7 +25,6 @@ from obox.imap.commands import (
     fetch,
     idle,
     mailboxes,
-    search,
     select,
     status,
     store,
@@ -49,8 +48,8 @@ _NOT_AUTHENTICATED: Final[dict[type[ast.Command], Handler]] = {
 }
 _AUTHENTICATED: Final[dict[type[ast.Command], Handler]] = {
     **_ANY,
-    ast.Unauthenticate: Later(ast.Unauthenticate),
-    ast.Compress: Later(ast.Compress),
+    ast.Unauthenticate: Later("commands.unauthenticate.unauthenticate"),
+    ast.Compress: Later("commands.compress.compress"),
     ast.Enable: auth.enable,
     ast.Select: select.select,
     ast.Create: mailboxes.create,
@@ -60,11 +59,16 @@ _AUTHENTICATED: Final[dict[type[ast.Command], Handler]] = {
     ast.Unsubscribe: mailboxes.unsubscribe,
     ast.List: listing.list_,
     ast.Lsub: listing.lsub,
+    ast.Xlist: Later("commands.xlist.xlist"),
+    ast.GetMetadata: Later("commands.metadata.getmetadata"),
+    ast.SetMetadata: Later("commands.metadata.setmetadata"),
+    ast.Notify: Later("notify.notify"),
+    ast.MultiSearch: Later("commands.multisearch.esearch"),
     ast.Namespace: listing.namespace,
     ast.Status: status.status,
-    ast.GetQuota: Later(ast.GetQuota),
-    ast.GetQuotaRoot: Later(ast.GetQuotaRoot),
-    ast.SetQuota: Later(ast.SetQuota),
+    ast.GetQuota: Later("commands.quota.getquota"),
+    ast.GetQuotaRoot: Later("commands.quota.getquotaroot"),
+    ast.SetQuota: Later("commands.quota.setquota"),
     ast.Append: append.append,
     ast.Idle: idle.idle,
 }
@@ -74,14 +78,16 @@ _SELECTED: Final[dict[type[ast.Command], Handler]] = {
     ast.Close: expunge.close,
     ast.Unselect: expunge.unselect,
     ast.Expunge: expunge.expunge,
-    ast.Search: search.search,
-    ast.Sort: Later(ast.Sort),
-    ast.Thread: Later(ast.Thread),
+    ast.Search: Later("commands.search.search"),
+    ast.Sort: Later("commands.sort.sort"),
+    ast.Thread: Later("commands.thread.thread"),
+    ast.UidBatches: Later("commands.uidbatches.uidbatches"),
+    ast.CancelUpdate: Later("contexts.cancelupdate"),
     ast.Fetch: fetch.fetch,
     ast.Store: store.store,
     ast.Copy: copy.copy,
     ast.Move: copy.move,
-    ast.Replace: Later(ast.Replace),
+    ast.Replace: Later("commands.replace.replace"),
 }
 
 TABLE: Final[dict[State, dict[type[ast.Command], Handler]]] = {
@@ -100,7 +106,7 @@ EXPUNGE_FORBIDDEN: Final[frozenset[type[ast.Command]]] = frozenset(
 """No EXPUNGE is sent while these run, unless in their UID form. RFC 9051 §7.5.1."""
 
 CANCELLABLE: Final[frozenset[type[ast.Command]]] = frozenset(
-    {ast.Fetch, ast.Search, ast.Sort, ast.Thread, ast.Login, ast.Authenticate}
+    {ast.Fetch, ast.Search, ast.MultiSearch, ast.Sort, ast.Thread, ast.Login, ast.Authenticate}
 )
 """Commands that are cancelled when the client is gone. Any other command is
 completed."""

@@ -18,7 +18,8 @@ from obox.imap.rows import Where, flag_column, flag_lines, flag_rows
 from obox.imap.session import Session
 from obox.imap.sets import format_set
 from obox.mailbox import Table, UidArray
-from obox.mailbox.view import Updates
+from obox.mailbox.view import Updates, View
+from obox.store.api import Mailbox
 
 CHUNK_ROWS: Final = 1000
 """Flag lines made at a time: about 64 KiB, half a millisecond."""
@@ -46,6 +47,15 @@ def write_names(session: Session, *, besides: Sequence[str] = ()) -> None:
     view.note_names(state, names)
 
 
+def write_name(session: Session, name: str, given: str = "", *, attributes: Sequence[str] = ()) -> None:
+    """Write LIST for the mailbox of a command, as IMAP4rev2 has it. given: the name as
+    the client knows it, if it is another. RFC 9051 §6.3.2, §6.3.9.7."""
+    words = [b"LIST", wire.flags(attributes), b'"/"', wire.mailbox(name, utf8=session.utf8)]
+    if given:
+        words.append(b'("OLDNAME" (%b))' % wire.mailbox(given, utf8=session.utf8))
+    session.write(wire.line(*words))
+
+
 def flags_of(session: Session, table: Table, where: Where) -> list[bytes]:
     """Return the flag lists of rows. Names that are new to the client are written at
     once.
@@ -57,7 +67,8 @@ def flags_of(session: Session, table: Table, where: Where) -> list[bytes]:
     state = mailbox.state
     if view.has_new_names(state):
         write_names(session, besides=view.names)
-    return flag_column(state.flags.names, table, where, view.is_recent(table.uids[where]))
+    recent = None if session.rev2 else view.is_recent(table.uids[where])
+    return flag_column(state.flags.names, table, where, recent)
 
 
 async def write_expunged(session: Session, expunged: list[int], vanished: UidArray) -> None:
@@ -88,7 +99,7 @@ async def write_flags(session: Session, uids: UidArray, *, uid: bool, flags: boo
             mailbox.state,
             view,
             part,
-            uid=(uid or session.qresync) and not session.uidonly,
+            uid=(uid or session.qresync or session.rev2) and not session.uidonly,
             modseq=session.condstore,
             flags=made,
             uidonly=session.uidonly,
@@ -106,7 +117,7 @@ async def send_updates(session: Session, updates: Updates, *, uid: bool) -> None
         await write_expunged(session, updates.expunged, updates.vanished)
     if updates.exists is not None:
         session.write(b"* %d EXISTS\r\n" % updates.exists)
-    if updates.recent is not None:
+    if updates.recent is not None and not session.rev2:
         session.write(b"* %d RECENT\r\n" % updates.recent)
     if len(updates.changed):
         await write_flags(session, updates.changed, uid=uid)
@@ -119,13 +130,27 @@ async def report(session: Session, *, expunge: bool = True, uid: bool = False) -
     answers name them.
     """
     session.changed = False
-    if session.mailbox is None or session.view is None:
-        return
-    if session.mailbox.deleted:
+    if session.mailbox is not None and session.view is not None:
+        await _report_mailbox(session, session.mailbox, session.view, expunge=expunge, uid=uid)
+    if session.notify is not None:
+        await session.notify.report()
+
+
+async def _report_mailbox(session: Session, mailbox: Mailbox, view: View, *, expunge: bool, uid: bool) -> None:
+    if mailbox.deleted:
         if session.idling:
             await session.leave(closed="Mailbox was deleted")
         return
-    claim = None if session.read_only else session.mailbox.take_recent
-    updates = session.view.poll(session.mailbox.state, expunge=expunge, take_recent=claim)
+    claim = None if session.read_only or session.rev2 else mailbox.take_recent
+    known = len(view)
+    updates = view.poll(mailbox.state, expunge=expunge, take_recent=claim)
+    contexts = session.contexts
     if updates is not None:
-        await send_updates(session, updates, uid=uid)
+        if contexts is not None and updates.expunged:
+            contexts.expunged(updates)
+        named = session.notify is not None and session.notify.pushes  # RFC 5465 §5.1
+        await send_updates(session, updates, uid=uid or named)
+        if session.notify is not None and updates.exists is not None:
+            await session.notify.fetch(view.uids[known - len(updates.expunged) :])
+    if contexts is not None:
+        await contexts.report()

@@ -31,8 +31,8 @@ from obox.spool import Spool
 log = structlog.get_logger("obox.lmtp")
 
 TRACED_INLINE_BYTES: Final = 1 << 20
-"""A mail of so many bytes is copied behind its trace fields on the loop: a millisecond.
-For a larger mail a thread copies, without the interpreter's lock."""
+"""A mail of at most 1 MiB is copied behind its trace fields on the loop, which takes a
+millisecond. A thread copies a larger mail, without the interpreter's lock."""
 _RECIPIENT_OK = Reply(250, "2.1.5", "OK")
 _MOVED = Reply(451, "4.3.2", "The recipient moves to another backend, try again later")
 _SPOOL_FAILED = Reply(451, "4.3.0", "Temporary failure, try again later")

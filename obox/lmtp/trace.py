@@ -25,7 +25,7 @@ from obox.addresses import literal
 from obox.lmtp.address import ADDRESS_BYTES_MAX
 
 HEADER_BYTES_MAX = 256 << 10
-"""The header is looked for in so many bytes at the beginning of a mail."""
+"""The header is looked for in the first 256 KiB of a mail."""
 
 HOPS_MAX: Final = 100
 """The largest number of Received fields, and of Delivered-To fields, of a mail that

@@ -24,7 +24,7 @@ from ._delta import (
 from ._holders import Holders
 from ._needles import Finder, Needle, collated, collated_octets, normalise
 from ._records import Table, by_home, home_of
-from ._root import MailboxEntry, Root, RootDelta, Totals
+from ._root import Annotation, MailboxEntry, Root, RootDelta, Totals, annotation_key
 from ._state import DELETED, MODSEQ_MAX, SEEN, State
 from ._uidset import UIDS_MAX, UidArray, distinct, pack_ranges, uid_array, united, unpack_ranges, within
 
@@ -37,6 +37,7 @@ __all__ = [
     "MODSEQ_MAX",
     "SEEN",
     "UIDS_MAX",
+    "Annotation",
     "Changed",
     "Delta",
     "Encoded",
@@ -53,6 +54,7 @@ __all__ = [
     "Table",
     "Totals",
     "UidArray",
+    "annotation_key",
     "batches_used",
     "by_home",
     "collated",

@@ -75,8 +75,8 @@ _RECORD_BYTES: Final = 16 + sum(np.dtype(kind).itemsize for _, kind in _COLUMNS)
 """The bytes of a record without flags, an oid among them."""
 
 BYTES_COPIED_MAX: Final = 1000
-"""Elements of a column that are encoded as bytes, which is quicker than a view for
-few."""
+"""A column with at most this number of elements is encoded as bytes, which is quicker
+than a view."""
 
 PARTS_MIN: Final = 10_000
 """Records of a delta that is encoded in parts: some of the parts are views of its

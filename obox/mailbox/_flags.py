@@ -79,8 +79,8 @@ class FlagNames:
         return list(out.values())
 
     def has_room(self, asked: int, stamped: int) -> bool:
-        """Return whether so many keywords fit certainly. stamped: how many flags have
-        stamps.
+        """Return whether `asked` more keywords certainly fit. stamped: how many flags
+        have stamps.
 
         False means that `check_room` has to look at the mails.
         """

@@ -37,8 +37,8 @@ class Holders:
     __slots__ = ("_boxes", "_late")
 
     LATE_MAX: Final = 64
-    """Joins of one mailbox that wait to be merged: a COPY of one mail does not copy the
-    holders of all mails.
+    """At most 64 joins of one mailbox wait to be merged. So a COPY of one mail does not
+    copy the holders of all mails.
     """
     COLUMNS_MIN: Final = 16
     """Holders of one mailbox that are encoded as columns and not one by one."""

@@ -24,7 +24,8 @@ import numpy.typing as npt
 from obox.text import can_begin, stream_safe
 
 SLICE_CHARS: Final = 8 * 1024
-"""Characters that a call normalises: 5 ms for characters that decompose into 18."""
+"""A call normalises at most 8,192 characters. If each decomposes into 18, this takes 5
+ms."""
 
 COLLATED_CHARS: Final = 500
 """Characters of a text by which it is sorted."""
@@ -33,8 +34,8 @@ _LAST: Final = "\U0010ffff"
 """A noncharacter: no text begins with it."""
 
 _FILTER_FROM: Final = 16
-"""With at least so many needles, a text is first checked for those that it can contain
-at all.
+"""If there are at least 16 needles, a text is first checked for those that it can
+contain at all.
 """
 _GRAM: Final = 3
 _GRAMS_MAX: Final = 64

@@ -22,8 +22,8 @@ from ..types import Guid
 from ._uidset import UidArray
 
 RETAINED_MAX: Final = 65_536
-"""Records that a mailbox retains, about 70 bytes each. For mails beyond the limit,
-sessions that count them get EXPUNGEISSUED.
+"""A mailbox retains at most 65,536 records, of about 70 bytes each. For mails beyond
+the limit, sessions that count them get EXPUNGEISSUED.
 """
 
 PARTS_MAX: Final = 32

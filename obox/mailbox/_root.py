@@ -4,6 +4,7 @@ Names and subscriptions are last-write-wins registers, stamped with a modseq. A 
 mailbox never comes back. If two mailboxes claim a name, the older mailbox keeps it and
 the other gets a suffix; both backends come to the same result. Totals are derived from
 the state of each mailbox and are never merged: the higher modseq is the later truth.
+Annotations are registers, too. Those of a deleted mailbox are dropped.
 
 The identity of a user is the GUID of the INBOX that the user was made with. A root
 ignores fragments of another identity: they are of a user who was deleted, and had the
@@ -13,7 +14,7 @@ same storage id.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -37,6 +38,22 @@ class Totals(NamedTuple):
     """Unix milliseconds of the earliest expunge whose object is still in the bucket; 0
     for none.
     """
+
+
+Annotation: TypeAlias = tuple[int, bytes | None]
+"""The stamp and the value of an entry of METADATA."""
+
+
+def annotation_key(guid: str, entry: str) -> str:
+    """Return the key of an entry, which begins with `/`. guid: of the mailbox, or ""
+    for the user's own."""
+    return guid + entry
+
+
+def _rank(one: Annotation) -> tuple[int, bool, bytes]:
+    """Return what decides between two annotations: the larger wins. With the same stamp
+    a value wins against its removal."""
+    return one[0], one[1] is not None, one[1] or b""
 
 
 class MailboxEntry(msgspec.Struct, array_like=True, frozen=True):
@@ -70,7 +87,8 @@ class RootDelta:
     entries by mailbox, subscriptions by name (stamp * 2 + value), totals, highest
     modseq. modseq_floor: an upper bound of every MODSEQ that an owner who ended
     uncleanly may have shown in any mailbox of the user (the modseq floor). identity: of
-    the user; "" in fragments that an earlier version wrote.
+    the user; "" in fragments that an earlier version wrote. annotations: a guid and an
+    entry, as `annotation_key` has them, to (stamp, value); None is a removed value.
     """
 
     entries: list[MailboxEntry] = field(default_factory=list)
@@ -80,6 +98,7 @@ class RootDelta:
     uidvalidity: int = 0
     modseq_floor: int = 0
     identity: str = ""
+    annotations: dict[str, Annotation] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Return a MessagePack map. Unknown fields belong to newer minor versions."""
@@ -90,6 +109,8 @@ class RootDelta:
             out["subscriptions"] = self.subscriptions
         if self.totals:
             out["totals"] = self.totals
+        if self.annotations:
+            out["annotations"] = self.annotations
         out["highestmodseq"] = self.highestmodseq
         out["uidvalidity"] = self.uidvalidity
         if self.modseq_floor:
@@ -111,6 +132,7 @@ class RootDelta:
                 uidvalidity=int(raw.get("uidvalidity", 0)),
                 modseq_floor=int(raw.get("ahead", 0)),
                 identity=msgspec.convert(raw.get("user", ""), str),
+                annotations=msgspec.convert(raw.get("annotations", {}), dict[str, Annotation]),
             )
         except (msgspec.MsgspecError, AttributeError, TypeError, ValueError) as exc:
             raise ValueError(f"not a root delta: {exc}") from exc
@@ -123,6 +145,7 @@ class Root:
         self.entries: dict[Guid, MailboxEntry] = {}
         self.subscriptions: dict[str, int] = {}
         self.totals: dict[Guid, Totals] = {}
+        self.annotations: dict[str, Annotation] = {}
         self.highestmodseq = 1
         self.uidvalidity = 0
         self.modseq_floor = 0
@@ -155,10 +178,33 @@ class Root:
             self.highestmodseq = max(self.highestmodseq, stamp >> 1)
         for guid, totals in delta.totals.items():
             self.totals[guid] = max(self.totals.get(guid, Totals()), totals)
+        if delta.annotations or self.annotations:
+            self._join_annotations(delta)
         self.highestmodseq = max(self.highestmodseq, delta.highestmodseq)
         self.uidvalidity = max(self.uidvalidity, delta.uidvalidity)
         self.modseq_floor = max(self.modseq_floor, delta.modseq_floor)
         self._names = None
+
+    def _join_annotations(self, delta: RootDelta) -> None:
+        """Join annotations, and drop those of deleted mailboxes."""
+        kept = self.annotations
+        for key, new in delta.annotations.items():
+            old = kept.get(key)
+            if old is None or _rank(new) > _rank(old):
+                kept[key] = new
+            self.highestmodseq = max(self.highestmodseq, new[0])
+        dead = {guid for guid, entry in self.entries.items() if entry.deleted}
+        if dead:
+            self.annotations = {key: one for key, one in kept.items() if key.partition("/")[0] not in dead}
+
+    def annotations_of(self, guid: str) -> dict[str, bytes]:
+        """Return the values of a mailbox by entry, or those of the user for ""."""
+        found = {}
+        for key, (_, value) in self.annotations.items():
+            whose, slash, entry = key.partition("/")
+            if whose == guid and value is not None:
+                found[slash + entry] = value
+        return found
 
     def names(self) -> dict[str, MailboxEntry]:
         """Live mailboxes by the name that clients see.
@@ -212,6 +258,7 @@ class Root:
             self.uidvalidity,
             self.modseq_floor,
             self._identity,
+            dict(self.annotations),
         )
 
     def fingerprint(self) -> tuple[object, ...]:
@@ -219,6 +266,7 @@ class Root:
             tuple(sorted(msgspec.structs.astuple(entry) for entry in self.entries.values())),
             tuple(sorted(self.subscriptions.items())),
             tuple(sorted(self.totals.items())),
+            tuple(sorted((key, *_rank(one)) for key, one in self.annotations.items())),
             self.highestmodseq,
             self.uidvalidity,
         )

@@ -26,8 +26,8 @@ SEPARATOR: Final = "/"
 INBOX: Final = "INBOX"
 
 LEVEL_BYTES_MAX: Final = 255
-"""UTF-8 bytes of a level: a file name holds as many, so that every name can be exported
-to any file system.
+"""A level has at most 255 bytes of UTF-8. A file name may have as many, so every name
+can be exported to any file system.
 """
 NAME_BYTES_MAX: Final = 1000
 """UTF-8 bytes of a whole name: a LIST line stays well below the lengths at which

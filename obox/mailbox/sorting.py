@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 CHARS_MAX: Final = 64 * 1024 * 1024
-"""All different texts together may have so many characters. The texts of 100,000 mails
-have a hundredth of it."""
+"""All different texts together may have at most 64 Mi characters. The texts of 100,000
+mails have a hundredth of that."""
 RUN: Final = 4_096
 """At most 4,096 texts are sorted or numbered in one step: 2 ms."""
 _SAMPLES: Final = 16
-"""Texts of the sample for each part: with so many no part becomes much larger than
-others."""
+"""The sample has 16 texts for each part. With this number no part becomes much larger
+than the others."""
 
 Numbers = npt.NDArray[np.int64]
 

@@ -26,18 +26,19 @@ from .sorting import CHARS_MAX, Numbers
 STEP: Final = 2_000
 """At most 2,000 nodes are handled in one step: 2 ms."""
 REFERENCES_MAX: Final = 10_000_000
-"""All mails together may have so many references: 500,000 mails with twenty each."""
+"""All mails together may have at most ten million references. 500,000 mails with twenty
+references each have as many."""
 WALK_MAX: Final = 20_000_000
 """At most 20 million links are followed to find loops, which takes some seconds."""
 LIST_MAX: Final = 1_000
-"""Python sorts so many siblings. numpy sorts more."""
+"""Python sorts at most 1,000 siblings. numpy sorts more."""
 
 Steps = Generator[None, None, "Forest"]
 
 
 class Forest:
-    """Threads in order. children: the children of each node, in order. mails: so many
-    of the first nodes are mails, and the others are dummies."""
+    """Threads in order. children: the children of each node, in order. mails: how many
+    of the first nodes are mails. The nodes after them are dummies."""
 
     def __init__(self, roots: Sequence[int], children: dict[int, list[int]], mails: int) -> None:
         self.roots, self.children, self.mails = roots, children, mails

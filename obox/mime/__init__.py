@@ -25,7 +25,7 @@ from ._scan import DEPTH_MAX, Part, parse
 from ._section import Section, find_part, section
 from ._summary import Summary, summary
 from ._text import decode_header, decoded, file_names, part_text, text_of, texts_of, to_text
-from ._wire import body, bodystructure, envelope, nstring, string
+from ._wire import body, bodystructure, envelope, forms_rev2, nstring, string
 
 __all__ = [
     "ADDRESSES_MAX",
@@ -52,6 +52,7 @@ __all__ = [
     "fields_cutter",
     "file_names",
     "find_part",
+    "forms_rev2",
     "header_end",
     "header_fields",
     "header_values",

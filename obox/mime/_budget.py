@@ -61,8 +61,8 @@ class Budget:
         return cls(200, 100, 12 * 1024, 4 * 1024)
 
     def content(self, length: int) -> bool:
-        """Return whether Content-* values of so many bytes may still be parsed; if so,
-        they are counted.
+        """Return whether Content-* values of `length` bytes may still be parsed. If
+        they may, they are counted.
         """
         if length > self.content_bytes:
             self.exceeded["content"] = None
@@ -71,8 +71,8 @@ class Budget:
         return True
 
     def value(self, length: int) -> bool:
-        """Return whether a field value of so many bytes may still be parsed; if so, it
-        is counted.
+        """Return whether a field value of `length` bytes may still be parsed. If it
+        may, it is counted.
         """
         if length > self.values_bytes:
             self.exceeded["values"] = None

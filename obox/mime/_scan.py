@@ -83,7 +83,7 @@ class Part:
     message: Part | None = None
     """The message inside message/rfc822 and message/global. IMAP4rev1 does not know
     message/global (RFC 3501 §9, media-message), so it is described like any other body
-    (`body_forms`). IMAP4rev2, which no session has, describes it like message/rfc822.
+    (`body_forms`). For IMAP4rev2 it is described like message/rfc822 (`forms_rev2`).
     """
 
     def param(self, name: bytes) -> bytes | None:

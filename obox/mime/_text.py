@@ -24,8 +24,8 @@ from ._params import charset_and_value
 from ._scan import Part
 
 SLICE_BYTES: Final = 32 * 1024
-"""Bytes of a body that a call decodes: at most 5 ms (bytes that are not valid UTF-7:
-0.15 us a byte).
+"""A call decodes at most 32 KiB of a body. It takes at most 5 ms, for bytes that are
+not valid UTF-7 (0.15 us a byte).
 """
 
 # Codecs of the standard library that are not charsets of mails. punycode and idna also

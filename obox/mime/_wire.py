@@ -10,6 +10,7 @@ form serves both revisions. Text is unfolded; encoded words stay encoded.
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from ._address import Address, read_addresses
 from ._budget import Budget
@@ -148,6 +149,11 @@ def envelope(header: bytes) -> bytes:
     return envelope_of(envelope_fields(header), Budget())
 
 
+MESSAGES_REV1: Final = (b"rfc822",)
+MESSAGES_REV2: Final = (b"rfc822", b"global")
+"""Media-message of RFC 3501 §9 and of RFC 9051 §9."""
+
+
 def _parameters(params: Parameters) -> bytes:
     if not params:
         return b"NIL"
@@ -168,14 +174,17 @@ def _extension(part: Part) -> bytes:
     return b" " + disposition + b" " + language + b" " + nstring(part.location)
 
 
-def body_forms(mail: bytes, part: Part, budget: Budget) -> tuple[bytes, bytes]:
+def body_forms(
+    mail: bytes, part: Part, budget: Budget, messages: tuple[bytes, ...] = MESSAGES_REV1
+) -> tuple[bytes, bytes]:
     """Return BODY and BODYSTRUCTURE of a part, in wire form. RFC 3501 §7.4.2.
 
     Sizes and lines are those of the raw bytes. budget: what is left of the mail's
-    budget, for the ENVELOPEs of embedded messages.
+    budget, for the ENVELOPEs of embedded messages. messages: the subtypes of `message`
+    that are described as messages: MESSAGES_REV1 or MESSAGES_REV2.
     """
     if part.children:
-        forms = [body_forms(mail, child, budget) for child in part.children]
+        forms = [body_forms(mail, child, budget, messages) for child in part.children]
         subtype = string(part.subtype)
         return (
             b"(" + b"".join([form[0] for form in forms]) + b" " + subtype + b")",
@@ -199,11 +208,11 @@ def body_forms(mail: bytes, part: Part, budget: Budget) -> tuple[bytes, bytes]:
     end = b" " + nstring(part.md5) + _extension(part) + b")"
     if is_text:
         start += b" %d" % part.lines
-    elif part.message is not None and part.subtype == b"rfc822":
+    elif part.message is not None and part.subtype in messages:
         message = part.message
         fields = envelope_fields(mail[message.header_start : message.header_end])
         start += b" " + envelope_of(fields, budget) + b" "
-        short, long = body_forms(mail, message, budget)
+        short, long = body_forms(mail, message, budget, messages)
         lines = b" %d" % part.lines
         return start + short + lines + b")", start + long + lines + end
     return start + b")", start + end
@@ -212,6 +221,12 @@ def body_forms(mail: bytes, part: Part, budget: Budget) -> tuple[bytes, bytes]:
 def bodystructure(mail: bytes, part: Part) -> bytes:
     """Return BODYSTRUCTURE with all extension data, in wire form. RFC 9051 §7.5.2."""
     return body_forms(mail, part, Budget())[1]
+
+
+def forms_rev2(mail: bytes, part: Part) -> tuple[bytes, bytes]:
+    """Return BODY and BODYSTRUCTURE for a client of IMAP4rev2, which knows
+    message/global as a message. RFC 9051 §7.5.2."""
+    return body_forms(mail, part, Budget(), MESSAGES_REV2)
 
 
 def body(mail: bytes, part: Part) -> bytes:

@@ -14,7 +14,7 @@ LINE_BYTES_MAX: Final = 64 << 20
 """A row of a verb, such as a mail that `fetch` shows."""
 PIECE_BYTES: Final = 64 * 1024
 HEAD_LINES_MAX: Final = 64
-"""An answer has so many header lines at most. obox sends five."""
+"""An answer has at most 64 header lines. obox sends five."""
 
 
 async def head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:

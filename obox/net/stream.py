@@ -42,8 +42,8 @@ class Flow:
     chunk_bytes: int = 65_536
     """Output is gathered up to about this size before it is handed to the transport."""
     write_buffer_max: int = 65_536
-    """Bytes that may wait in the transport for a slow client. With more, `flush`
-    waits."""
+    """The bytes that may wait in the transport for a slow client. If there are more,
+    `flush` waits."""
     write_timeout_s: float = 300.0
     """How long a client may read nothing while output waits; then the connection is
     cut."""

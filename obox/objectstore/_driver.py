@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-Kind = Literal["mail", "index", "journal", "fts", "format"]
+Kind = Literal["mail", "index", "journal", "fts", "events", "format"]
 """The purpose of an object. Statistics are kept for each kind."""
 
 REQUEST_KEYS_MAX = 1000
@@ -111,10 +111,10 @@ class ObjectStore(Protocol):
 
         after: only if keys below prefix have the same length and no `/` (mails of a
         mailbox, bundles of a box, a boot's journal): some stores leave out keys after a
-        key if another directory lies next to its directory. limit: at most so many, of
-        those that the store names first. exact: keys as they are, including those that
-        obox never makes (see CloudDriver). This is slower; code that deletes such keys
-        needs it.
+        key if another directory lies next to its directory. limit: the largest number
+        of keys, which are those that the store names first. exact: keys as they are,
+        including those that obox never makes (see CloudDriver). This is slower; code
+        that deletes such keys needs it.
         """
         ...
 

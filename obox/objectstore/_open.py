@@ -54,8 +54,8 @@ class Settings:
     an endpoint_url, else in the host.
     """
     conditional_put: Literal["on", "off"] = "on"
-    """off: PUT overwrites. For a single backend: two that write the same user lose
-    mails.
+    """off: PUT overwrites. Only a single backend may use such a bucket, because two
+    backends that write the same user would lose mails.
     """
     deadline_s: float = 10.0
     """Deadline of a request, retries included."""

@@ -72,8 +72,8 @@ LIST_RESTARTS_MAX = 4
 """How often a LIST begins again without a new key in between."""
 
 LIST_EMPTY_PAGES_MAX = 1000
-"""Consecutive pages that name no new key: a store that repeats the same pages must not
-keep us for ever.
+"""A LIST ends after this number of consecutive pages that name no new key. Otherwise a
+store that repeats the same pages would keep the caller for ever.
 """
 
 SORTED_AT_ONCE = 10_000
@@ -249,8 +249,8 @@ class Retrying:
             raise failure
 
     def _silence(self, size: int) -> float:
-        """Seconds without an answer, for a request of so many bytes, before another
-        attempt starts in parallel.
+        """Return how many seconds a request of `size` bytes may stay without an answer
+        before another attempt starts in parallel.
         """
         return min(SILENCE_S, self._deadline_s / 2) + size / UPLOAD_BYTES_PER_S
 

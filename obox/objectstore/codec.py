@@ -8,7 +8,7 @@ All integers are little-endian.
       4     1  major version, 2; 1 is read, any other version is not
       5     1  minor version, 0; a newer version is read: its additions are in the meta
       6     1  kind: 1 mail, 2 claim, 3 base, 4 diff, 5 cache, 6 journal, 7 format,
-               8 pull; others are kept as numbers
+               8 pull, 9 cursor, 10 dead letter; others are kept as numbers
       7     1  compression of the frames: 0 none, 1 zstd
       8     8  key id, ASCII, NUL padded; all NUL: not encrypted
      16    16  oid
@@ -147,6 +147,9 @@ class ObjectKind(IntEnum):
     FORMAT = 7
     PULL = 8
     """It is sent between two backends and is never in the bucket."""
+
+    CURSOR = 9
+    DEAD_LETTER = 10
 
 
 class ShortPrefix(ValueError):

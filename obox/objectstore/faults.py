@@ -41,7 +41,7 @@ from obox.objectstore.stats import Op
 Fault = Literal["error", "lost", "delay", "late", "late_hang", "truncate", "hang", "refused", "missing"]
 
 Later = Callable[[float, Callable[[], Coroutine[Any, Any, None]]], None]
-"""Runs a request after so many seconds, without anybody waiting for it."""
+"""Runs a request after a number of seconds, without anybody waiting for it."""
 
 T = TypeVar("T")
 

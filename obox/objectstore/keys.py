@@ -5,6 +5,9 @@
 <hh>/<sid>/x/<guid|root>/<version:016x>.<writer>.<form>
                                                       index bundle: base, diff, cache
 _journal/<backend>/<boot>/<seq:016x>                  journal object
+_events/<group>/cursor/<backend>/<boot>/<seq:016x>.<writer>
+                                                      how far a group of events is
+_events/<group>/dead/<sid>/<at:016x>.<id>             event that was not handled
 _format                                               version of the whole
 ```
 
@@ -22,6 +25,7 @@ to its key:
 <sid>/m/<guid>/<uid:08x>              mail, claim: storage id, home mailbox, UID
 <sid>/x/<guid|root>                   base, diff, cache
 _journal/<backend>/<boot>/<seq:016x>  journal object
+_events/…                             cursor, dead letter: the whole key
 _format                               version of the whole
 <sid>/pull                            every object of a pull, which has no key
 ```
@@ -235,11 +239,16 @@ def owner_in(path: str) -> Owner | None:
 
     None if the path ends with no key.
     """
+    # Few buckets have such objects.
+    from obox.objectstore.eventkeys import parse_cursor_key, parse_dead_key
+
     parts = path.split("/")
     parsers: tuple[tuple[Callable[[str], object], int], ...] = (
         (parse_mail_key, 5),
         (parse_bundle_key, 5),
         (parse_journal_key, 4),
+        (parse_cursor_key, 6),
+        (parse_dead_key, 5),
     )
     for parse, count in parsers:
         key = "/".join(parts[-count:])

@@ -53,7 +53,8 @@ class Dialect(ABC, Generic[A]):
 
     @abstractmethod
     def challenge(self, answer: A) -> bytes | None:
-        """Return the challenge in base64. None: the backend has refused."""
+        """Return the challenge in base64, which has the proof of the backend. None: the
+        answer is none."""
 
 
 class Answer(NamedTuple):
@@ -80,7 +81,8 @@ async def login(dialogue: Dialogue, dialect: LoginDialect, make: Make) -> Answer
 
 
 async def prove(dialogue: Dialogue, dialect: Dialect[A], make: Make) -> A:
-    """Exchange the proofs. Return the last answer of the backend."""
+    """Exchange the proofs. Return the last answer of the backend, which has proved that
+    it knows the secret."""
     await dialect.greeted(dialogue)
     if not dialogue.tls and not dialogue.local:
         await dialogue.send(dialect.STARTTLS + b"\r\n")
@@ -92,7 +94,8 @@ async def prove(dialogue: Dialogue, dialect: Dialect[A], make: Make) -> A:
     answer = await dialect.answer(dialogue)
     challenge = dialect.challenge(answer)
     if challenge is None:
-        return answer
+        # Whatever it says, it may be anybody: no client may get that answer.
+        raise LinkRefused("the backend answers without a proof of the common secret")
     try:
         proof = sender.answer(challenge)
     except LinkRefused:

@@ -41,7 +41,7 @@ from .waiting import Wait
 log = structlog.get_logger("obox.proxy")
 
 REPLY_LINES_MAX: Final = 32
-"""A reply has so many lines at most. The reply to LHLO has ten."""
+"""A reply has at most 32 lines. The reply to LHLO has ten."""
 ANSWER_S: Final = 15.0
 """The time for a reply before the mail. The backend itself waits 10 s for the
 bucket."""

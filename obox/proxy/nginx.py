@@ -36,7 +36,7 @@ KEY: Final = "x-obox-key"
 WAIT_S: Final = "1"
 """After this time nginx lets a client try again. The delay of a failure came before."""
 HEADERS_BYTES_MAX: Final = 2048
-"""A name or a password has so many bytes at most, decoded."""
+"""A name or a password has at most 2 KiB when it is decoded."""
 
 
 class NginxAuth:
@@ -70,7 +70,12 @@ class NginxAuth:
             key = self._key()
             if not key or not hmac.compare_digest(request.headers.get(KEY, "").encode(), key.encode()):
                 return PlainTextResponse("X-Obox-Key is not http.api_key\n", 403)
-            return Response(headers=await self.answer(request.headers))
+            answer = Response()
+            # starlette would write Latin-1; nginx passes the bytes on
+            answer.raw_headers += [
+                (name.encode(), said.encode()) for name, said in (await self.answer(request.headers)).items()
+            ]
+            return answer
 
         return [Route(PATH, ask)]
 

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from obox.server.metrics import Counter, Gauge, Histogram, Metrics, Snapshot
 
 OPS = ("put", "get", "list", "delete", "head", "copy")
-KINDS = ("mail", "index", "journal", "fts")
+KINDS = ("mail", "index", "journal", "fts", "events")
 _SORTED = re.compile(rb'^(obox_objectstore_\w+)\{kind="([^"]*)"(,le="[^"]*")?,op="([^"]*)"\}', re.M)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

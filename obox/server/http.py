@@ -64,8 +64,8 @@ READ_BYTES: Final = 4 * 1024
 """Bytes that are read from a connection in a turn. They may hold 700 chunks of a body,
 which take 5 ms."""
 SILENT_MAX: Final = 256
-"""Connections of a server without a request under way. With more, the oldest is
-closed."""
+"""The connections of a server without a request under way. If there are more, the
+oldest is closed."""
 SILENT_ADDRESS_MAX: Final = 64
 """Such connections of a single client address."""
 REQUESTS_MAX: Final = 256
@@ -74,8 +74,8 @@ PROBES_MAX: Final = 16
 """Requests of /healthz, /readyz and /metrics under way. They have this limit of their
 own."""
 METRICS_SHARE: Final = 0.1
-"""Share of the loop's time for making the text of /metrics, which takes some 5 ms. A
-client that asks more often gets the last text again."""
+"""The share of the loop's time for making the text of /metrics. A text takes some 5 ms.
+A client that asks more often gets the last text again."""
 METRICS_BURST_S: Final = 0.1
 """CPU time that may be used at once, for some 20 texts, before the share applies."""
 PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -86,6 +86,8 @@ def application(
     metrics: Callable[[], bytes] | None = None,
     draining: Callable[[], bool] | None = None,
     routes: Sequence[BaseRoute] = (),
+    clock: Callable[[], float] = time.monotonic,
+    cpu_clock: Callable[[], float] = time.thread_time,
 ) -> Starlette:
     """Make one ASGI application.
 
@@ -94,20 +96,21 @@ def application(
     section [metrics], [http] has none of the three. routes: the admin API;
     `request.state.local` says whether the request came over a unix socket from root or
     from the user that this process runs as, and `request.state.peer` is the Peer.
+    clock, cpu_clock: seconds, and the CPU seconds of this thread, for METRICS_SHARE.
     """
 
-    text, credit_s, counted_at = b"", METRICS_BURST_S, time.monotonic()
+    text, credit_s, counted_at = b"", METRICS_BURST_S, clock()
 
     async def show_metrics(request: Request) -> Response:
         nonlocal text, credit_s, counted_at
         assert metrics is not None
-        now = time.monotonic()
+        now = clock()
         credit_s = min(METRICS_BURST_S, credit_s + (now - counted_at) * METRICS_SHARE)
         counted_at = now
         if credit_s > 0:
-            begin = time.thread_time()
+            begin = cpu_clock()
             text = metrics()
-            credit_s -= time.thread_time() - begin
+            credit_s -= cpu_clock() - begin
         return Response(text, media_type=CONTENT_TYPE)
 
     async def healthz(request: Request) -> Response:

@@ -210,11 +210,43 @@ class Mailbox(Protocol):
         """Note that the session has left the mailbox."""
 
 
+class Changes(Protocol):
+    """What has changed of a user's mail."""
+
+    def watch(self, listener: Callable[[str], None]) -> Callable[[], None]:
+        """Call `listener` from the loop after each change: with the GUID of the
+        mailbox, or with "" for the list of mailboxes. Returns a function that ends
+        it."""
+
+
+class Annotations(Protocol):
+    """Annotations of mailboxes, and of the user. Entries are in lower case. RFC
+    5464."""
+
+    def of(self, name: str) -> Mapping[str, bytes]:
+        """Return the values of a mailbox by entry; "" stands for the user. Raises
+        NotFound."""
+
+    def since(self, modseq: int) -> tuple[int, list[tuple[str, str]]]:
+        """Return what changed after a MODSEQ of the list of mailboxes, as names and
+        entries, and the present MODSEQ."""
+
+    async def change(self, name: str, values: Mapping[str, bytes | None]) -> None:
+        """Change values; None removes an entry. The change is in the bucket on return,
+        all of it or nothing. Raises NotFound, Limit, TooBig."""
+
+
 class User(Protocol):
     """A user's mail, shared by all of the user's sessions."""
 
     name: str
     storage_id: StorageId
+
+    @property
+    def changes(self) -> Changes: ...
+
+    @property
+    def annotations(self) -> Annotations: ...
 
     async def commit(self) -> None:
         """Return when every change made so far is in the synced local commit. Raises

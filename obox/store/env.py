@@ -116,7 +116,8 @@ class StoreSettings:
     flush_at: str = ""
     """Local time of day, HH:MM."""
     autofix_storage: bool = False
-    """Default of reads: a lost mail is looked for again, and expunged if it is gone."""
+    """The default of reads: whether a lost mail is looked for again, and expunged if it
+    is gone."""
     lost_mailbox_prefix: str = "recovered-lost-folder-"
 
 
@@ -142,6 +143,12 @@ class Env:
     """Whose turn it is among the long tasks of a user."""
     local_failures: int = 0
     recent: Recent = field(default_factory=Recent)
+    before_load: Callable[[str], Awaitable[None]] | None = None
+    """Called with a mailbox's GUID before it is loaded, so that news of it are heard
+    from then on (`obox.events.news`)."""
+    until_heard: Callable[[], Awaitable[None]] | None = None
+    """Returns when listeners for which acknowledgements wait have heard of what was
+    staged before. None: none does."""
     trouble: EveryMinute = field(init=False)
     undecided: EveryMinute = field(init=False)
 

@@ -40,11 +40,13 @@ from ..mailbox.names import INBOX, canonical, check_name
 from ..mailbox.search import Query
 from ..types import Guid, Oid, StorageId, Uid
 from . import api
+from .annotations import Annotations
 from .api import Appended, Copied, MailboxInfo, NewMail, Source, Status, Stored, Unreadable, Usage
 from .fields import Fields
 from .mails.meta import make_fields
 from .user.mailboxes import check_count, infos
 from .user.search import search
+from .watchers import Watchers
 
 DEFAULT_MAILBOXES = (("INBOX", ""), ("Drafts", "\\Drafts"), ("Sent", "\\Sent"), ("Trash", "\\Trash"))
 
@@ -52,8 +54,9 @@ DEFAULT_MAILBOXES = (("INBOX", ""), ("Drafts", "\\Drafts"), ("Sent", "\\Sent"), 
 class MemoryMailbox:
     """See `api.Mailbox`."""
 
-    def __init__(self, store: MemoryStore, guid: Guid, uidvalidity: int) -> None:
+    def __init__(self, store: MemoryStore, guid: Guid, uidvalidity: int, changes: Watchers) -> None:
         self.guid = guid
+        self._changes = changes
         self.uidvalidity = uidvalidity
         self.state = State(guid)
         self.deleted = False
@@ -62,9 +65,11 @@ class MemoryMailbox:
 
     def apply(self, delta: Delta) -> None:
         """Join a change and wake the sessions."""
-        self.state.join(delta)
+        altered = self.state.join(delta)
         for wake in tuple(self._watchers):
             wake()
+        if altered:
+            self._changes.notify(self.guid)
 
     def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
         self._watchers.append(wake)
@@ -182,18 +187,27 @@ class MemoryUser:
         self.quota_messages: int | None = None
         self.root = Root()
         self.boxes: dict[Guid, MemoryMailbox] = {}
+        self.changes = Watchers({}, storage_id)
+        self.annotations = Annotations(lambda: self.root, store.now_ms, self._change_root, self.current)
         self._store = store
         for mailbox, use in store.mailboxes:
             self._make(mailbox, use)
-            self.root.join(RootDelta(subscriptions={mailbox: self.root.next_modseq(store.now_ms()) * 2 + 1}))
+            self._join(RootDelta(subscriptions={mailbox: self.root.next_modseq(store.now_ms()) * 2 + 1}))
+
+    def _join(self, delta: RootDelta) -> None:
+        self.root.join(delta)
+        self.changes.notify("")
+
+    async def _change_root(self, delta: RootDelta) -> None:
+        self._join(delta)
 
     def _make(self, name: str, special_use: str) -> Guid:
         now_ms = self._store.now_ms()
         guid = Guid(self._store.random_bytes(16).hex())
         validity = self.root.next_uidvalidity(now_ms // 1000)
         stamp = self.root.next_modseq(now_ms)
-        self.root.join(RootDelta([MailboxEntry(guid, name, stamp, stamp, validity, special_use)]))
-        self.boxes[guid] = MemoryMailbox(self._store, guid, validity)
+        self._join(RootDelta([MailboxEntry(guid, name, stamp, stamp, validity, special_use)]))
+        self.boxes[guid] = MemoryMailbox(self._store, guid, validity, self.changes)
         return guid
 
     def _entry(self, name: str) -> MailboxEntry:
@@ -235,7 +249,7 @@ class MemoryUser:
         await box.expunge(box.state.uids)
         box.deleted = True
         modseq = self.root.next_modseq(self._store.now_ms())
-        self.root.join(RootDelta([msgspec.structs.replace(entry, deleted=modseq)]))
+        self._join(RootDelta([msgspec.structs.replace(entry, deleted=modseq)]))
         box.apply(Delta())
 
     async def rename(self, old: str, new: str) -> None:
@@ -258,13 +272,13 @@ class MemoryUser:
         check_count([*(name for name in names if name not in moved), *targets])
         modseq = self.root.next_modseq(self._store.now_ms())
         renamed = [msgspec.structs.replace(entry, name=name, stamp=modseq) for name, entry in targets.items()]
-        self.root.join(RootDelta(renamed))
+        self._join(RootDelta(renamed))
 
     async def subscribe(self, name: str, on: bool) -> None:
         name = check_name(name)
         if self.root.subscribed(name) != on:
             modseq = self.root.next_modseq(self._store.now_ms())
-            self.root.join(RootDelta(subscriptions={name: modseq * 2 + on}))
+            self._join(RootDelta(subscriptions={name: modseq * 2 + on}))
 
     async def status(self, name: str) -> Status:
         box = self._box(name)

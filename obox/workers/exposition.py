@@ -24,7 +24,8 @@ from .ask import Place
 SCRAPE_S: Final = 2.0
 """A worker must answer within this time."""
 KEPT_S: Final = 1.0
-"""The same text is the answer for so long. A new text costs every worker some 5 ms."""
+"""Every scrape within this time gets the same text. A new text costs every worker some
+5 ms."""
 _SAMPLE: Final = re.compile(rb"^([A-Za-z_:][A-Za-z0-9_:]*)(?:\{(.*)\})? (.*)$")
 
 

@@ -39,7 +39,7 @@ log = structlog.get_logger()
 PROGRAM: Final = (sys.executable, "-m", "obox.main", "worker")
 """The command of a worker. The worker's name comes after it."""
 CRASHES_MAX: Final = 3
-"""After so many ends of its process within `CRASHES_S`, other workers get the
+"""After three ends of a worker's process within `CRASHES_S`, other workers get its
 groups."""
 CRASHES_S: Final = 60.0
 REST_S: Final = 10.0
@@ -73,6 +73,7 @@ class Worker:
         self._watchdog_s = watchdog_s
         self._ends: deque[float] = deque(maxlen=CRASHES_MAX)
         self._beat_at = 0.0
+        self._refused_at = -CRASHES_S
         self._stopping = asyncio.Event()
         self._answer: asyncio.Future[str] | None = None
         self._inbox: socket.socket | None = None
@@ -124,7 +125,7 @@ class Worker:
         """Run the process, and start it again, until `stop`.
 
         released: called when other workers may take its groups. Raises ConfigError: its
-        first start refuses the configuration.
+        first start refuses the configuration, or two starts within CRASHES_S do.
         """
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._listen()
@@ -135,7 +136,7 @@ class Worker:
                 code = await self._process()
                 if self._stopping.is_set():
                     return
-                if code == EX_CONFIG and not self.served:
+                if code == EX_CONFIG and (not self.served or self._refused()):
                     raise ConfigError(f"worker {self.name} cannot start; the line before this line has the reason")
                 self._ends.append(time.monotonic())
                 log.error("worker has ended and is started again", worker=self.name, exit_code=code)
@@ -150,6 +151,12 @@ class Worker:
             if self._inbox is not None:
                 asyncio.get_running_loop().remove_reader(self._inbox)
                 self._inbox.close()
+
+    def _refused(self) -> bool:
+        """Note that the process has refused its configuration or its bucket after it
+        was ready. Return whether that is the second time within CRASHES_S."""
+        before, self._refused_at = self._refused_at, time.monotonic()
+        return self._refused_at - before < CRASHES_S
 
     async def _rest(self, seconds: float) -> bool:
         """Wait. Return False if a stop has begun meanwhile."""

@@ -31,10 +31,11 @@ SERVERS: Final = """
     who|kick|metacache list|metacache status|metacache flushall|fscache status|log errors
 """
 DISK_OF_ONE: Final = """
-    fscache rescan|metacache boots|metacache remove|metacache rescan|stop
+    fscache rescan|metacache boots|metacache remove|metacache rescan|stop|events groups
 """
 BUCKET: Final = """
-    storage check|storage finish-upgrade|metacache unpack
+    storage check|storage finish-upgrade|metacache unpack|events lag|events dead-letters list
+    events dead-letters show|events dead-letters redeliver|events dead-letters purge
 """
 
 

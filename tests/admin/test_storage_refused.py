@@ -250,6 +250,31 @@ async def test_a_racy_store_fails_the_check(tmp_path: Path, monkeypatch: pytest.
     assert row["detail"].startswith("0 of 20 rounds of 8 writers had exactly one winner")
 
 
+async def test_a_store_without_create_only_puts_passes_for_one_backend_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `conditional_put = "off"` the check used to report the second PUT, the race,
+    the range and the copy as wrong."""
+
+    class Overwrites(MemoryDriver):
+        creates_at_once = False
+
+        async def put(self, key: str, data: bytes, *, kind: Any) -> None:
+            await self.replace(key, data, kind=kind)
+
+    driver = Overwrites()
+    served_by(monkeypatch, driver)
+    config = write_config(tmp_path, "memory://")
+    assert (await check(config)).code == 65
+    config.write_text(config.read_text().replace("[imap]", 'conditional_put = "off"\n[imap]'))
+    outcome = await check(config)
+    assert outcome.code == 0
+    results = {row["check"]: row["result"] for row in outcome.rows}
+    assert results.pop("create-only") == results.pop("race") == "warning"
+    assert set(results.values()) == {"ok"}
+    assert await open_store_of(driver).list("", kind="format") == []
+
+
 async def test_puts_of_the_race_that_land_late_are_no_fault_and_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,10 +314,20 @@ async def test_a_backend_ends_at_a_racy_store_and_remembers_one_that_is_fit(
 ) -> None:
     racy = Racy()
     served_by(monkeypatch, racy)
-    config = load(write_config(tmp_path / "racy", f"file://{tmp_path}/unused"), {})
-    with pytest.raises(BaseExceptionGroup) as caught:
-        await asyncio.wait_for(Backend(config).run(signals=False), 30)
-    assert caught.group_contains(ConfigError, match="exactly one winner")
+    path = write_config(tmp_path / "racy", f"file://{tmp_path}/unused")
+    for _ in range(2):
+        before = list(racy.keys)
+        backend = Backend(load(path, {}))
+        with pytest.raises(BaseExceptionGroup) as caught:
+            await asyncio.wait_for(backend.run(signals=False), 30)
+        assert caught.group_contains(ConfigError, match="exactly one winner")
+        backend.listeners.stop()
+        await backend.parts.close()
+    assert racy.keys == before, "the second start serves nobody before the race has passed"
+    # It serves once the store lets one PUT succeed.
+    racy.every = 1 << 40
+    async with running(path) as service:
+        await service.backend.ready.wait()
 
     class Fit(MemoryDriver):
         creates_at_once = False

@@ -259,6 +259,7 @@ def test_what_destroys_asks(served: Home) -> None:
 
 
 ASK = {
+    "eventsDeadLettersPurge",
     "clusterBalance",
     "userRemove",
     "mailboxDelete",

@@ -79,7 +79,7 @@ ALWAYS_ROWS = {
     "authTest", "clusterBackendAdd", "clusterBackendEvacuate", "clusterBackendRemove", "clusterBackendUpdate",
     "clusterGroupMove", "clusterInit", "clusterLoad", "clusterSiteAdd", "clusterSiteEvacuate", "clusterSiteRemove",
     "clusterSiteUpdate", "clusterStatus", "clusterUpgrade",
-    "clusterUserKick", "clusterUserMove", "clusterUserStatus",
+    "clusterUserKick", "clusterUserMove", "clusterUserStatus", "eventsDeadLettersShow",
     "fscacheRescan", "fscacheStatus", "kick", "metacacheClean", "metacacheFlush", "metacachePull",
     "metacacheRefresh", "metacacheRescan", "metacacheStatus", "metacacheUnpack", "oboxUserDelete", "oboxUserRename",
     "quotaGet", "quotaRecalc", "stop", "storageCheck",

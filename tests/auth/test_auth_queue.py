@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import PATIENT_S
 
 from obox.auth import Authenticator, AuthFailed, AuthUnavailable, PasswdFile, Penalties
 from obox.auth._queue import FairQueue, Refused
@@ -176,7 +177,7 @@ async def test_a_place_is_never_lost(steps: int) -> None:
     await asyncio.wait(waiting[:steps])
     # The turn of c comes before the second login of b.
     for task in reversed(waiting[steps:]):
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, PATIENT_S)
         queue.leave("b" if task is waiting[1] else "c")
     assert len(queue) == 0
-    await asyncio.wait_for(queue.enter("z"), 5)
+    await asyncio.wait_for(queue.enter("z"), PATIENT_S)

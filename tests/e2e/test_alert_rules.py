@@ -38,7 +38,7 @@ def shown(make: Callable[..., Backend], tmp_path: Path) -> set[tuple[str, str, s
     cluster = {"directory": f"lmdb://{tmp_path}/cluster", "secret_file": str(secret)}
     cert, key = certificate(tmp_path, "member", "member.example")
     tls = {"cert": [str(cert)], "key": [str(key)]}
-    member = make(sections={"cluster": cluster, "tls": tls})
+    member = make(sections={"cluster": cluster, "tls": tls, "events": {"audit_file": f"{tmp_path}/audit"}})
     member.spawn()
     member.wait_listening()
     port, config = free_port(), tmp_path / "proxy.toml"

@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from obox.server.memory import one_arena
+
 # The harness is a server and a client.
 sys.path.insert(0, str(Path(__file__).parent.parent / "imap"))
+
+# Memory is measured, and a process of obox uses the allocator like this.
+one_arena()
 
 
 @pytest.fixture

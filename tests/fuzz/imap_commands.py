@@ -61,7 +61,7 @@ class Commands:
         self._kinds: tuple[Callable[[], bytes], ...] = (
             *(self.fetch, self.fetch, self.fetch, self.search, self.search, self.search, self.store, self.store),
             *(self.append, self.listing, self.listing, self.select, self.select, self.mailbox, self.copy, self.plain),
-            *(self.status, self.misc, self.expunge, self.sort, self.replace),
+            *(self.status, self.misc, self.expunge, self.sort, self.replace, self._notify, self._metadata),
         )
 
     def pick(self, values: tuple[bytes, ...]) -> bytes:
@@ -150,7 +150,7 @@ class Commands:
         if kind < 9:
             return self.pick((b"", b"UID ")) + self.sequence()
         if kind == 9:
-            return b"NOT " + self.key(depth + 1)
+            return self.pick((b"NOT ", b"NOT ", b"FUZZY ")) + self.key(depth + 1)
         if kind == 10:
             return b"OR %b %b" % (self.key(depth + 1), self.key(depth + 1))
         return b"(%b)" % self.some(lambda: self.key(depth + 1))
@@ -167,10 +167,48 @@ class Commands:
         return b"%bFETCH %b %b%b" % (self.maybe_uid(), self.sequence(), items, more)
 
     def search(self) -> bytes:
-        options = (b"MIN", b"MAX", b"ALL", b"COUNT", b"SAVE", b"NONE", self._partial())
+        options = (b"MIN", b"MAX", b"ALL", b"COUNT", b"SAVE", b"UPDATE", b"CONTEXT", b"NONE", self._partial())
         returns = b"RETURN (%b) " % self.some(lambda: self.pick(options)) if self.chance.random() < 0.4 else b""
         charset = self.pick((b"", b"", b"CHARSET UTF-8 ", b"CHARSET KOI8-R ", b"CHARSET x "))
+        if self.chance.random() < 0.2:
+            sources = self.pick((b"", b"IN (%b) " % self.some(self._filter, 3)))
+            return b"ESEARCH %b%b%b%b" % (sources, returns, charset, self.some(self.key, 3))
         return b"%bSEARCH %b%b%b" % (self.maybe_uid(), returns, charset, self.some(self.key, 5))
+
+    def _filter(self) -> bytes:
+        plain = (b"selected", b"inboxes", b"personal", b"subscribed", b"none", b"selected-delayed")
+        if self.chance.random() < 0.5:
+            return self.pick(plain)
+        names = self.pick((self.name(), b"(%b)" % self.some(self.name)))
+        return self.pick((b"mailboxes ", b"subtree ", b"subtree-one ")) + names
+
+    def _notify(self) -> bytes:
+        events = (
+            b"(MessageNew MessageExpunge)",
+            b"(MessageNew (FLAGS BODY[]) MessageExpunge FlagChange)",
+            b"(MailboxName SubscriptionChange)",
+            b"(MessageNew MessageExpunge MailboxName)",
+            b"(MailboxMetadataChange ServerMetadataChange)",
+            b"(FlagChange)",
+            b"(AnnotationChange)",
+            b"NONE",
+        )
+        groups = self.some(lambda: b"(%b %b)" % (self._filter(), self.pick(events)), 3)
+        return self.pick((b"NOTIFY NONE", b"NOTIFY SET " + groups, b"NOTIFY SET STATUS " + groups))
+
+    def _entry(self) -> bytes:
+        return self.pick(
+            (b"/private/comment", b"/shared/comment", b"/PRIVATE/a/b", b"/private/a", b"/x", b"/private/a*", b"//")
+        )
+
+    def _metadata(self) -> bytes:
+        name = self.pick((b'""', self.name()))
+        if self.chance.random() < 0.5:
+            options = self.pick((b"", b"", b"(DEPTH 1) ", b"(DEPTH infinity MAXSIZE 3) ", b"(DEPTH 2) "))
+            entries = self.pick((self._entry(), b"(%b)" % self.some(self._entry)))
+            return b"GETMETADATA " + self.pick((options + name, name + b" " + options.rstrip())) + b" " + entries
+        values = (b"NIL", b'"x"', b"{3+}\r\nabc", b"~{3+}\r\na\0c", b"{20000+}\r\n" + b"v" * 20_000)
+        return b"SETMETADATA %b (%b)" % (name, self.some(lambda: self._entry() + b" " + self.pick(values)))
 
     def _partial(self) -> bytes:
         return b"PARTIAL " + self.pick((b"1:2", b"-1:-5", b"9:3", b"2:-1", b"0:1", b"-4294967295:-1", b"1:4294967296"))
@@ -183,6 +221,8 @@ class Commands:
                 b"",
                 b"RETURN () ",
                 b"RETURN (MIN MAX COUNT SAVE) ",
+                b"RETURN (UPDATE) ",
+                b"RETURN (UPDATE (FLAGS BODY[]) COUNT) ",
                 b"RETURN (SAVE) ",
             )
         )
@@ -237,6 +277,8 @@ class Commands:
         if self.chance.random() < 0.3:
             patterns = b"(%b)" % self.some(lambda: self.pick(PATTERNS), 70)
         returns = self.pick((b"", b"", b" RETURN (SUBSCRIBED CHILDREN)", b" RETURN (STATUS (MESSAGES UNSEEN))"))
+        if self.chance.random() < 0.2:
+            returns = b" RETURN (METADATA %b)" % self.pick((self._entry(), b"(%b)" % self.some(self._entry)))
         return b"%b %b%b %b%b" % (word, select, self.name(), patterns, returns)
 
     def select(self) -> bytes:
@@ -270,6 +312,7 @@ class Commands:
                 b"ENABLE QRESYNC",
                 b"ENABLE UIDONLY",
                 b"ENABLE UTF8=ACCEPT",
+                b"ENABLE IMAP4rev2",
                 b"ENABLE CONDSTORE X",
                 b'ID ("name" "x" "y" NIL)',
                 b"ID NIL",
@@ -279,5 +322,10 @@ class Commands:
                 b"UID THREAD REFERENCES UTF-8 " + self.some(self.key, 2),
                 b"THREAD ORDEREDSUBJECT UTF-8 ALL",
                 b"THREAD NONE UTF-8 ALL",
+                b'CANCELUPDATE "t%d"' % self.chance.randint(0, 9),
+                b'CANCELUPDATE "x" x',
+                b"UIDBATCHES %d" % self.chance.choice((0, 1, 500, 4_294_967_296)),
+                b"UIDBATCHES 500 " + self.pick((b"1:1", b"2:1", b"1:200", b"1:201", b"9:9", b"1")),
+                b"XLIST %b %b" % (self.name(), self.pick(PATTERNS)),
             )
         )

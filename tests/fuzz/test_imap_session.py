@@ -43,11 +43,15 @@ def check(lines: list[bytes], sent: bytes) -> Counter[str]:
     """Check that each line is a response. Return how many there are of each kind.
     Raises: Ungrammatical."""
     found: Counter[str] = Counter()
-    utf8 = False
+    utf8 = rev2 = False
     for line in lines:
-        utf8 |= line.startswith(b"* ENABLED ") and b"UTF8=ACCEPT" in line
+        enabled = line.startswith(b"* ENABLED ")
+        utf8 |= enabled and b"UTF8=ACCEPT" in line
+        rev2 |= enabled and b"IMAP4rev2" in line
+        if line.endswith(b" OK Unauthenticated"):
+            utf8 = rev2 = False
         try:
-            found[parse(line, utf8=utf8).name] += 1
+            found[parse(line, utf8=utf8, rev2=rev2).name] += 1
         except Ungrammatical as error:
             raise Ungrammatical(f"{error}\nafter {sent[:2000]!r}") from None
     return found

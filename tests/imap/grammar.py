@@ -6,23 +6,28 @@ the response as values, or raises Ungrammatical with the place of the error. It 
 less than a client should: each response code, capability, item and attribute is listed
 here with the arguments that its RFC gives it. docs/caveats.md names a single exception,
 which is allowed: NUL inside the literal of a body, for a mail that was delivered with
-it. `utf8`: quoted strings and texts may be UTF-8 (RFC 6855, RFC 9051 §9).
+it. `utf8`: quoted strings and texts may be UTF-8 (RFC 6855, RFC 9051 §9). `rev2`: the
+client has enabled IMAP4rev2, so that nothing may come that RFC 9051 has removed.
 
 RFC 2971 (ID), 3516 (BINARY), 4315 (UIDPLUS), 4469 (CATENATE), 4731 (ESEARCH), 5161
 (ENABLE), 5256 (SORT), 5258 (LIST), 5530 (codes), 6154 (special use), 7162 (CONDSTORE,
 QRESYNC), 7889 (APPENDLIMIT), 8438 (STATUS=SIZE), 8474 (OBJECTID), 8514 (SAVEDATE), 8970
 (PREVIEW), 9208 (QUOTA), 9394 (PARTIAL), 9585 (INPROGRESS),
-9586 (UIDONLY).
+9586 (UIDONLY), 7377 (MULTISEARCH), 10022
+(UIDBATCHES), 5267 (CONTEXT), 5465 (NOTIFY),
+5464 (METADATA).
 """
 
 from __future__ import annotations
 
 import re
 from binascii import a2b_base64
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from obox.errors import Invalid
-from tests.imap.terminals import NUMBER64_MAX, TAG, TEXT, TEXT_UTF8, WORD, Terminals, Ungrammatical
+from tests.imap.structures import Structures
+from tests.imap.terminals import NUMBER64_MAX, TAG, TEXT, TEXT_UTF8, WORD, Ungrammatical
 
 __all__ = ["Response", "Status", "Ungrammatical", "parse"]
 
@@ -38,19 +43,20 @@ PARTIAL_RANGE = re.compile(rb"[1-9][0-9]*:[1-9][0-9]*|-[1-9][0-9]*:-[1-9][0-9]*"
 CAPABILITIES = re.compile(
     rb"IMAP4rev[12]|AUTH=[A-Z0-9-]+|STARTTLS|LOGINDISABLED|SASL-IR|LITERAL\+|LITERAL-|ENABLE|IDLE|NAMESPACE|UNSELECT"
     rb"|UIDPLUS|MOVE|ID|CHILDREN|LIST-EXTENDED|LIST-STATUS|SPECIAL-USE|CREATE-SPECIAL-USE|ESEARCH|SEARCHRES|WITHIN"
-    rb"|CONDSTORE|QRESYNC|MULTIAPPEND|BINARY|CATENATE|PARTIAL|INPROGRESS|UIDONLY|SAVEDATE|STATUS=SIZE|APPENDLIMIT=[0-9]+|UTF8=ACCEPT|SORT|ESORT|THREAD=(?:ORDEREDSUBJECT|REFERENCES|REFS)"
-    rb"|QUOTA|QUOTA=RES-(?:STORAGE|MESSAGE)|ACL|METADATA|NOTIFY|OBJECTID|PREVIEW|REPLACE|LIST-MYRIGHTS|SORT=DISPLAY|I18NLEVEL=1|UNAUTHENTICATE|COMPRESS=DEFLATE"
+    rb"|CONDSTORE|QRESYNC|MULTIAPPEND|BINARY|CATENATE|PARTIAL|INPROGRESS|UIDONLY|MULTISEARCH|CONTEXT=(?:SEARCH|SORT)|UIDBATCHES|XLIST|SAVEDATE|STATUS=SIZE|APPENDLIMIT=[0-9]+|UTF8=ACCEPT|SORT|ESORT|THREAD=(?:ORDEREDSUBJECT|REFERENCES|REFS)"
+    rb"|QUOTA|QUOTA=RES-(?:STORAGE|MESSAGE)|ACL|METADATA|LIST-METADATA|NOTIFY|OBJECTID|PREVIEW|REPLACE|LIST-MYRIGHTS|SORT=DISPLAY|I18NLEVEL=1|UNAUTHENTICATE|COMPRESS=DEFLATE"
 )
 PLAIN_CODES = re.compile(
     r"ALERT|PARSE|READ-ONLY|READ-WRITE|TRYCREATE|CLOSED|UIDNOTSTICKY|NOMODSEQ|UNAVAILABLE|"
     r"AUTHENTICATIONFAILED|AUTHORIZATIONFAILED|EXPIRED|PRIVACYREQUIRED|CONTACTADMIN|NOPERM|INUSE|"
     r"EXPUNGEISSUED|CORRUPTION|SERVERBUG|CLIENTBUG|CANNOT|LIMIT|OVERQUOTA|ALREADYEXISTS|NONEXISTENT|"
-    r"USEATTR|TOOBIG|HASCHILDREN|NOTSAVED|UNKNOWN-CTE|UIDREQUIRED"
+    r"USEATTR|TOOFEW|TOOMANY|TOOBIG|HASCHILDREN|NOTSAVED|UNKNOWN-CTE|UIDREQUIRED|NOTIFICATIONOVERFLOW"
 )
 LIST_FLAGS = frozenset(
     rb"\Noselect \NonExistent \Noinferiors \Marked \Unmarked \HasChildren \HasNoChildren \Subscribed \Remote "
     rb"\All \Archive \Drafts \Flagged \Junk \Sent \Trash \Important".split()
 )
+XLIST_FLAGS = frozenset(rb"\Inbox \Spam \Starred".split())
 EXCLUSIVE = (
     {b"\\Noselect", b"\\NonExistent"},
     {b"\\HasChildren", b"\\HasNoChildren"},
@@ -79,7 +85,7 @@ class Status(NamedTuple):
     text: bytes
 
 
-class _Reader(Terminals):
+class _Reader(Structures):
     # -- status --------------------------------------------------------------------------------------------------------
 
     def resp_text(self) -> Status:
@@ -103,7 +109,7 @@ class _Reader(Terminals):
         self.need(b" ")
         if name == "PERMANENTFLAGS":
             return name, self.flags(b"\\*")
-        if name in ("UIDNEXT", "UIDVALIDITY", "UNSEEN"):
+        if name in ("UIDNEXT", "UIDVALIDITY") or (name == "UNSEEN" and not self.rev2):
             return name, self.nz()
         if name == "MAILBOXID":
             return name, self.object_id()
@@ -111,6 +117,18 @@ class _Reader(Terminals):
             return name, self.modseq()
         if name == "INPROGRESS":
             return name, self.match(re.compile(rb'\("[^"\\]+" (?:[0-9]+|NIL) (?:[1-9][0-9]*|NIL)\)'), "progress")[0]
+        if name == "BADEVENT":
+            return name, self.items(self.atom, empty=False)
+        if name == "METADATA":
+            kind = self.atom()
+            if kind in (b"TOOMANY", b"NOPRIVATE"):
+                return name, kind
+            if kind not in (b"LONGENTRIES", b"MAXSIZE"):
+                self.fail("LONGENTRIES, MAXSIZE, TOOMANY or NOPRIVATE")
+            self.need(b" ")
+            return name, (kind, self.number())
+        if name == "NOUPDATE":
+            return name, self.match(self.quoted, "a tag in quotes")[1]
         if name == "MODIFIED":
             return name, self.sequence()
         if name == "APPENDUID":
@@ -141,13 +159,13 @@ class _Reader(Terminals):
 
     # -- mailboxes -----------------------------------------------------------------------------------------------------
 
-    def list_response(self) -> Any:
+    def list_response(self, *, xlist: bool = False) -> Any:
         """mailbox-list = "(" [mbx-list-flags] ")" SP (DQUOTE QUOTED-CHAR DQUOTE / nil)
         SP mailbox [SP extended]"""
 
         def attribute() -> bytes:
             found = self.match(re.compile(rb"\\[A-Za-z]+"), "an attribute")[0]
-            if found not in LIST_FLAGS:
+            if found not in LIST_FLAGS | (XLIST_FLAGS if xlist else frozenset()):
                 self.fail("a known attribute")
             return found
 
@@ -290,11 +308,18 @@ class _Reader(Terminals):
     def esearch(self) -> Any:
         """ "ESEARCH" [search-correlator] [SP "UID"] *(SP search-return-data). RFC 4466
         §6, RFC 4731 §4."""
-        tag = None
+        tag: Any = None
+        where: Any = None
         if self.take(b" (TAG "):
             tag = self.string()
+            if self.take(b" MAILBOX "):
+                where = self.mailbox()
+                self.need(b" UIDVALIDITY ")
+                where = where, self.nz()
             self.need(b")")
         uid = self.take(b" UID")
+        if where is not None and not uid:
+            self.fail("UIDs of another mailbox")
         values: dict[bytes, Any] = {}
         while self.take(b" "):
             word = self.match(WORD, "a result")[0]
@@ -309,6 +334,8 @@ class _Reader(Terminals):
                 values[word] = self.sequence()
             elif word == b"MODSEQ":
                 values[word] = self.modseq()
+            elif word in (b"ADDTO", b"REMOVEFROM"):
+                values[word] = self.items(self.position, empty=False)
             elif word == b"PARTIAL":
                 self.need(b"(")
                 asked = self.match(PARTIAL_RANGE, "a range")[0]
@@ -317,7 +344,47 @@ class _Reader(Terminals):
                 self.need(b")")
             else:
                 self.fail("a known result")
-        return tag, uid, values
+        return (tag if where is None else (tag, *where)), uid, values
+
+    def metadata(self) -> Any:
+        """Read mailbox SP (entry-values / entry-list). RFC 5464 §5."""
+        name = "" if self.take(b'""') else self.mailbox()
+        self.need(b" ")
+        if not self.data.startswith(b"(", self.at):
+            found = [self.entry()]
+            while self.take(b" "):
+                found.append(self.entry())
+            return name, found
+
+        def one() -> tuple[bytes, bytes | None]:
+            entry = self.entry()
+            self.need(b" ")
+            return entry, self.nstring8()
+
+        return name, self.items(one, empty=False)
+
+    def entry(self) -> bytes:
+        found = self.astring()
+        if not re.fullmatch(rb"(?:/[^\x00-\x1f\x7f-\xff*%/]+){2,}", found):
+            self.fail("an entry")
+        return found
+
+    def position(self) -> tuple[int, list[tuple[int, int]]]:
+        """Read context-position SP sequence-set. RFC 5267 §5."""
+        at = self.number()
+        self.need(b" ")
+        return at, self.sequence()
+
+    def batches(self) -> Any:
+        """Read uidbatches-response: the ranges are descending and have no gaps. RFC
+        10022."""
+        self.need(b"(TAG ")
+        tag = self.string()
+        self.need(b")")
+        found = self.sequence() if self.take(b" ") else []
+        if any(high < low for high, low in found) or any(a[1] - 1 != b[0] for a, b in pairwise(found)):
+            self.fail("descending ranges without gaps")
+        return tag, found
 
     # -- FETCH ---------------------------------------------------------------------------------------------------------
 
@@ -351,7 +418,7 @@ class _Reader(Terminals):
             return name, self.number() if word == b"BINARY.SIZE" else self.nstring8()
         self.need(b" ")
         if word == b"FLAGS":
-            return word, self.flags(b"\\Recent")
+            return word, self.flags() if self.rev2 else self.flags(b"\\Recent")
         if word == b"UID":
             return word, self.nz()
         if word == b"INTERNALDATE":
@@ -396,109 +463,6 @@ class _Reader(Terminals):
             self.number(0, NUMBER64_MAX)
             self.need(b">")
 
-    def envelope(self) -> list[Any]:
-        """Read date, subject, from, sender, reply-to, to, cc, bcc, in-reply-to,
-        message-id"""
-        self.need(b"(")
-        found: list[Any] = []
-        for i in range(10):
-            if i:
-                self.need(b" ")
-            found.append(self.addresses() if 2 <= i <= 7 else self.nstring())
-        self.need(b")")
-        return found
-
-    def addresses(self) -> list[Any] | None:
-        return None if self.nil() else self.items(self.address, empty=False, sep=b"")
-
-    def address(self) -> list[bytes | None]:
-        """ "(" addr-name SP addr-adl SP addr-mailbox SP addr-host ")"; a group begins
-        and ends without a host."""
-        self.need(b"(")
-        found = [self.nstring()]
-        for _ in range(3):
-            self.need(b" ")
-            found.append(self.nstring())
-        self.need(b")")
-        return found
-
-    def body(self, *, extended: bool, depth: int = 0) -> Any:
-        if depth > 200:
-            self.fail("less depth")
-        self.need(b"(")
-        if self.data.startswith(b"(", self.at):
-            parts = [self.body(extended=extended, depth=depth + 1)]
-            while self.data.startswith(b"(", self.at):
-                parts.append(self.body(extended=extended, depth=depth + 1))
-            self.need(b" ")
-            subtype = self.string()
-            if extended and self.take(b" "):
-                self.parameters()
-                self.body_extension()
-            self.need(b")")
-            return subtype, parts
-        kind = self.string()
-        self.need(b" ")
-        subtype = self.string()
-        self.need(b" ")
-        parameters = self.parameters()
-        for _ in range(2):  # id, description
-            self.need(b" ")
-            self.nstring()
-        self.need(b" ")
-        encoding = self.string()
-        self.need(b" ")
-        octets = self.number()
-        inner = None
-        media = kind.upper(), subtype.upper()
-        # Message/global is a basic part, because these sessions speak IMAP4rev1.
-        if media == (b"MESSAGE", b"RFC822"):
-            self.need(b" ")
-            envelope = self.envelope()
-            self.need(b" ")
-            inner = envelope, self.body(extended=extended, depth=depth + 1)
-            self.need(b" ")
-            self.number()
-        elif media[0] == b"TEXT":
-            self.need(b" ")
-            self.number()
-        if extended and self.take(b" "):
-            self.nstring()  # MD5
-            self.body_extension()
-        self.need(b")")
-        return kind, subtype, parameters, encoding, octets, inner
-
-    def parameters(self) -> list[tuple[bytes, bytes]] | None:
-        if self.nil():
-            return None
-
-        def one() -> tuple[bytes, bytes]:
-            name = self.string()
-            self.need(b" ")
-            return name, self.string()
-
-        return self.items(one, empty=False)
-
-    def body_extension(self) -> None:
-        """[SP body-fld-dsp [SP body-fld-lang [SP body-fld-loc]]]; body-extension is for
-        RFCs to come."""
-        if not self.take(b" "):
-            return
-        if not self.nil():
-            self.need(b"(")
-            self.string()
-            self.need(b" ")
-            self.parameters()
-            self.need(b")")
-        if not self.take(b" "):
-            return
-        if self.data.startswith(b"(", self.at):
-            self.items(self.string, empty=False)
-        else:
-            self.nstring()
-        if self.take(b" "):
-            self.nstring()
-
     # -- responses -----------------------------------------------------------------------------------------------------
 
     def untagged(self) -> Response:
@@ -508,7 +472,7 @@ class _Reader(Terminals):
             word = self.match(WORD, "a response")[0].decode()
             if word in ("EXPUNGE", "FETCH", "UIDFETCH") and number == 0:
                 self.fail("a number that is not zero")
-            if word in ("EXISTS", "RECENT", "EXPUNGE"):
+            if word in ("EXISTS", "EXPUNGE") or (word == "RECENT" and not self.rev2):
                 return Response(None, word, number)
             if word in ("FETCH", "UIDFETCH"):
                 self.need(b" ")
@@ -528,7 +492,7 @@ class _Reader(Terminals):
             while self.take(b" "):
                 names.append(self.atom())
             return Response(None, word, names)
-        if word in ("SEARCH", "SORT"):
+        if word == "SORT" or (word == "SEARCH" and not self.rev2):
             return Response(None, word, self.search_response())
         if word == "ESEARCH":
             return Response(None, word, self.esearch())
@@ -537,10 +501,14 @@ class _Reader(Terminals):
         self.need(b" ")
         if word == "FLAGS":
             return Response(None, word, self.flags())
-        if word in ("LIST", "LSUB"):
-            return Response(None, word, self.list_response())
+        if word in ("LIST", "LSUB", "XLIST"):
+            return Response(None, word, self.list_response(xlist=word == "XLIST"))
         if word == "STATUS":
             return Response(None, word, self.status_response())
+        if word == "METADATA":
+            return Response(None, word, self.metadata())
+        if word == "UIDBATCHES":
+            return Response(None, word, self.batches())
         if word == "QUOTA":
             return Response(None, word, self.quota())
         if word == "QUOTAROOT":
@@ -566,10 +534,11 @@ class _Reader(Terminals):
         return self.items(one)
 
 
-def parse(line: bytes, *, utf8: bool = False) -> Response:
+def parse(line: bytes, *, utf8: bool = False, rev2: bool = False) -> Response:
     """Return a response. line: the response with its literals, without its last CRLF.
     Raises: Ungrammatical."""
-    reader = _Reader(line, utf8)
+    reader = _Reader(line, utf8 or rev2)
+    reader.rev2 = rev2
     try:
         return _response(reader, line)
     # A name that does not decode, or a date that does not exist, is ungrammatical too.

@@ -113,13 +113,15 @@ class Client:
     strict = True
     utf8 = False
     """Whether strings may be UTF-8, because UTF8=ACCEPT is enabled."""
+    rev2 = False
+    """Whether IMAP4rev2 is enabled."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self.flags: set[bytes] = set()
         self.fetched: list[bytes] = []
         """The flag lists of all FETCH lines, in order."""
-        self._tag = 0
+        self.number = 0
 
     def send(self, data: bytes | str) -> None:
         self.writer.write(data if isinstance(data, bytes) else data.encode())
@@ -137,10 +139,18 @@ class Client:
                 out += part
                 if not part.endswith(b"}\r\n"):
                     if self.strict:
-                        parse(out[:-2], utf8=self.utf8)
+                        parse(out[:-2], utf8=self.utf8, rev2=self.rev2)
+                    self._note_enabled(out)
                     return out[:-2]
                 size = int(part[part.rindex(b"{") + 1 : -3])
                 out += await self.reader.readexactly(size)
+
+    def _note_enabled(self, line: bytes) -> None:
+        if line.startswith(b"* ENABLED "):
+            self.rev2 |= b" IMAP4rev2" in line
+            self.utf8 |= self.rev2 or b" UTF8=ACCEPT" in line
+        elif line.endswith(b" OK Unauthenticated\r\n"):
+            self.rev2 = self.utf8 = False
 
     def _check_flags(self, part: bytes, *, first: bool) -> None:
         """Check the flags in a part of a line. RFC 3501 §7.2.6: FLAGS lists the flags
@@ -162,8 +172,8 @@ class Client:
 
     async def cmd(self, command: str | bytes) -> list[bytes]:
         """Send a command. Return all lines up to its tagged line."""
-        self._tag += 1
-        tag = b"t%d" % self._tag
+        self.number += 1
+        tag = b"t%d" % self.number
         self.send(tag + b" " + (command.encode() if isinstance(command, str) else command) + b"\r\n")
         lines = await self.until(tag + b" ")
         return [*lines[:-1], lines[-1].removeprefix(tag + b" ")]

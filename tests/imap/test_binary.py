@@ -8,6 +8,8 @@ import pytest
 from harness import STORES, Client, Running
 
 from obox.imap import intake
+from obox.mime import decoded
+from obox.store.content import Part
 
 TOP = b"MIME-Version: 1.0\r\nSubject: x\r\n"
 PLAIN = b"Content-Type: text/plain\r\nContent-Transfer-Encoding: %b\r\n\r\n%b\r\n"
@@ -58,6 +60,28 @@ async def test_partials_are_of_what_is_decoded(client: Client) -> None:
     assert await value(client, "BINARY.PEEK[3]<5.99>") == b"BINARY[3]<5> ~{55}\r\n" + DATA[5:]
     assert await value(client, "BINARY.PEEK[3]<60.1>") == b'BINARY[3]<60> ""'
     assert await value(client, "BINARY.PEEK[]<0.4>") == b"BINARY[]<0> {4}\r\nMIME"
+
+
+@pytest.mark.parametrize("item", ["BINARY.PEEK[2]<{}.1>", "BINARY.PEEK[3]<{}.2>"])
+async def test_ranges_of_a_part_decode_it_once(client: Client, item: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """128 ranges of a part of 20 MB used to take 17 s."""
+    count = 0
+
+    def decode(mail: bytes, part: Part) -> bytes:
+        nonlocal count
+        count += 1
+        return decoded(mail, part)
+
+    monkeypatch.setattr("obox.imap.cuts.decoded", decode)
+    await client.append("INBOX", MAIL)
+    for most in (3, 128):
+        items = " ".join(item.format(number) for number in range(most - 1))
+        size = item[: item.index("<")].replace("PEEK", "SIZE")
+        lines = await client.ok(f"FETCH 1:2 ({items} {size})")
+        assert len(lines) == 3
+        assert lines[0][3:] == lines[1][3:]
+        assert count == 2
+        count = 0
 
 
 async def test_sizes(client: Client) -> None:

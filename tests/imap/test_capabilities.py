@@ -7,7 +7,7 @@ from typing import NamedTuple
 from obox.imap.capabilities import capabilities
 from tests.imap.grammar import CAPABILITIES
 
-PAGE = (Path(__file__).parent.parent.parent / "docs/rfc.md").read_text()
+PAGE = (Path(__file__).parent.parent.parent / "docs/rfc.md").read_text().partition("\n## ")[0]
 
 
 class Row(NamedTuple):

@@ -24,8 +24,8 @@ from obox.errors import Invalid, Limit
 from obox.imap import _scan, parser
 from obox.imap._scan import NAME_WIRE_BYTES_MAX, Limits
 from obox.imap.ast import Command, Search
-from obox.imap.commands.search import to_query
 from obox.imap.events import BadCommand, Event, NeedContinuation, NeedData, NeedParse, NeedTurn
+from obox.imap.meaning import to_query
 from obox.imap.parser import Parser
 from obox.imap.states import BEFORE_LOGIN
 from obox.mailbox import MailboxEntry, RootDelta, names
@@ -210,6 +210,32 @@ async def fill(running: Running, wanted: list[str]) -> None:
     entries = [MailboxEntry(f"{i + 1:032x}", name, 1, 1, i + 1, "") for i, name in enumerate(wanted)]
     user.root.join(RootDelta(entries, dict.fromkeys(wanted, 3), {}, 10, len(wanted) + 1))
     await user.release()
+
+
+async def test_filters_and_annotations_of_many_mailboxes_let_others_run(running: Running) -> None:
+    client = await running.client(login="anna")
+    other = await running.client(login="ben")
+    wanted = many(10_000)
+    await fill(running, wanted)
+    values = b" ".join(b'/private/%d "x"' % i for i in range(60))
+    for name in ("INBOX", wanted[0], wanted[99]):
+        await client.ok(b'SETMETADATA "%b" (%b)' % (name.encode(), values))
+    trees = b" ".join(b'(subtree ("%b" a/b/c) (MailboxName))' % name.encode() for name in wanted[:31])
+    with turns(mine=False) as found:
+        for command, answer in (
+            (b"NOTIFY SET %b (personal (MailboxName))" % trees, b"a NO [NOTIFICATIONOVERFLOW]"),
+            (b"NOTIFY SET (subtree Projects/001 (MailboxName MailboxMetadataChange))", b"a OK"),
+            (b"ESEARCH IN (subtree Projects subscribed) ALL", b"a NO [LIMIT]"),
+            (b'LIST "" * RETURN (METADATA (/private/1 /private/none))', b"a OK"),
+            (b"SUBSCRIBE Projects/001", b"a OK"),
+            (b"CREATE Projects/001/new", b"a "),
+            (b"NOOP", b"a OK"),
+        ):
+            client.send(b"a " + command + b"\r\n")
+            line, served = await served_beside(client, other, b"a")
+            assert line.startswith(answer), line
+            assert served
+        found.check()
 
 
 async def test_list_of_many_mailboxes_and_patterns_lets_others_run(running: Running) -> None:

@@ -70,7 +70,7 @@ GOOD: list[tuple[bytes, object]] = [
     (b"a ENABLE CONDSTORE X-GOOD-IDEA", ast.Enable(b"a", ("CONDSTORE", "X-GOOD-IDEA"))),
     (b"a ENABLE utf8=accept", ast.Enable(b"a", ("UTF8=ACCEPT",))),
     # SELECT, EXAMINE; RFC 7162
-    (b"a SELECT inbox", ast.Select(b"a", "INBOX")),
+    (b"a SELECT inbox", ast.Select(b"a", "INBOX", given="inbox")),
     (b"a EXAMINE blurdybloop", ast.Select(b"a", "blurdybloop", True)),
     (b'a SELECT "Archive 2020" (CONDSTORE)', ast.Select(b"a", "Archive 2020", False, True)),
     (
@@ -106,7 +106,7 @@ GOOD: list[tuple[bytes, object]] = [
     (b"a DELETE foo/bar", ast.Delete(b"a", "foo/bar")),
     (b"a DELETE Entw&APw-rfe", ast.Delete(b"a", "Entwürfe")),
     (b"a DELETE Entw\xc3\xbcrfe", ast.Delete(b"a", "Entwürfe")),
-    (b"a DELETE {10}\r\nEntwu\xcc\x88rfe", ast.Delete(b"a", "Entwürfe")),
+    (b"a DELETE {10}\r\nEntwu\xcc\x88rfe", ast.Delete(b"a", "Entwürfe", "Entwu\u0308rfe")),
     (b"a DELETE &Jjo-!", ast.Delete(b"a", "\u263a!")),
     (b"a DELETE A&-B", ast.Delete(b"a", "A&B")),
     (b"a RENAME InBox old-mail", ast.Rename(b"a", "INBOX", "old-mail")),

@@ -273,7 +273,7 @@ def test_linear() -> None:
 
 
 def _cost(size: int) -> float:
-    """Return the CPU seconds that the parser needs for so many bytes, byte by byte and
+    """Return the CPU seconds that the parser needs for `size` bytes, byte by byte and
     then as commands in pieces."""
     start = time.thread_time()
     parser = Parser()

@@ -123,7 +123,7 @@ def test_return_options() -> None:
     )
     assert parse(b"a UID SEARCH RETURN () ALL") == Search(b"a", True, All(), frozenset({SearchReturn.ALL}))
     assert parse(b"a SEARCH return (save) charset utf-8 ALL") == Search(
-        b"a", False, All(), frozenset({SearchReturn.SAVE})
+        b"a", False, All(), frozenset({SearchReturn.SAVE}), charset=True
     )
 
 
@@ -138,7 +138,7 @@ def test_return_options() -> None:
 )
 def test_charset(charset: bytes, data: bytes, text: str) -> None:
     sent = b"a SEARCH CHARSET %b TEXT {%d}\r\n%b" % (charset, len(data), data)
-    assert parse(sent) == Search(b"a", False, Text(text))
+    assert parse(sent) == Search(b"a", False, Text(text), charset=True)
 
 
 def test_sort_and_thread() -> None:

@@ -38,13 +38,13 @@ async def held(running: Running, monkeypatch: pytest.MonkeyPatch, name: str, com
     # A method must be a function.
     monkeypatch.setattr(kind, name, lambda *given, **more: call(*given, **more))  # noqa: PLW0108 - see above
     monkeypatch.setattr(progress, "EVERY_S", 0.01)
-    client._tag += 1
-    client.send(b"t%d %b\r\n" % (client._tag, command.encode()))
+    client.number += 1
+    client.send(b"t%d %b\r\n" % (client.number, command.encode()))
     lines = [await client.line() for _ in range(3)]
-    assert [found[1] for line in lines if (found := LINE.match(line))][:2] == [b"t%d" % client._tag] * 2
+    assert [found[1] for line in lines if (found := LINE.match(line))][:2] == [b"t%d" % client.number] * 2
     call.go.set()
     monkeypatch.setattr(progress, "EVERY_S", 1000.0)
-    lines += await client.until(b"t%d " % client._tag)
+    lines += await client.until(b"t%d " % client.number)
     return [line for line in lines if not LINE.match(line)]
 
 

@@ -36,7 +36,7 @@ async def selected(running: Running, *options: str) -> Checked:
     await plain.ok("EXPUNGE")
     await plain.ok("UNSELECT")
     client = Checked(plain.reader, plain.writer)
-    client._tag = 100
+    client.number = 100
     assert await client.ok(f"ENABLE UIDONLY {' '.join(options)}".rstrip()) == [
         f"* ENABLED {' '.join(('UIDONLY', *options))}".encode(),
         b"OK Enabled",

@@ -19,7 +19,6 @@ async def running(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 async def enabled(running: Running) -> Client:
     client = await running.client(login="anna")
     assert await client.ok("ENABLE UTF8=ACCEPT") == [b"* ENABLED UTF8=ACCEPT", b"OK Enabled"]
-    client.utf8 = True
     return client
 
 
@@ -80,7 +79,6 @@ async def test_what_is_refused(running: Running, command: bytes, reason: bytes) 
 async def test_it_must_be_enabled_and_ends_with_the_login(running: Running) -> None:
     client = await enabled(running)
     await client.ok("UNAUTHENTICATE")
-    client.utf8 = False
     await client.ok("LOGIN anna secret")
     answer = (await client.cmd(b"APPEND INBOX UTF8 (~{1+}\r\nx)"))[-1]
     assert b"UTF8 needs ENABLE UTF8=ACCEPT" in answer

@@ -27,6 +27,7 @@ from obox.mailbox import (
     Rows,
     State,
     Totals,
+    annotation_key,
     expunge_delta,
     flag_delta,
     takeover_delta,
@@ -360,6 +361,11 @@ _root_delta = st.builds(
     entries=st.lists(_entry, max_size=2),
     subscriptions=st.dictionaries(st.sampled_from(["a", "b", "x"]), st.integers(0, 9), max_size=2),
     totals=st.dictionaries(_guids, _totals, max_size=2),
+    annotations=st.dictionaries(
+        st.builds(annotation_key, st.one_of(_guids, st.just("")), st.sampled_from(["/private/a", "/shared/b/c"])),
+        st.tuples(st.integers(1, 5), st.sampled_from([None, b"", b"x", b"y"])),
+        max_size=3,
+    ),
     highestmodseq=st.integers(0, 9),
     uidvalidity=st.integers(0, 9),
 )

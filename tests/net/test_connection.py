@@ -13,6 +13,7 @@ from weakref import ref
 import pytest
 from certificates import certificate
 from drivers import Lines, Transport, turns, until
+from patience import PATIENT_S
 
 from obox.errors import Limit
 from obox.net import Flow, Hub, NoRoom, connection, starttls, stream
@@ -290,7 +291,7 @@ async def test_stop_waits_for_the_command_and_the_transaction() -> None:
     assert four.output == b"bye not serving: going down\n"
     busy.gate.set()
     three.client_sends(b"more\nend\n")
-    await asyncio.wait_for(stopping, 5.0)
+    await asyncio.wait_for(stopping, PATIENT_S)
     assert two.output == b"hello\nwait\nbye stopped: going down\n"
     assert three.output == b"hello\nbegin\nmore\nend\nbye stopped: going down\n"
     assert within.ended == ""
@@ -307,7 +308,7 @@ async def test_stop_cuts_what_does_not_end() -> None:
     lines, busy = opened(hub)
     busy.client_sends(b"begin\nwait\n")
     await turns()
-    await asyncio.wait_for(hub.stop("going down", 0.02), 5.0)
+    await asyncio.wait_for(hub.stop("going down", 0.02), PATIENT_S)
     assert (idle.closed, busy.closed) == ("aborted", "aborted")
     assert lines.finished == 1
     assert not len(hub.registry)

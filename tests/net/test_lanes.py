@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+from patience import PATIENT_S
+
 from obox.lanes import Lanes
 
 
@@ -38,7 +40,7 @@ async def test_who_is_cancelled_holds_nobody_up() -> None:
     await asyncio.sleep(0)
     for task in waiting[:4]:
         task.cancel()
-    await asyncio.wait_for(waiting[4], 1)
+    await asyncio.wait_for(waiting[4], PATIENT_S)
     await asyncio.sleep(0)
     assert len(lanes) == 0
 

@@ -11,6 +11,7 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from patience import PATIENT_S
 from test_listeners import LOCAL, greeting, listening, port, trusting
 
 from obox.config import Listen
@@ -129,7 +130,7 @@ async def test_a_handshake_has_little_time(send: bytes, log: Any, greeter: Any, 
             reader, writer = await asyncio.open_connection("127.0.0.1", at)
             writer.write(first + send)
             try:
-                assert await asyncio.wait_for(reader.read(), 10) == b""
+                assert await asyncio.wait_for(reader.read(), PATIENT_S) == b""
             except ConnectionResetError:
                 # The server cut the connection before it read these bytes.
                 pass

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _ROUNDS = 50
-"""After so many rounds of the loop all tasks count as waiting. No chain of awaits in
-the layers is nearly as long."""
+"""After 50 rounds of the loop all tasks count as waiting. No chain of awaits in the
+layers is nearly as long."""
 
 
 class VirtualTime:
@@ -47,7 +47,7 @@ class VirtualTime:
             self._wake_next()
 
     async def advance(self, seconds: float) -> None:
-        """Let so much time pass."""
+        """Let this time pass."""
         await self.run(self.sleep(seconds))
 
     def _wake_next(self) -> None:

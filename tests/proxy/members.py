@@ -34,8 +34,8 @@ SECRET = b"the secret of this test's cluster"
 USERS = ("anna", "ben", "carl")
 ADDRESS = "127.0.0.1"
 ATTEMPTS = 18
-"""A client makes so many attempts at a backend that refuses connections, until it has
-waited for long enough."""
+"""A client makes 18 attempts at a backend that refuses connections. Then it has waited
+for long enough."""
 PLACES = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 """The folders of programs. Debian installs servers in a folder sbin."""
 

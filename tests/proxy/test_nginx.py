@@ -197,7 +197,7 @@ mail {{
     server_name mail.example.org;
     auth_http 127.0.0.1:{http}/nginx-auth;
     auth_http_header X-Obox-Key "{key}";
-    imap_capabilities IMAP4rev1 SASL-IR ID ENABLE IDLE LITERAL+;
+    imap_capabilities IMAP4rev1 IMAP4rev2 SASL-IR ID ENABLE IDLE LITERAL+;
     server {{
         listen 127.0.0.1:{port};
         protocol imap;
@@ -245,6 +245,25 @@ async def nginx(home: Path, port_of_http: int, key: str = KEY) -> AsyncIterator[
     finally:
         process.terminate()
         await process.wait()
+
+
+async def test_a_name_beyond_latin_1_is_answered(proxied: tuple[Cluster, Member, Member]) -> None:
+    """nginx passes on the bytes of the name. The answer used to be a stack trace."""
+    made, proxy, _ = proxied
+    (made.path / "users").write_text("łucja:{PLAIN}secret::::::\n")
+    made.users.expect_change()
+    made.rows.own("%c5%82ucja", "b2")
+    async with http(proxy) as port:
+        reader, writer = await asyncio.open_connection(ADDRESS, port)
+        writer.write(
+            b"GET /nginx-auth HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Obox-Key: %b\r\nAuth-Method: plain\r\n"
+            b"Auth-Protocol: imap\r\nAuth-User: %%C5%%82ucja\r\nAuth-Pass: secret\r\nClient-IP: 192.0.2.7\r\n\r\n"
+            % KEY.encode()
+        )
+        answer = await asyncio.wait_for(reader.read(), PATIENT_S)
+        writer.close()
+    assert b"\r\nauth-status: ok\r\n" in answer.lower(), answer
+    assert b"\r\nauth-user: \xc5\x82ucja\r\n" in answer.lower()
 
 
 async def through(port: int) -> Client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -104,6 +105,24 @@ async def test_what_the_owner_refuses(two: tuple[Cluster, Pop3, Pop3], settings:
     await b2.client("ben")
     _, answer = await b1.client("ben")
     assert answer.startswith(b"-ERR " + code)
+
+
+@pytest.mark.parametrize("says", [b"+OK Welcome", b"+ \r\n+OK Welcome", b"-ERR [AUTH] Disabled", b"-ERR [IN-USE] x"])
+async def test_a_server_that_proves_nothing_gets_no_client(two: tuple[Cluster, Pop3, Pop3], says: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"+OK ready\r\n")
+        await reader.readline()
+        writer.write(says + b"\r\n")
+        await reader.read()
+        writer.close()
+
+    made, b1, _ = two
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    made.rows.places["b2"] = ("127.0.0.1", {"pop3": server.sockets[0].getsockname()[1]})
+    _, answer = await b1.client("ben")
+    assert answer == b"-ERR [SYS/TEMP] The backend of this user does not answer, try again later"
+    assert b1.member.counts.results == [("pop3", "refused")]
+    server.close()
 
 
 async def test_members_without_a_common_secret(two: tuple[Cluster, Pop3, Pop3]) -> None:

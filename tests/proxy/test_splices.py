@@ -334,6 +334,41 @@ async def test_an_owner_that_speaks_no_imap_or_too_much(tmp_path: Path) -> None:
             server.close()
 
 
+@pytest.mark.parametrize(
+    "says",
+    [
+        b"b OK Logged in",
+        b"+ \r\nb OK Logged in",
+        b"b NO [AUTHORIZATIONFAILED] The user is disabled",
+        b"b NO [LIMIT] Too many sessions",
+        b"b NO [X-OBOX-REFERRAL b3 99 1] Elsewhere",
+    ],
+)
+async def test_a_server_that_proves_nothing_gets_no_client(tmp_path: Path, says: bytes) -> None:
+    """Somebody listens at the address of the owner, and does not know the secret. With
+    the first answer it used to get the session of the client."""
+    heard = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"* OK ready\r\n")
+        heard.append(await reader.readline())
+        writer.write(says + b"\r\n")
+        heard.append(await reader.read())
+        writer.close()
+
+    async with cluster(tmp_path) as made:
+        made.rows.own("ben", "b2")
+        proxy = await made.member("p1", proxy=True)
+        server = await asyncio.start_server(serve, ADDRESS, 0)
+        made.rows.places["b2"] = (ADDRESS, {"imap": server.sockets[0].getsockname()[1]})
+        client = await proxy.client()
+        answer = (await client.cmd("LOGIN ben secret"))[-1]
+        assert answer.startswith(b"NO [UNAVAILABLE] The backend of this user does not answer")
+        assert all(b"secret" not in line and b"CAPABILITY" not in line for line in heard)
+        assert proxy.counts.results == [("imap", "refused")]
+        server.close()
+
+
 async def test_a_half_splice_ends_after_a_while_of_silence(
     proxied: tuple[Member, Owner], monkeypatch: pytest.MonkeyPatch
 ) -> None:

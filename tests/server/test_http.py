@@ -32,7 +32,7 @@ async def served(app: Any, entry: Listen, log: Any) -> AsyncIterator[httpx.Async
     base = "http://obox" if entry.path else f"http://{listeners.addresses('http')[0]}"
     async with asyncio.TaskGroup() as tasks:
         await listeners.start(tasks)
-        async with httpx.AsyncClient(transport=transport, base_url=base) as client:
+        async with httpx.AsyncClient(transport=transport, base_url=base, timeout=PATIENT_S) as client:
             yield client
             listeners.stop()
             await asyncio.wait_for(server.close(), PATIENT_S)

@@ -28,7 +28,7 @@ class Manager:
         self.environ = {"NOTIFY_SOCKET": address}
 
     def petted(self, count: int) -> Callable[[], bool]:
-        """Return a condition: the watchdog has been notified so many times from now
+        """Return a condition: the watchdog has been notified `count` times from now
         on."""
         seen: list[list[str]] = []
         return lambda: seen.extend(self.messages()) or seen.count(["WATCHDOG=1"]) >= count

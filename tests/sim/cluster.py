@@ -275,6 +275,7 @@ class ClusterStory:
     def _listens(self, node: Node) -> None:
         """A backend has started, or has failed to."""
         if node.up or node.host.frozen:
+            node.begin_events()
             self.world.net.listen(node.name, node.host, self.deliverers[node.name][0].connection_factory)
 
     def _kicker(self, node: Node) -> Any:

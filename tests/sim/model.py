@@ -79,6 +79,8 @@ class Box:
     guid: str
     name: Register
     deleted: Register
+    note: Register = field(default_factory=lambda: Register({None}))
+    """The value of an annotation."""
     mails: dict[int, Mail] = field(default_factory=dict)
 
 
@@ -106,7 +108,7 @@ class Model:
     def registers(self) -> list[Register]:
         out: list[Register] = []
         for box in self.boxes.values():
-            out += [box.name, box.deleted]
+            out += [box.name, box.deleted, box.note]
             for mail in box.mails.values():
                 out += [mail.live, *mail.flags.values()]
         return out

@@ -291,6 +291,14 @@ class Player:
             node, f"rename {old} {new}", lambda store: self._as_user(store, lambda user: user.rename(old, new)), changes
         )
 
+    async def annotate(self, node: Node, name: str, guid: str, value: bytes | None) -> None:
+        changes: list[tuple[Register, Any]] = [(self.model.box(guid, name).note, value)]
+
+        async def change(user: Any) -> None:
+            await user.annotations.change(name, {"/private/note": value})
+
+        await self.ask(node, f"annotate {name}", lambda store: self._as_user(store, change), changes)
+
     async def _as_user(self, store: MailStore, work: Callable[[Any], Any]) -> Any:
         return await work(await store.open_user(USER, SID))
 
@@ -311,6 +319,8 @@ class Player:
             require(box.deleted.seen(False), "mailbox is back:", guid, box.name)
             fits = any(shown[guid] == name or shown[guid].startswith(f"{name}-") for name in box.name.allowed)
             require(fits, "mailbox", guid, "is named", shown[guid], "not", box.name)
+            note = user.annotations.of(shown[guid]).get("/private/note")
+            require(box.note.seen(note), "mailbox", guid, "has the note", note, "not", box.note)
         for guid, name in shown.items():
             box = await self._open(node, name)
             check(box.state)
@@ -366,8 +376,8 @@ class Player:
             return
         name, guid = rng.choice(boxes[:1] * 3 + boxes)
         kind = rng.choices(
-            ["append", "many", "burst", "store", "expunge", "copy", "move", "create", "rename", "delete", "resync"],
-            [8, 2, 3, 8, 3, 3, 3, 1, 1, 1, 1] if not gentle else [8, 2, 3, 8, 3, 3, 3, 1, 0, 0, 1],
+            ["append", "many", "burst", "store", "expunge", "copy", "move", "create", "rename", "delete", "resync", "annotate"],
+            [8, 2, 3, 8, 3, 3, 3, 1, 1, 1, 1, 1] if not gentle else [8, 2, 3, 8, 3, 3, 3, 1, 0, 0, 1, 0],
         )[0]
         if kind in ("append", "many"):
             flags = tuple(rng.sample(FLAGS, rng.choice([0, 0, 1, 2]))) if not gentle else ()
@@ -378,6 +388,9 @@ class Player:
             return
         if kind == "resync":
             await self.resync(node, name, guid, rng.choice([0, 0, 1, 7]))
+            return
+        if kind == "annotate":
+            await self.annotate(node, name, guid, rng.choice([None, b"", b"%d" % self.serial]))
             return
         if kind == "create":
             await self.create(node, f"box{self.serial}-{rng.randint(0, 99)}")

@@ -40,7 +40,7 @@ FAST, SPREAD = (0.002, 0.004), (0.001, 0.03)
 
 SEEDS = [seed for seed in range(1, 100) if World(seed).page_keys == 1000]
 """In the worlds of these seeds a page of LIST has 1,000 keys, as in real stores. Nobody
-writes so many mails while a page is read."""
+writes as many mails while a page is read."""
 
 
 async def deliver(store: MailStore, mails: int = 1) -> None:

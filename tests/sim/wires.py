@@ -24,7 +24,7 @@ from .loop import HOST, Host
 
 LATENCY_S: Final = (0.0005, 0.01)
 WRITES: Final = 14
-"""A delivery has so many writes, of both sides together."""
+"""A delivery has 14 writes, of both sides together."""
 SILENCE_S: Final = KEEPALIVE_IDLE_S + KEEPALIVE_EVERY_S + USER_TIMEOUT_S
 
 Factory = Callable[[], asyncio.Protocol]
@@ -84,7 +84,7 @@ class Net:
 
 
 class _Left:
-    """After so many writes the network cuts a connection."""
+    """The network cuts a connection after this number of writes."""
 
     def __init__(self, writes: int) -> None:
         self.writes = writes

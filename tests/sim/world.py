@@ -23,6 +23,7 @@ import msgspec
 from fscache import Fscache
 from metacache import Metacache, MetacacheError
 from obox.errors import OboxError
+from obox.events import Events
 from obox.objectstore import (
     HEADER_BYTES,
     Codec,
@@ -121,6 +122,8 @@ class World:
         self.at: tuple[int, When, Callable[[], None]] | None = None
         self.deleted: list[tuple[float, str]] = []
         self._background: dict[asyncio.Task[Any], None] = {}
+        self.listen: Callable[[Node, MailStore], Events] | None = None
+        """Makes the groups of events of a backend."""
 
     async def make_without_batches(self) -> None:
         """Make the bucket as an obox made it that knew no batches."""
@@ -296,6 +299,7 @@ class Node:
             random_bytes=chance.randbytes,
         )
         self.store: MailStore | None = None
+        self.events: Events | None = None
 
     def __repr__(self) -> str:
         return self.name
@@ -327,15 +331,24 @@ class Node:
         self.host.context.run(self._make)
         assert self.store is not None
         await self._finished(self.host.spawn(self.store.start()))
+        self.begin_events()
         return self
+
+    def begin_events(self) -> None:
+        """Call the listeners from now on, because the store has started."""
+        if self.events is not None:
+            self.host.context.run(self.events.begin)
 
     def _make(self) -> None:
         self.store = MailStore(self.env)
         self.hear(self.store)
 
     def hear(self, store: MailStore) -> None:
-        """Turn failures of the store's tasks into failures of the simulation."""
+        """Turn failures of the store's tasks into failures of the simulation. Make the
+        groups of events."""
         before = store._ended
+        if self.world.listen is not None:
+            self.events = self.world.listen(self, store)
 
         def ended(task: asyncio.Task[Any]) -> None:
             """A task of the store may end with few kinds of errors. Any other error is
@@ -371,9 +384,14 @@ class Node:
         """Stop the process in order. With upload=False it stops for a restart."""
         self.world.note("stop" if upload else "stop to return", self.name)
         assert self.store is not None
-        await self.run(lambda store: store.close(upload=upload))
+        await self.run(lambda store: self._close(store, upload))
         await self.metacache.close()
         self.kill()
+
+    async def _close(self, store: MailStore, upload: bool) -> None:
+        await store.close(upload=upload)
+        if self.events is not None:
+            await self.events.close()
 
     def freeze(self) -> None:
         self.world.note("freeze", self.name)

@@ -252,7 +252,9 @@ def uids(*numbers: int) -> UidArray:
 async def whole(user: User) -> dict[str, Any]:
     """Return everything of a user that a client can see, without HIGHESTMODSEQ, which
     may grow."""
-    out: dict[str, Any] = {"subscriptions": user.subscriptions()}
+    names = [info.name for info in user.mailboxes() if info.guid is not None]
+    annotations = {name: dict(user.annotations.of(name)) for name in ("", *names)}
+    out: dict[str, Any] = {"subscriptions": (user.subscriptions(), annotations)}
     for info in user.mailboxes():
         if info.guid is None:
             continue

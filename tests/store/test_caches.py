@@ -19,6 +19,7 @@ from mails import simple
 from metacache import Change, Cleaner, Weights
 from obox.errors import Unavailable
 from obox.store import Mailbox, NewMail
+from obox.store.api import Fields
 from obox.store.backend.copies import Copies
 from obox.store.backend.nightly import Nightly
 from obox.store.box.root import RootBox
@@ -43,6 +44,30 @@ async def test_a_huge_mail_read_in_parts_is_loaded_once(machine: Machine) -> Non
                 assert await box.part(1, low, low + 100) == mail[low : low + 100]
         pieces = -(-len(mail) // (256 << 10)) + 1
         assert 2 <= requests.count("get") <= pieces
+        await box.release()
+
+
+@pytest.mark.parametrize("cached", [(), (2, 4, 6, 8, 10, 12), (7, 8, 9, 10, 11, 12), (1, 2, 3, 4, 5, 12)])
+async def test_ready_fields_that_are_not_cached_count_as_bytes_too(machine: Machine, cached: tuple[int, ...]) -> None:
+    """Some mails became visible without ready fields, because the machine was busy. An
+    answer has no more bytes than if all were cached."""
+    async with machine.run() as life:
+        user = await life.user()
+        await fill(user, "INBOX", [simple(number) for number in range(12)])
+        box = await user.select("INBOX")
+        asked = box.state.uids.tolist()
+        whole = [one.packed for one in await box.fields(asked) if isinstance(one, Fields)]
+        assert len(whole) == 12
+        for most in (0, 3 * max(map(len, whole)), sum(map(len, whole))):
+            dropped = [uid for uid in asked if uid not in cached]
+            life.store.env.metacache.drop_fields("anna", box.guid, dropped)
+            found: list[bytes] = []
+            while len(found) < 12:
+                some = [one.packed for one in await box.fields([*asked[len(found) :], 999], bytes_max=most) if one]
+                assert some
+                assert sum(map(len, some[:-1])) <= most
+                found += some
+            assert found == whole
         await box.release()
 
 

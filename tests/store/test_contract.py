@@ -178,6 +178,50 @@ async def test_subscriptions_outlive_mailboxes(user: User) -> None:
     assert "nowhere" not in user.subscriptions()
 
 
+async def test_annotations(user: User) -> None:
+    both = user.annotations
+    await both.change("INBOX", {"/private/a": b"1", "/shared/b": b""})
+    await both.change("", {"/private/a": b"2"})
+    assert both.of("inbox") == {"/private/a": b"1", "/shared/b": b""}
+    assert both.of("") == {"/private/a": b"2"}
+    await both.change("INBOX", {"/private/a": None})
+    assert both.of("INBOX") == {"/shared/b": b""}
+    for name in ("nowhere", "a/level"):
+        with pytest.raises(NotFound):
+            both.of(name)
+        with pytest.raises(NotFound):
+            await both.change(name, {"/private/a": b"1"})
+    await user.create("box")
+    await both.change("box", {"/private/a": b"1"})
+    await user.rename("box", "moved")
+    assert both.of("moved") == {"/private/a": b"1"}
+    await user.delete("moved")
+    await user.create("moved")
+    assert both.of("moved") == {}
+
+
+async def test_listeners_learn_which_box_has_changed(user: User) -> None:
+    heard: list[str] = []
+    end = user.changes.watch(heard.append)
+    guid = await user.create("box")
+    assert heard == [""]
+    await user.append("box", [NewMail(simple(1))])
+    assert guid in heard
+    del heard[:]
+    box = await user.select("box")
+    await box.store_flags(uids(1), "add", ["\\Seen"])
+    assert heard == [guid]
+    await box.store_flags(uids(1), "add", ["\\Seen"])
+    assert heard == [guid], "nothing has changed"
+    del heard[:]
+    await user.annotations.change("box", {"/private/a": b"1"})
+    await user.subscribe("box", True)
+    assert heard == ["", ""]
+    end()
+    await user.create("more")
+    assert heard == ["", ""]
+
+
 # -- mails ---------------------------------------------------------------------------------------------------------
 
 

@@ -49,7 +49,7 @@ async def test_a_delivery_leaves_no_cycle_to_the_garbage_collector(machine: Mach
 
 
 ROUNDS: Final = 4
-"""The smallest of so many counts has the least of what the store does beside it."""
+"""The smallest of four counts has the least of what the store does beside it."""
 
 
 async def test_a_delivery_makes_few_calls(machine: Machine) -> None:

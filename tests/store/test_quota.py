@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from machines import Machine
+from patience import PATIENT_S
 from structlog.testing import capture_logs
 
 from obox.errors import InUse, OboxError, OverQuota, Unavailable
@@ -98,7 +99,7 @@ async def test_what_is_undecided_keeps_its_room(machine: Machine, monkeypatch: p
         with pytest.raises(InUse):
             await user.append("INBOX", [NewMail(b"x" * 5000)])
         go.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENT_S):
             while user.usage().messages < 2:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.001)
         assert taken(user) == (0, 0)

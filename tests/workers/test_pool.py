@@ -30,6 +30,7 @@ from obox.cluster import (
     group_key,
     rank,
 )
+from obox.errors import ConfigError
 from obox.workers import pool as pools
 from obox.workers import worker as workers
 from obox.workers.derive import of_worker
@@ -44,6 +45,8 @@ os.read(0, 1 << 20)
 if os.path.exists(home + "/ends"):
     sys.exit(1)
 out.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+if os.path.exists(home + "/refuses later"):
+    sys.exit(78)
 for line in sys.stdin:
     with open(home + "/orders", "a") as file:
         file.write(line)
@@ -125,6 +128,26 @@ async def test_a_worker_that_ends_again_and_again_loses_its_groups_and_gets_them
         assert {move.to for move in one.view.moves.values()} == {"mail-1"}
         await one.pool.stop(to_return=False)
         await one.pool.kill()
+
+
+async def test_a_worker_that_refuses_its_configuration_twice_ends_the_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backend serves while it races writers over keys. If the store is not fit, the
+    backend ends, and its next start ends before it serves. The workers used to be
+    started again and again."""
+    async with unit(tmp_path, monkeypatch) as one:
+        await one.pool.register(one.directory)
+        for worker in one.pool.workers.values():
+            worker.home.mkdir(parents=True)
+            (worker.home / "refuses later").touch()
+        with pytest.raises(BaseExceptionGroup) as caught:
+            async with asyncio.timeout(PATIENT_S), asyncio.TaskGroup() as tasks:
+                one.pool.start(tasks)
+        assert caught.group_contains(ConfigError, match="cannot start")
+        for worker in one.pool.workers.values():
+            assert worker.process is not None
+            await worker.process.wait()
 
 
 async def test_workers_that_are_no_more_are_removed_and_new_workers_get_their_part(

@@ -70,6 +70,9 @@ async def enable(session: Session, command: ast.Enable) -> Reply:
         elif name == "UTF8=ACCEPT" and not session.utf8:
             session.utf8 = session.out.parser.utf8 = True
             enabled.append(b"UTF8=ACCEPT")
+        elif name == "IMAP4REV2" and not session.rev2:
+            session.rev2 = session.utf8 = session.out.parser.utf8 = True
+            enabled.append(b"IMAP4rev2")
     session.write(wire.line(b"ENABLED", *enabled))
     return Reply("Enabled")
 

@@ -32,11 +32,9 @@ from obox.imap import ast, wire
 from obox.imap.ast import FetchAttr
 from obox.imap.body import Body, literal
 from obox.imap.commands.auth import enable_condstore
-from obox.imap.commands.search import part_of
-from obox.imap.earlier import vanished_earlier
 from obox.imap.plan import Plan, compile_plan, rare
 from obox.imap.replies import Reply, bad, no
-from obox.imap.rows import ANSWER_BYTES, Where, flag_rows, lead, lines, parts
+from obox.imap.rows import ANSWER_BYTES, Where, flag_rows, lead, lines, part_of, parts
 from obox.imap.session import NO_UIDS, Session
 from obox.imap.sets import format_set
 from obox.imap.updates import flags_of, write_flags
@@ -50,8 +48,8 @@ COLUMN_ROWS: Final = 1000
 FIELD_ROWS: Final = 250
 """Mails of a chunk that needs cached fields: about 200 KiB."""
 FIELDS_BYTES: Final = 4 << 20
-"""Octets of these fields in memory. Most mails have 1 kB; a hostile mail has
-megabytes."""
+"""A FETCH has at most 4 MiB of ready fields in memory. Most mails have 1 kB; a hostile
+mail has megabytes."""
 HEADER_CELLS: Final = 1000
 """Header sections of a chunk, over all its mails: each may be as large as a header that
 is kept, 8 KiB."""
@@ -74,6 +72,8 @@ async def fetch(session: Session, command: ast.Fetch) -> Reply | None:
         return bad("VANISHED needs QRESYNC to be enabled")  # RFC 7162 §3.2.6
     if rare(command.items):
         await loaded("obox.imap.cuts")
+    if command.vanished:
+        await loaded("obox.imap.earlier")
     plan = compile_plan(
         command.items, uid=command.uid and not session.uidonly, modseq=command.changed_since is not None
     )
@@ -117,8 +117,11 @@ def _changed_since(session: Session, command: ast.Fetch, uids: UidArray, modseq:
     state = mailbox.state
     # Mails that the client still counts are reported with the next EXPUNGE or VANISHED,
     # not as VANISHED (EARLIER).
-    if command.vanished and (gone := vanished_earlier(state, modseq, command.sequence, shown=view.uids)):
-        session.write(wire.line(b"VANISHED (EARLIER)", gone))
+    if command.vanished:
+        from obox.imap.earlier import vanished_earlier
+
+        if gone := vanished_earlier(state, modseq, command.sequence, shown=view.uids):
+            session.write(wire.line(b"VANISHED (EARLIER)", gone))
     table, where, known = state.records(uids)
     return known[table.modseqs[where] > np.uint64(state.trusted(modseq))]
 
@@ -194,6 +197,11 @@ class _Fetch:
         found: dict[int, Fields] = {}
         if plan.needs_fields:
             uids, found = await self._fields(uids)
+            if self.session.rev2 and plan.describes:
+                await loaded("obox.imap.rev2")
+                from obox.imap.rev2 import for_rev2
+
+                found = await for_rev2(self.mailbox, found)
         if plan.sets_seen and not self.session.read_only:
             seen = await self._mark_seen(uids)
         for run in self._runs(uids, found):

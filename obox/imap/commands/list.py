@@ -18,6 +18,7 @@ from obox.imap.ast import ListReturn, ListSelect
 from obox.imap.commands.status import write_status
 from obox.imap.replies import Reply
 from obox.imap.session import Session
+from obox.loading import loaded
 from obox.mailbox import names
 from obox.mailbox.names import INBOX, SEPARATOR, Pattern
 from obox.store.api import User
@@ -26,7 +27,7 @@ _SEPARATOR: Final = b'"/"'
 
 
 @dataclass(slots=True)
-class _Entry:
+class Entry:
     """One name: what LIST may say of it."""
 
     name: str
@@ -49,8 +50,8 @@ async def list_(session: Session, command: ast.List) -> Reply:
         session.write(wire.line(b"LIST", b"(\\Noselect)", _SEPARATOR, b'""'))
         return Reply("List completed")
     user = session.need_user()
-    entries = await _entries(session, user)
-    patterns = await _compiled(session, command.reference, command.patterns)
+    entries = await entries_of(session, user)
+    patterns = await compiled(session, command.reference, command.patterns)
     select, returns = command.select, command.returns
     wants_subscribed = ListSelect.SUBSCRIBED in select
     wants_special = ListSelect.SPECIAL_USE in select
@@ -62,7 +63,7 @@ async def list_(session: Session, command: ast.List) -> Reply:
     if not (wants_subscribed or wants_special):
         chosen = [entry.name for entry in entries if entry.exists or entry.level]
     chosen_set = set(chosen)
-    matching = await _matching(session, patterns, (entry.name for entry in entries))
+    matching = await matching_of(session, patterns, (entry.name for entry in entries))
     above: set[str] = set()
     if ListSelect.RECURSIVEMATCH in select:
         # RFC 5258 §3.5: a parent that matches stands for children that the patterns do
@@ -73,7 +74,7 @@ async def list_(session: Session, command: ast.List) -> Reply:
         childinfo = entry.name in above
         if entry.name not in matching or not (childinfo or entry.name in chosen_set):
             continue
-        attributes = _attributes(entry, subscribed=show_subscribed and entry.subscribed)
+        attributes = attributes_of(entry, subscribed=show_subscribed and entry.subscribed)
         words = [b"LIST", wire.flags(attributes), _SEPARATOR, wire.mailbox(entry.name, utf8=session.utf8)]
         if childinfo and wants_subscribed:
             words.append(b'("CHILDINFO" ("SUBSCRIBED"))')
@@ -83,6 +84,11 @@ async def list_(session: Session, command: ast.List) -> Reply:
                 await write_status(session, entry.name, command.status)
             except NotFound:
                 pass  # deleted meanwhile: RFC 5819 §2 has no line for it
+        if command.metadata and entry.exists:
+            await loaded("obox.imap.commands.metadata")
+            from obox.imap.commands.metadata import write_listed
+
+            write_listed(session, entry.name, command.metadata)
         await session.pause()
     return Reply("List completed")
 
@@ -95,17 +101,17 @@ async def lsub(session: Session, command: ast.Lsub) -> Reply:
     await session.pause()
     subscribed = user.subscriptions()
     shown = dict.fromkeys(subscribed, True)
-    patterns = await _compiled(session, command.reference, (command.pattern,))
+    patterns = await compiled(session, command.reference, (command.pattern,))
     if any(pattern.ends_in_percent for pattern in patterns):
         shown |= dict.fromkeys(names.with_children(subscribed).difference(shown), False)
-    for name in sorted(await _matching(session, patterns, shown), key=names.sort_key):
+    for name in sorted(await matching_of(session, patterns, shown), key=names.sort_key):
         attributes = () if shown[name] and name in existing else ("\\Noselect",)
         session.write(wire.line(b"LSUB", wire.flags(attributes), _SEPARATOR, wire.mailbox(name, utf8=session.utf8)))
         await session.pause()
     return Reply("Lsub completed")
 
 
-async def _compiled(session: Session, reference: str, given: Sequence[str]) -> list[Pattern]:
+async def compiled(session: Session, reference: str, given: Sequence[str]) -> list[Pattern]:
     """Return the patterns that are not empty, below the reference. Raises: Invalid."""
     out = []
     for pattern in given:
@@ -115,7 +121,7 @@ async def _compiled(session: Session, reference: str, given: Sequence[str]) -> l
     return out
 
 
-async def _matching(session: Session, patterns: Sequence[Pattern], known: Iterable[str]) -> set[str]:
+async def matching_of(session: Session, patterns: Sequence[Pattern], known: Iterable[str]) -> set[str]:
     """Return the names that a pattern matches."""
     out = set()
     for name in known:
@@ -135,30 +141,30 @@ def _joined(reference: str, pattern: str) -> str:
     return reference + pattern
 
 
-async def _entries(session: Session, user: User) -> list[_Entry]:
+async def entries_of(session: Session, user: User) -> list[Entry]:
     """Return all names that LIST can show: mailboxes, levels above them, and
     subscriptions to mailboxes that do not exist."""
-    table: dict[str, _Entry] = {}
+    table: dict[str, Entry] = {}
     infos = user.mailboxes()
     await session.pause()
     for info in infos:
         exists = info.guid is not None
-        table[info.name] = _Entry(info.name, exists, info.special_use, info.subscribed, info.has_children)
+        table[info.name] = Entry(info.name, exists, info.special_use, info.subscribed, info.has_children)
     if INBOX not in table:
-        table[INBOX] = _Entry(INBOX, exists=True)
+        table[INBOX] = Entry(INBOX, exists=True)
     for name in user.subscriptions():
-        table.setdefault(name, _Entry(name)).subscribed = True
+        table.setdefault(name, Entry(name)).subscribed = True
     await session.pause()
     for name in names.with_children(entry.name for entry in table.values() if entry.exists):
-        table.setdefault(name, _Entry(name)).level = True
+        table.setdefault(name, Entry(name)).level = True
     await session.pause()
     for name in names.with_children(table):
-        table.setdefault(name, _Entry(name))
+        table.setdefault(name, Entry(name))
     await session.pause()
     return sorted(table.values(), key=lambda entry: names.sort_key(entry.name))
 
 
-def _attributes(entry: _Entry, *, subscribed: bool) -> list[str]:
+def attributes_of(entry: Entry, *, subscribed: bool) -> list[str]:
     out = []
     if not entry.exists:
         out.append("\\Noselect" if entry.level else "\\NonExistent")

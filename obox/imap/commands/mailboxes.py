@@ -12,6 +12,7 @@ from obox.imap import ast
 from obox.imap.objectid import mailbox_id
 from obox.imap.replies import Reply, no
 from obox.imap.session import Session
+from obox.imap.updates import write_name
 from obox.mailbox import names
 
 SPECIAL_USES: Final = ("\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent", "\\Trash")
@@ -44,6 +45,7 @@ async def create(session: Session, command: ast.Create) -> Reply:
         if not use or any(info.guid is not None and info.name == name for info in user.mailboxes()):
             raise
         return no(f"There is a mailbox for {use} already", "USEATTR")
+    _write_renamed(session, name, command.given)
     return Reply("Create completed", f"MAILBOXID ({mailbox_id(guid)})")
 
 
@@ -67,6 +69,7 @@ async def delete(session: Session, command: ast.Delete) -> Reply:
         del session.emptied[name]
         return Reply("Delete completed")
     _note_emptied(session, name)
+    _write_renamed(session, name, command.given, "\\NonExistent")
     if session.mailbox is not None and session.mailbox.deleted:
         await session.leave(closed="Mailbox was deleted")
     return Reply("Delete completed")
@@ -89,7 +92,15 @@ async def rename(session: Session, command: ast.Rename) -> Reply:
         raise Invalid("A mailbox cannot be moved below itself")
     await session.need_user().rename(source, target)
     session.emptied = None
+    _write_renamed(session, target, command.given)
     return Reply("Rename completed")
+
+
+def _write_renamed(session: Session, name: str, given: str, *attributes: str) -> None:
+    """Write LIST with OLDNAME for a client of IMAP4rev2 if the mailbox has another name
+    than the client has sent. RFC 9051 §6.3.9.7."""
+    if session.rev2 and given:
+        write_name(session, name, given, attributes=attributes)
 
 
 async def subscribe(session: Session, command: ast.Subscribe) -> Reply:

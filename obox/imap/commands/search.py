@@ -7,34 +7,43 @@ depend on the session, become sets of UIDs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Final
 
+import msgspec
 import numpy.typing as npt
 
 from obox.imap import ast, searchkeys, wire
 from obox.imap.ast import SearchReturn
 from obox.imap.commands.auth import enable_condstore
-from obox.imap.objectid import oid_of
+from obox.imap.meaning import Meaning, query_of, sets_in
 from obox.imap.progress import in_progress
-from obox.imap.replies import Reply
+from obox.imap.replies import Reply, bad
+from obox.imap.rows import part_of
 from obox.imap.searchkeys import SearchKey
 from obox.imap.session import NO_UIDS, Session, UidRequired
-from obox.imap.sets import SequenceSet, format_set
-from obox.mailbox import UidArray, uid_array, united
-from obox.mailbox import search as query
-from obox.mailbox.search import Query
+from obox.imap.sets import format_set
+from obox.loading import loaded
+from obox.mailbox import State, UidArray, uid_array, united
 
 Numbers = npt.NDArray[Any]
 
 _ALL_ONLY: Final = frozenset({SearchReturn.ALL})
+NOT_RESULTS: Final = frozenset({SearchReturn.SAVE, SearchReturn.UPDATE, SearchReturn.CONTEXT})
+"""Options for which a line ESEARCH has nothing."""
 
 
 async def search(session: Session, command: ast.Search) -> Reply:
+    if command.charset and session.utf8 and not session.rev2:  # RFC 6855 §3
+        return bad("CHARSET is not allowed with UTF8=ACCEPT: strings are UTF-8")
+    if command.returns is None and session.rev2:  # RFC 9051 §6.4.4
+        command = msgspec.structs.replace(command, returns=_ALL_ONLY)
+    if session.contexts is not None and session.contexts.has(command.tag) and updates(command):
+        return bad("The tag is in use by a search that is kept up to date")
     with_modseq = asks_modseq(command.key)
     if with_modseq:
         enable_condstore(session)
-    _, view = session.need_mailbox()
+    mailbox, view = session.need_mailbox()
+    modseq_before = mailbox.state.highestmodseq
     saves = command.returns is not None and SearchReturn.SAVE in command.returns
     try:
         with in_progress(session, command):
@@ -51,50 +60,48 @@ async def search(session: Session, command: ast.Search) -> Reply:
             words.append(b"(MODSEQ %d)" % modseq)
         session.write(wire.line(*words))
     else:
-        _extended(session, command, found, numbers, with_modseq=with_modseq)
+        if SearchReturn.UPDATE in command.returns:
+            await loaded("obox.imap.contexts")
+            from obox.imap.contexts import begin
+
+            begin(session, command, found, modseq_before)
+        answer_extended(session, command, found, numbers, state=mailbox.state if with_modseq else None)
     return Reply("Search completed")
 
 
 async def matching(session: Session, key: SearchKey) -> UidArray:
     """Return the UIDs of the mails of the view that match, ascending."""
     mailbox, view = session.need_mailbox()
-    meaning = _Meaning(session)
-    for one in _sets_in(key):
-        if session.uidonly and not (one.uid or one.sequence.saved):
-            raise UidRequired
-        meaning.note(one)
-        await session.pause()
-    wanted = meaning.of(key)
-    await session.pause()  # thousands of keys take some milliseconds
+    if session.uidonly and any(not (one.uid or one.sequence.saved) for one in sets_in(key)):
+        raise UidRequired
+    wanted = await query_of(Meaning(session), key, session.pause)
     return await mailbox.search(wanted, view.uids, autofix=session.settings.autofix_storage)
+
+
+def updates(command: ast.Search | ast.Sort) -> bool:
+    """Return whether the results are to be kept up to date."""
+    return command.returns is not None and SearchReturn.UPDATE in command.returns
 
 
 def joined(numbers: Numbers) -> list[bytes]:
     return [" ".join(map(str, numbers.tolist())).encode()] if len(numbers) else []
 
 
-def part_of(numbers: Numbers, partial: ast.Partial | None) -> Numbers:
-    """Return the results that a range names. RFC 9394 §3.1."""
-    if partial is None:
-        return numbers
-    low, high = sorted(map(abs, partial))
-    if partial[0] > 0:
-        return numbers[low - 1 : high]
-    count = len(numbers)
-    return numbers[max(0, count - high) : max(0, count - low + 1)]
-
-
-def _extended(
+def answer_extended(
     session: Session,
     command: ast.Search,
     found: UidArray,
     numbers: Numbers,
     *,
-    with_modseq: bool,
+    state: State | None,
+    source: bytes = b"",
 ) -> None:
     """Save the result or write ESEARCH. RFC 4731 §3.1, §3.2 (MODSEQ of MIN or MAX alone
-    is that mail's)."""
-    options = (command.returns or frozenset()) - {SearchReturn.SAVE}
+    is that mail's).
+
+    state: has the MODSEQs, or None for none. source: see `write_esearch`.
+    """
+    options = (command.returns or frozenset()) - NOT_RESULTS
     picked = found
     if not options & {SearchReturn.ALL, SearchReturn.COUNT} and options:
         ends = ([0] if SearchReturn.MIN in options else []) + ([-1] if SearchReturn.MAX in options else [])
@@ -107,7 +114,8 @@ def _extended(
         session.saved = picked
         if not options:
             return
-    write_esearch(session, command, options, numbers, picked if with_modseq else None)
+    modseq = 0 if state is None else highest_modseq(state, picked)
+    write_esearch(session, command, options, numbers, modseq, source)
 
 
 def write_esearch(
@@ -115,14 +123,15 @@ def write_esearch(
     command: ast.Search | ast.Sort,
     options: frozenset[SearchReturn],
     numbers: Numbers,
-    of_modseq: UidArray | None,
+    modseq: int = 0,
+    source: bytes = b"",
 ) -> None:
     """Write the line ESEARCH. MIN and MAX are the first and the last of the numbers,
     and ALL has their order. RFC 4731 §3.1, RFC 5267 §3.
 
-    of_modseq: the UIDs whose highest MODSEQ is returned, or None for no MODSEQ.
+    modseq: of the mails, or 0. source: what names the mailbox, in ESEARCH.
     """
-    words = [b"ESEARCH", b"(TAG " + wire.quoted(command.tag) + b")"]
+    words = [b"ESEARCH", b"(TAG %b%b)" % (wire.quoted(command.tag), source)]
     if command.uid:
         words.append(b"UID")
     if len(numbers):
@@ -137,16 +146,20 @@ def write_esearch(
         words.append(b"PARTIAL (%d:%d %b)" % (*command.partial, part))
     if SearchReturn.COUNT in options:
         words.append(b"COUNT %d" % len(numbers))
-    if of_modseq is not None and len(of_modseq):
-        words.append(b"MODSEQ %d" % modseq_of(session, of_modseq))
+    if modseq:
+        words.append(b"MODSEQ %d" % modseq)
     session.write(wire.line(*words))
 
 
 def modseq_of(session: Session, uids: UidArray) -> int:
     """Return the highest MODSEQ among mails."""
     mailbox, _ = session.need_mailbox()
-    where, there = mailbox.state.positions(uids)
-    return int(mailbox.state.modseqs[where[there]].max()) if there.any() else 0
+    return highest_modseq(mailbox.state, uids)
+
+
+def highest_modseq(state: State, uids: UidArray) -> int:
+    where, there = state.positions(uids)
+    return int(state.modseqs[where[there]].max()) if there.any() else 0
 
 
 def asks_modseq(key: SearchKey) -> bool:
@@ -156,79 +169,3 @@ def asks_modseq(key: SearchKey) -> bool:
     if isinstance(key, searchkeys.And | searchkeys.Or):
         return any(map(asks_modseq, key.keys))
     return isinstance(key, searchkeys.ModSeqFrom)
-
-
-def to_query(session: Session, key: SearchKey) -> Query:
-    """Return the query for a search key in this session now."""
-    return _Meaning(session).of(key)
-
-
-def _sets_in(key: SearchKey) -> Iterator[searchkeys.InSet]:
-    if isinstance(key, searchkeys.InSet):
-        yield key
-    elif isinstance(key, searchkeys.Not):
-        yield from _sets_in(key.key)
-    elif isinstance(key, searchkeys.And | searchkeys.Or):
-        for one in key.keys:
-            yield from _sets_in(one)
-
-
-class _Meaning:
-    """What keys mean to a session. Large values that many keys of a command may ask for
-    are made once."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._sets: dict[int, Query] = {}
-        self._saved: Query | None = None
-        self._recent: Query | None = None
-
-    def note(self, key: searchkeys.InSet) -> None:
-        """Resolve a set before `of` is called, because thousands of sets take 20 ms."""
-        self._sets[id(key)] = self._set(key.sequence, uid=key.uid)
-
-    def of(self, key: SearchKey) -> Query:
-        match key:
-            case searchkeys.InSet(sequence, uid):
-                return self._sets.get(id(key)) or self._set(sequence, uid=uid)
-            case searchkeys.HasFlag("\\Recent", present):
-                return self.recent() if present else query.Not(self.recent())
-            case searchkeys.HasFlag(flag, present):
-                return query.Flag(flag, present)
-            case searchkeys.Header(name, value):
-                return query.Header(name, value)
-            case searchkeys.Text(value, body_only):
-                return query.Body(value) if body_only else query.Text(value)
-            case searchkeys.Not(inner):
-                return query.Not(self.of(inner))
-            case searchkeys.And(keys):
-                return query.And(tuple(map(self.of, keys)))
-            case searchkeys.Or(keys):
-                return query.Or(tuple(map(self.of, keys)))
-            case searchkeys.OnDate(field, test, date):
-                return query.OnDate(field, test, date)
-            case searchkeys.Size(larger, size):
-                return query.Larger(size) if larger else query.Smaller(size)
-            case searchkeys.ModSeqFrom():
-                return query.ModSeqFrom(key.modseq)
-            case searchkeys.ObjectId(value, thread):
-                oid = None if thread else oid_of(value)
-                return query.Or(()) if oid is None else query.ObjectOid(oid)
-            case searchkeys.Within(older, seconds):
-                return query.Older(seconds) if older else query.Younger(seconds)
-            case searchkeys.All() | searchkeys.SaveDateSupported():
-                return query.All()
-
-    def _set(self, sequence: SequenceSet, *, uid: bool) -> Query:
-        if not sequence.saved:
-            return query.UidSet(self._session.uid_ranges(sequence, uid=uid))
-        if self._saved is None:
-            self._saved = query.UidSet(self._session.saved_ranges())
-        return self._saved
-
-    def recent(self) -> Query:
-        """Return the mails that are recent in this session."""
-        if self._recent is None:
-            _, view = self._session.need_mailbox()
-            self._recent = query.UidSet(view.recent_ranges())
-        return self._recent

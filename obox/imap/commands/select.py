@@ -6,25 +6,18 @@ A failed SELECT leaves no mailbox selected (RFC 9051 §6.3.2).
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 
 from obox.imap import ast, wire
-from obox.imap.earlier import vanished_earlier, within
 from obox.imap.objectid import mailbox_id
 from obox.imap.progress import in_progress
 from obox.imap.replies import Reply, bad
 from obox.imap.session import Session, UidRequired
-from obox.imap.sets import SequenceSet
-from obox.imap.updates import write_flags, write_names
-from obox.mailbox import SEEN, State
+from obox.imap.updates import write_name, write_names
+from obox.loading import loaded
+from obox.mailbox import SEEN
 from obox.mailbox.view import View
 from obox.store.api import Mailbox
-
-SAMPLES_MAX: Final = 10_000
-"""Pairs of the sequence match data that are used. The data is an optimisation, so
-further pairs are ignored."""
 
 
 async def select(session: Session, command: ast.Select) -> Reply:
@@ -39,12 +32,19 @@ async def select(session: Session, command: ast.Select) -> Reply:
     state = mailbox.state
     view = View(state)
     session.enter(command.mailbox, mailbox, view, read_only=command.read_only)
-    view.add_recent(state.recent if command.read_only else mailbox.take_recent(), state.uidnext)
+    # A client of IMAP4rev2 does not see \\Recent, so others still do.
+    shown = command.read_only or session.rev2
+    view.add_recent(state.recent if shown else mailbox.take_recent(), state.uidnext)
     _describe(session, mailbox, view)
+    if session.rev2:
+        write_name(session, command.mailbox, command.given)
     if command.condstore:
         session.condstore = True  # HIGHESTMODSEQ has already been sent
     if command.qresync is not None and command.qresync.uidvalidity == mailbox.uidvalidity:
-        await _resync(session, state, view, command.qresync)
+        await loaded("obox.imap.earlier")
+        from obox.imap.earlier import resync
+
+        await resync(session, state, view, command.qresync)
     if command.read_only:
         return Reply("Examine completed", "READ-ONLY")
     return Reply("Select completed", "READ-WRITE")
@@ -53,8 +53,11 @@ async def select(session: Session, command: ast.Select) -> Reply:
 def _describe(session: Session, mailbox: Mailbox, view: View) -> None:
     state = mailbox.state
     write_names(session)
-    session.write(b"* %d EXISTS\r\n* %d RECENT\r\n" % (len(view), view.recent_count()))
-    if state.unseen and not session.uidonly:
+    session.write(b"* %d EXISTS\r\n" % len(view))
+    recent = view.recent_count()
+    if not session.rev2:
+        session.write(b"* %d RECENT\r\n" % recent)
+    if state.unseen and not (session.uidonly or session.rev2):
         unseen = np.flatnonzero((state.bits & np.uint64(SEEN)) == 0)
         if len(unseen):
             session.write(wire.status(None, "OK", "First unseen", f"UNSEEN {int(unseen[0]) + 1}"))
@@ -64,40 +67,3 @@ def _describe(session: Session, mailbox: Mailbox, view: View) -> None:
         wire.status(None, "OK", "Highest", f"HIGHESTMODSEQ {state.highestmodseq}"),
         wire.status(None, "OK", "Mailbox ID", f"MAILBOXID ({mailbox_id(mailbox.guid)})"),
     )
-
-
-async def _resync(session: Session, state: State, view: View, known: ast.QResync) -> None:
-    """Write what has changed since the client last had the mailbox selected. RFC 7162
-    §3.2.5.1, §3.2.5.2."""
-    changed = state.uids[state.modseqs > np.uint64(state.trusted(known.modseq))]
-    if known.known_uids is not None:
-        changed = within(changed, known.known_uids, state.uidnext - 1)
-    known_below = 0 if known.seq_match is None else _known_below(view, *known.seq_match)
-    if gone := vanished_earlier(state, known.modseq, known.known_uids, above=known_below):
-        session.write(wire.line(b"VANISHED (EARLIER)", gone))
-    await write_flags(session, changed, uid=True)
-
-
-def _known_below(view: View, seqs: SequenceSet, uids: SequenceSet) -> int:
-    """Return the highest UID that still has the sequence number by which the client
-    knows it. No mail below it was expunged.
-
-    A sequence number only decreases when a lower mail is expunged, and new mails get
-    higher numbers. RFC 7162 §3.2.5.2.
-    """
-    best = 0
-    for seq, uid in zip(_expand(seqs, len(view)), _expand(uids, 2**32), strict=False):
-        if seq <= len(view) and int(view.uids[seq - 1]) == uid:
-            best = uid
-    return best
-
-
-def _expand(numbers: SequenceSet, most: int) -> list[int]:
-    """Return the numbers of a set up to `most`, at most as many as a client sends
-    samples."""
-    out: list[int] = []
-    for low, high in numbers.resolve(0):
-        out.extend(range(low, min(high, most, low + SAMPLES_MAX) + 1))
-        if len(out) > SAMPLES_MAX:
-            break
-    return out[:SAMPLES_MAX]

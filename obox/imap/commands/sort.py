@@ -7,6 +7,7 @@ ENVELOPEs (`obox.imap.known`).
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -15,10 +16,12 @@ import numpy.typing as npt
 from obox.imap import ast, wire
 from obox.imap.ast import SearchReturn, SortField
 from obox.imap.commands.auth import enable_condstore
-from obox.imap.commands.search import asks_modseq, joined, matching, modseq_of, part_of, write_esearch
+from obox.imap.commands.search import NOT_RESULTS, asks_modseq, joined, matching, modseq_of, updates, write_esearch
+from obox.imap.contexts import begin
 from obox.imap.known import SENT, TEXTS, known
 from obox.imap.progress import in_progress
-from obox.imap.replies import Reply
+from obox.imap.replies import Reply, bad
+from obox.imap.rows import part_of
 from obox.imap.session import NO_UIDS, Session
 from obox.mailbox import Table, UidArray, distinct
 from obox.mailbox.sorting import Numbers, sorted_rows
@@ -29,23 +32,23 @@ More are sorted in a thread."""
 
 
 async def sort(session: Session, command: ast.Sort) -> Reply:
+    if session.contexts is not None and session.contexts.has(command.tag) and updates(command):
+        return bad("The tag is in use by a search that is kept up to date")
     with_modseq = asks_modseq(command.key)
     if with_modseq:
         enable_condstore(session)
     mailbox, view = session.need_mailbox()
+    modseq_before = mailbox.state.highestmodseq
     saves = command.returns is not None and SearchReturn.SAVE in command.returns
+    order = partial(ordered, session, command)
     try:
         with in_progress(session, command):
-            table, where, uids = mailbox.state.records(await matching(session, command.key))
-            columns = await _columns(session, command, table, where, uids)
-            inline = len(uids) <= INLINE_ROWS
-            keys = [(columns[field], reverse) for field, reverse in command.criteria]
-            rows = sorted_rows(keys, len(uids)) if inline else await asyncio.to_thread(sorted_rows, keys, len(uids))
+            found = await order(await matching(session, command.key))
     except BaseException:
         if saves:
             session.saved = NO_UIDS
         raise
-    found: UidArray = uids[rows]
+    uids: UidArray = np.sort(found)
     numbers = found if command.uid else view.seqs(found)
     if command.returns is None:
         words = [b"SORT", *joined(numbers)]
@@ -53,8 +56,22 @@ async def sort(session: Session, command: ast.Sort) -> Reply:
             words.append(b"(MODSEQ %d)" % modseq_of(session, uids))
         session.write(wire.line(*words))
     else:
+        if SearchReturn.UPDATE in command.returns:
+            begin(session, command, found, modseq_before, order)
         _extended(session, command, uids, found, numbers, with_modseq=with_modseq)
     return Reply("Sort completed")
+
+
+async def ordered(session: Session, command: ast.Sort, uids: UidArray) -> UidArray:
+    """Return mails in the order of a command. Mails without a record are left out."""
+    mailbox, _ = session.need_mailbox()
+    table, where, uids = mailbox.state.records(uids)
+    columns = await _columns(session, command, table, where, uids)
+    keys = [(columns[field], reverse) for field, reverse in command.criteria]
+    inline = len(uids) <= INLINE_ROWS
+    rows = sorted_rows(keys, len(uids)) if inline else await asyncio.to_thread(sorted_rows, keys, len(uids))
+    found: UidArray = uids[rows]
+    return found
 
 
 def _extended(
@@ -70,7 +87,7 @@ def _extended(
 
     uids: what matches, ascending. found: the same in the order of the answer.
     """
-    options = (command.returns or frozenset()) - {SearchReturn.SAVE}
+    options = (command.returns or frozenset()) - NOT_RESULTS
     if SearchReturn.SAVE in (command.returns or ()):
         session.saved = uids
         if SearchReturn.PARTIAL in options and SearchReturn.COUNT not in options:
@@ -79,7 +96,7 @@ def _extended(
             session.saved = distinct(np.concatenate((first, last, part_of(found, command.partial))))
         if not options:
             return
-    write_esearch(session, command, options, numbers, uids if with_modseq else None)
+    write_esearch(session, command, options, numbers, modseq_of(session, uids) if with_modseq else 0)
 
 
 # -- values ------------------------------------------------------------------------------------------------------------

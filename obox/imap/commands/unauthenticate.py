@@ -30,7 +30,7 @@ async def unauthenticate(session: Session, command: ast.Unauthenticate) -> Reply
         return None
     session.context.registry.logout(name)
     session.user_name = ""
-    session.condstore = session.qresync = session.uidonly = False
+    session.condstore = session.qresync = session.uidonly = session.rev2 = False
     session.utf8 = session.out.parser.utf8 = False
     session.emptied = None
     session.commands = 0

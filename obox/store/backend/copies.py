@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 LONG_AGO: Final = float("-inf")
 
 FIELDS_UNSAVED_MAX: Final = 10
-"""Mails whose ready fields are in no segment. Fewer of them are cheaper to read again,
-with a GET each, than to upload."""
+"""If at most ten mails have their ready fields in no segment, it is cheaper to read
+these mails again, with a GET each, than to upload the fields."""
 
 
 class Copies:

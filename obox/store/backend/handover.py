@@ -52,8 +52,8 @@ TICK_S: Final = 0.02
 """The interval of checks whether the sessions have ended."""
 
 FLUSHES_AT_ONCE: Final = 8
-"""The mail of so many users is uploaded at the same time, while others of their unit
-wait."""
+"""The mail of eight users is uploaded at the same time. The other users of the unit
+wait meanwhile."""
 
 AGAIN_S: Final = 5.0
 """The interval of attempts to upload what was staged for users of another backend."""
@@ -93,6 +93,8 @@ async def gain(
         for user in here:
             await _adopt(store, user.storage_id)
         owned.gain(units, unclean=found.unclean)
+        if journal.follower is not None:
+            journal.follower.gained(units, orderly=orderly)
         store.remember_units()
         for user in here:
             store.spawn(user.recheck(every=True))
@@ -154,6 +156,8 @@ async def release(store: MailStore, units: Collection[str], kick: Kick, hand: Ha
             _forget(store, given)
             owned.lose(given)
             store.remember_units()
+        if store.journal.follower is not None:
+            store.journal.follower.released()
         await env.commit_staged()
         return given
 
@@ -249,9 +253,9 @@ async def _restate(store: MailStore, sid: StorageId, box: str) -> bool:
     try:
         user = await store.load_user(store.name_of(sid), sid)
         if box == ROOT:
-            restate(user.rootbox)
+            restate(user.rootbox, again=True)
         elif Guid(box) in user.root.entries:
-            restate(await user.box(Guid(box)))
+            restate(await user.box(Guid(box)), again=True)
     except NotFound:
         return True
     except OboxError as exc:

@@ -126,7 +126,7 @@ class Upkeep:
             jobs.check(Job("unload", sid), partial(self._unload, sid, user, now - env.settings.idle_s))
         if self.nightly.due(env.now()):
             store.spawn(flush_all(store))
-        jobs.start(Job("journal"), self._clear_journal)
+        jobs.start(Job("journal"), self.clear_journal)
         jobs.drop_stale()  # what is still needed runs now
 
     def tend(self, user: User) -> None:
@@ -169,14 +169,17 @@ class Upkeep:
         except NotFound:
             return None
 
-    async def _clear_journal(self) -> None:
+    async def clear_journal(self) -> None:
         """Delete journal objects that bundles have covered for the delay."""
         store = self._store
         env, journal, takeover = store.env, store.journal, store.takeover
         keys: list[str] = []
         limit = env.clock() - env.delete_delay_s
         while journal.covered and journal.covered[0][2] < limit:
-            boot, seq, _ = journal.covered.pop(0)
+            boot, seq, since = journal.covered[0]
+            if journal.follower is not None and not await journal.follower.let_go(boot, seq, since):
+                break
+            journal.covered.pop(0)
             keys += [journal_key(journal.backend, boot, n) for n in range(self._deleted_below.get(boot, 0), seq)]
             self._deleted_below[boot] = seq
         if not takeover.boots:

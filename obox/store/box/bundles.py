@@ -43,6 +43,10 @@ VERSIONS_MAX: Final = 1 << 62
 """A base or diff of this version or above is foreign: no box is written as often."""
 
 
+_KINDS: Final = {"base": ObjectKind.BASE, "diff": ObjectKind.DIFF, "cache": ObjectKind.CACHE}
+"""The kind of an object by the form in its key."""
+
+
 class BundleMeta(msgspec.Struct, omit_defaults=True):
     """covers: names (the last key element) of the bundles that this bundle makes
     superfluous. clean: only of a root; everything of the user was flushed with it, so
@@ -160,9 +164,12 @@ class Bundles:
         return Loaded(stamp, [payload for _, _, payload in heads], need_base and len(heads) > 1)
 
     async def decode(self, key: str, body: bytes) -> tuple[BundleMeta, bytes]:
-        """Decode a bundle. Raises Corrupt."""
+        """Decode a bundle. Raises Corrupt, also if the kind is not the form in the key:
+        all objects of a box have the same owner."""
         try:
             decoded = await self._env.decode(body, self._owner)
+            if decoded.kind != _KINDS[parse_bundle_key(key).form]:
+                raise CorruptObject(f"an object of kind {decoded.kind}")
             return msgspec.msgpack.decode(decoded.meta, type=BundleMeta), decoded.payload
         except (CorruptObject, NewerFormat, msgspec.MsgspecError) as exc:
             raise Corrupt(f"index bundle {key} does not decode: {exc}") from exc
@@ -179,12 +186,11 @@ class Bundles:
         # Also after a PUT that fails, because it may have landed or may land later.
         self.stamp = replace(stamp, version=version)
         key = bundle_key(self._sid, self._box, version, self._env.writer, form)
-        kind = ObjectKind.BASE if form == "base" else ObjectKind.DIFF
         covered = [*covers, *_last_of_others(stamp.superseded, self._env.writer)]
         meta = msgspec.msgpack.encode(BundleMeta(covered, clean, keep[0] if keep else ""))
         now = self._env.now()
         try:
-            if not await self._env.put_new(key, kind, meta, payload):
+            if not await self._env.put_new(key, _KINDS[form], meta, payload):
                 raise Unavailable(TRY_LATER)
         except BaseException:
             self._supersede([name_of(key)], now)
@@ -229,9 +235,10 @@ class Bundles:
         out: list[bytes | None] = []
         for body in bodies:
             try:
-                out.append(None if body is None else (await self._env.decode(body, self._owner)).payload)
+                decoded = None if body is None else await self._env.decode(body, self._owner)
             except (CorruptObject, NewerFormat):
-                out.append(None)
+                decoded = None
+            out.append(decoded.payload if decoded is not None and decoded.kind == ObjectKind.CACHE else None)
         return out
 
     async def clear(self) -> bool:

@@ -202,8 +202,8 @@ class Index(Box[State, Delta]):
         self.uidvalidity = uidvalidity
         self.deleted = False
         self.unborn = False
-        """Whether its creation is not yet in the bucket. No mail in it is acknowledged
-        before."""
+        """Whether the creation of the mailbox is not yet in the bucket. No mail in the
+        mailbox is acknowledged before it is."""
         self.sessions = 0
         self.used_at = env.clock()
         self.unflushed_mails = 0
@@ -289,7 +289,7 @@ class Index(Box[State, Delta]):
 
     def require_room(self, mails: int) -> None:
         """Raises MailboxFull when the mailbox, with what is being written to it, has no
-        room for so many more."""
+        room for `mails` more."""
         most = self.env.settings.mailbox_mails_max
         waiting = self.arrivals.mails if self.arrivals.waiting else 0
         coming = sum([slot.count for slot in self.slots.in_flight()]) + waiting

@@ -141,11 +141,12 @@ async def join_changes(box: AnyBox, deltas: Iterable[bytes]) -> None:
     box.save()
 
 
-def restate(box: AnyBox) -> None:
+def restate(box: AnyBox, *, again: bool = False) -> None:
     """Write what the bundles lack to the journal again, because the journal of the boot
-    before may not have it."""
+    before may not have it. again: whether it has it."""
     edit = Edit(box.sid)
-    edit.add_journal_only(box.box, box.lacking())
+    again = again or (box.sid, box.box) in box.log.journal.unloaded
+    edit.add_journal_only(box.box, box.lacking(), again=again)
     box.log.stage(edit)
 
 

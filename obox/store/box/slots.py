@@ -49,7 +49,7 @@ WAIT_S: Final = 15.0
 """How long a sender waits for a refresh before it gets a temporary error."""
 
 LOSSES: Final = 2
-"""Turns in a row in which all UIDs were lost, after which UIDs are skipped."""
+"""After this number of turns in a row in which all UIDs were lost, UIDs are skipped."""
 
 AHEAD_MAX: Final = 1024
 """UIDs that may be skipped, and so burnt, at a time."""
@@ -154,8 +154,8 @@ class Slots:
         return bool(self._queue or self._waiting or self._asking)
 
     async def take(self, uidnext: int, counts: list[int]) -> list[Slot]:
-        """Hand out consecutive slots of so many UIDs each. Waits while a refresh is
-        under way, and for our turn.
+        """Hand out consecutive slots. counts: how many UIDs each slot has. The call
+        waits while a refresh is under way, and for our turn.
 
         Raises Unavailable.
         """

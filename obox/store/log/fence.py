@@ -46,7 +46,7 @@ OBJECTS_AT_ONCE: Final = 64
 """Journal objects that a replay reads in parallel."""
 
 SEQ_MAX: Final = 1 << 48
-"""No boot writes so many objects. A key with a larger number is foreign."""
+"""No boot writes this number of objects. A key with a larger number is foreign."""
 _BOOT: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 """A boot's name as `MailStore` makes it. Other names are copies that somebody made."""
 

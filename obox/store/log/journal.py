@@ -33,8 +33,8 @@ ever; `late` says for how long.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Final, Protocol
 
 import msgspec
 import structlog
@@ -63,8 +63,8 @@ LATE_S: Final = 10.0
 lose."""
 
 INLINE_BYTES: Final = 64 * 1024
-"""Deltas that are compressed on the loop; more are a change of many mails, and go to a
-thread."""
+"""Deltas of at most this size are compressed on the loop. Larger deltas come from a
+change of many mails, and go to a thread."""
 
 log = structlog.get_logger()
 
@@ -83,7 +83,9 @@ class JournalObject(msgspec.Struct, omit_defaults=True):
     modseq_floor: an upper bound of every MODSEQ that a crashed owner may have shown to
     a client. adopted: users of whom bundles have all changes of this boot; only in
     records after a fence. assigned: the highest number of an assignment that the writer
-    has seen (docs/cluster.md).
+    has seen (docs/cluster.md). groups: names of the groups that hear of the lines;
+    again: the changes that were staged again, as positions in the line of a user
+    (docs/events.md).
     """
 
     backend: str
@@ -96,6 +98,8 @@ class JournalObject(msgspec.Struct, omit_defaults=True):
     modseq_floor: int = msgspec.field(default=0, name="ahead")
     adopted: list[str] = []
     assigned: int = 0
+    groups: Sequence[str] = ()
+    again: dict[str, list[int]] = {}
 
     @property
     def key(self) -> str:
@@ -115,6 +119,33 @@ class JournalObject(msgspec.Struct, omit_defaults=True):
         if found.key != key:  # an object of version 1 has no other binding
             raise CorruptObject(f"the journal object of {found.key}")
         return found
+
+
+class Follower(Protocol):
+    """What hears of the journal (`obox.events`).
+
+    groups: names of its groups, which each object of the journal has.
+    """
+
+    @property
+    def groups(self) -> Sequence[str]: ...
+
+    def landed(self, written: JournalObject) -> None:
+        """Take an object that is in the bucket, in the order of the objects. It must
+        not wait."""
+
+    def gained(self, units: Collection[str], *, orderly: bool) -> None:
+        """Note that this backend serves users of these units from now on. orderly:
+        whether another backend that lives has released them."""
+
+    def released(self) -> None:
+        """Note that another backend gets users, and waits for the cursors."""
+
+    async def let_go(self, boot: str, below: int, since: float) -> bool:
+        """Return whether the objects of a boot of this process may be deleted.
+
+        since: the time by the journal's clock since which nothing else needs them.
+        """
 
 
 class Journal:
@@ -174,13 +205,22 @@ class Journal:
         """(boot, `seq` below which all is covered, time by `clock`): what may be
         deleted after the delay."""
         self._trouble = EveryMinute(clock)
+        self._again: dict[str, list[int]] = {}
+        """See `JournalObject.again`, of what is staged."""
+        self.follower: Follower | None = None
+        self.unloaded: set[tuple[str, str]] = set()
+        """(user, box) of boxes that were unloaded from memory although no bundle covers
+        their changes, because this journal has all of them."""
 
     # -- writers ---------------------------------------------------------------------------------------------------
 
-    def add(self, sid: str, box: str, delta: bytes) -> None:
+    def add(self, sid: str, box: str, delta: bytes, *, again: bool = False) -> None:
         """Stage a change. It is in the bucket within the interval while the bucket
-        answers."""
-        self._staged.setdefault(sid, []).append((box, delta))
+        answers. again: whether the journal of this backend had it before."""
+        changes = self._staged.setdefault(sid, [])
+        if again:
+            self._again.setdefault(sid, []).append(len(changes))
+        changes.append((box, delta))
         if (sid, box) not in self._first:
             self._first[sid, box] = self._seq, self._clock()
         if self._staged_at is None:
@@ -192,7 +232,7 @@ class Journal:
         not need its older lines."""
         _, since = self._first.pop((sid, box), (0, self._clock()))
         self._carried.setdefault((sid, box), since)
-        self.add(sid, box, delta)
+        self.add(sid, box, delta, again=True)
 
     def carried(self, sid: str, box: str) -> float:
         """Return the age in seconds of the oldest change of a box that no bundle
@@ -257,8 +297,10 @@ class Journal:
         """Drop all changes of a user that are staged or not yet covered, because the
         user is being deleted."""
         self._staged.pop(sid, None)
+        self._again.pop(sid, None)
         if not self._staged:
             self._staged_at = None
+        self.unloaded -= {key for key in self.unloaded if key[0] == sid}
         for table in (self._first, self._carried):
             for key in [key for key in table if key[0] == sid]:
                 del table[key]
@@ -282,7 +324,7 @@ class Journal:
         return 0.0 if self._staged_at is None else self._clock() - self._staged_at
 
     async def _wait(self, write: int) -> None:
-        """Wait until so many writes have been made."""
+        """Wait until `write` writes have been made."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((write, future))
         self._urgent.set()
@@ -307,6 +349,7 @@ class Journal:
         self._carried.pop(key, None)
         if not more:
             self._first.pop(key, None)
+            self.unloaded.discard(key)
         elif key in self._first and position[0] == self.boot:
             # Otherwise it was staged at a fence and is in the new boot.
             self._first[key] = max(self._first[key][0], position[1]), self._clock()
@@ -356,11 +399,16 @@ class Journal:
                 self._wake.set()
             return
         staged, self._staged = self._staged, {}
+        again, self._again = self._again, {}
         began_waiting = self._staged_at
         self._busy = True
         try:
-            await self._write(staged)
+            await self._write(staged, again)
         except BaseException:
+            for sid, positions in self._again.items():
+                before = len(staged.get(sid, ()))
+                again.setdefault(sid, []).extend(before + at for at in positions)
+            self._again = again
             self._staged = self._merge(staged, self._staged)
             self._staged_at = began_waiting
             raise
@@ -381,16 +429,21 @@ class Journal:
             self._urgent.set()
 
     async def _write(
-        self, staged: dict[str, list[tuple[str, bytes]]], *, closed: bool = False, clean: bool = False
+        self,
+        staged: dict[str, list[tuple[str, bytes]]],
+        again: dict[str, list[int]],
+        *,
+        closed: bool = False,
+        clean: bool = False,
     ) -> None:
         """PUT an object with the same bytes until it is known to be in the bucket, also
         in a new boot after a fence."""
-        seq, data, oid = await self._encode(staged, closed, clean)
+        journal, data, oid = await self._encode(staged, again, closed, clean)
         while True:
             begun = self._clock()
             try:
-                await self._before_put(self.boot, seq)
-                ours = await put_once(self._store, journal_key(self.backend, self.boot, seq), data, oid, kind="journal")
+                await self._before_put(self.boot, journal.seq)
+                ours = await put_once(self._store, journal.key, data, oid, kind="journal")
             except StoreError as exc:
                 if self._trouble.due():
                     more = self._trouble.skipped()
@@ -399,6 +452,8 @@ class Journal:
                 continue
             if ours:
                 self._lease_at = begun
+                if self.follower is not None:
+                    self.follower.landed(journal)
                 return
             # Nothing is acknowledged until the new boot's first object has landed.
             self._lease_at = float("-inf")
@@ -407,24 +462,34 @@ class Journal:
             self._first = {key: (0, since) for key, (_, since) in self._first.items()}
             # The backend that fenced us has read the others.
             self._deletions = dict.fromkeys(self._deletions.keys() & staged.keys(), 0)
-            seq, data, oid = await self._encode(staged, closed, clean)
+            journal, data, oid = await self._encode(staged, again, closed, clean)
 
     async def _encode(
-        self, staged: dict[str, list[tuple[str, bytes]]], closed: bool, clean: bool
-    ) -> tuple[int, bytes, Oid]:
+        self, staged: dict[str, list[tuple[str, bytes]]], again: dict[str, list[int]], closed: bool, clean: bool
+    ) -> tuple[JournalObject, bytes, Oid]:
         seq = self._seq
         self._seq += 1
         oid = self._new_oid()
         lines = [Line(sid, changes) for sid, changes in staged.items()]
         watermark = min(self.watermark(), seq)
         journal = JournalObject(
-            self.backend, self.boot, seq, watermark, lines, closed, clean, self.modseq_floor, assigned=self.assigned
+            self.backend,
+            self.boot,
+            seq,
+            watermark,
+            lines,
+            closed,
+            clean,
+            self.modseq_floor,
+            assigned=self.assigned,
+            groups=() if self.follower is None else self.follower.groups,
+            again=again,
         )
         if watermark and (not self.covered or self.covered[-1][:2] != (self.boot, watermark)):
             self.covered.append((self.boot, watermark, self._clock()))
         if sum(len(delta) for changes in staged.values() for _, delta in changes) > INLINE_BYTES:
-            return seq, await asyncio.to_thread(journal.encode, self._codec, oid), oid
-        return seq, journal.encode(self._codec, oid), oid
+            return journal, await asyncio.to_thread(journal.encode, self._codec, oid), oid
+        return journal, journal.encode(self._codec, oid), oid
 
     @staticmethod
     def _merge(
@@ -439,5 +504,5 @@ class Journal:
         cover all."""
         staged, self._staged = self._staged, {}
         clean = not self._first and not staged and not self._deletions
-        await self._write(staged, closed=True, clean=clean)
+        await self._write(staged, self._again, closed=True, clean=clean)
         self._staged_at = None

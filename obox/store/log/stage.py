@@ -40,6 +40,7 @@ from ...mailbox import Changed, Delta, RootDelta, united
 from ...objectstore.keys import ROOT
 from ...types import StorageId
 from ..env import Env
+from ..watchers import Watchers
 from .journal import DELETED, Journal, Line
 
 log = structlog.get_logger()
@@ -53,18 +54,20 @@ D = TypeVar("D", Delta, RootDelta)
 @dataclass(frozen=True, slots=True)
 class ListChanged:
     """What a change did to a list of mailboxes: GUIDs of entries, names of
-    subscriptions."""
+    subscriptions, keys of annotations."""
 
     mailboxes: tuple[str, ...]
     subscriptions: tuple[str, ...]
+    annotations: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.mailboxes or self.subscriptions)
+        return bool(self.mailboxes or self.subscriptions or self.annotations)
 
     @classmethod
     def by(cls, delta: RootDelta) -> ListChanged:
         """Return what a delta of a list names."""
-        return cls(tuple(entry.guid for entry in delta.entries), tuple(delta.subscriptions))
+        guids = tuple(entry.guid for entry in delta.entries)
+        return cls(guids, tuple(delta.subscriptions), tuple(delta.annotations))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +122,14 @@ class Absent:
 class _Part:
     """A delta of an edit. target: None if memory has the delta already. copied: whether
     the local copy gets it. journal: what the journal does with it; "carry" is for
-    `Edit.carry`."""
+    `Edit.carry`, and "again" for a change that it had before."""
 
     box: str
     delta: Delta | RootDelta
     target: Target[Any] | None = None
     change: Change = Change.NONE
     copied: bool = False
-    journal: Literal["add", "carry", "nothing"] = "add"
+    journal: Literal["add", "again", "carry", "nothing"] = "add"
 
 
 @dataclass(slots=True)
@@ -154,10 +157,11 @@ class Edit:
         after the load."""
         self.parts.append(_Part(target.box, delta, target, change))
 
-    def add_journal_only(self, box: str, delta: Delta | RootDelta) -> None:
+    def add_journal_only(self, box: str, delta: Delta | RootDelta, *, again: bool = False) -> None:
         """Add a change only for the journal. Local copy and memory have it already, or
-        get it before a session sees it."""
-        self.parts.append(_Part(box, delta))
+        get it before a session sees it. again: whether an earlier boot of this process
+        has it in its journal."""
+        self.parts.append(_Part(box, delta, journal="again" if again else "add"))
 
     def carry(self, box: str, delta: Delta | RootDelta) -> None:
         """Write to the journal again all that no bundle has of a box, so that readers
@@ -175,6 +179,7 @@ class Log:
         self.listeners: list[Callable[[tuple[Altered, ...]], None]] = []
         """Each is called once for an edit, in the turn in which it is staged. The edit
         may not be durable yet."""
+        self.watchers: dict[str, Watchers] = {}
 
     def stage(self, edit: Edit) -> list[Changed | ListChanged | None]:
         """Stage an edit. Returns for each of its parts what it altered in memory. See
@@ -188,14 +193,18 @@ class Log:
         for part, data in zip(parts, encoded, strict=True):
             if part.journal == "carry":
                 self.journal.carry(sid, part.box, data)
-            elif part.journal == "add":
-                self.journal.add(sid, part.box, data)
+            elif part.journal != "nothing":
+                self.journal.add(sid, part.box, data, again=part.journal == "again")
         done = [None if part.target is None else part.target.join_staged(part.delta, part.change) for part in parts]
         for part in parts:
             if part.target is not None:
                 part.target.wake()
         if self.listeners:
             self._notify(tuple(Altered(sid, part.box, what) for part, what in zip(parts, done, strict=True) if what))
+        if (watchers := self.watchers.get(sid)) is not None:
+            for part, what in zip(parts, done, strict=True):
+                if what:
+                    watchers.notify("" if part.box == ROOT else part.box)
         return done
 
     def append_replaced(self, sid: str, box: str, deltas: list[bytes], change: Change, priority: int) -> None:

@@ -43,7 +43,7 @@ BOOT_MS_DIGITS: Final = 12
 """These digits of a boot's name say when it began, in unix milliseconds."""
 
 CLOCKS_S: Final = 60.0
-"""The bucket's clock and this machine's may differ by so much."""
+"""The bucket's clock and this machine's clock may differ by a minute."""
 
 
 class LastBoot(msgspec.Struct):

@@ -38,7 +38,7 @@ class Reservations:
         self.messages = 0
 
     def take(self, size: int, messages: int, freed_bytes: int = 0, freed_messages: int = 0) -> Room:
-        """Reserve space for mails of so many bytes in total. Raises OverQuota; InUse if
+        """Reserve space for mails of this size in total. Raises OverQuota; InUse if
         it depends on writes under way.
 
         freed_bytes, freed_messages: what the caller expunges right afterwards.

@@ -69,10 +69,12 @@ async def fields(
             out[at] = one
         if len(records) < len(missing):
             del out[missing[len(records)] :]
+        _shorten(out, sum(map(_bytes_of, out)), bytes_max)
         missing = [at for at in missing if at < len(out) and out[at] is None]
     if missing:
         where = {uids[at]: at for at in missing}
         made: list[tuple[int, bytes]] = []
+        size = sum(map(_bytes_of, out))
         async with aclosing(mails(mailbox, list(where), autofix=autofix)) as sources:
             async for uid, source in sources:
                 if not isinstance(source, bytes):
@@ -84,12 +86,29 @@ async def fields(
                 elif mailbox.state.position(uid) is not None:
                     made.append((uid, ready.packed))
                 out[where[uid]] = ready
-                bytes_max -= len(ready.packed)
-                if bytes_max < 0:
-                    del out[where[uid] + 1 :]
+                size = _shorten(out, size + len(ready.packed), bytes_max)
+                while missing[-1] >= len(out):
+                    missing.pop()
+                if missing[-1] == where[uid]:
                     break
         mailbox.put_fields(made)
     return out
+
+
+def _bytes_of(one: Fields | Unreadable | None) -> int:
+    return len(one.packed) if isinstance(one, Fields) else 0
+
+
+def _shorten(out: list[Fields | Unreadable | None], size: int, bytes_max: int) -> int:
+    """Drop mails from the end, so that `out` ends with the mail that reaches
+    `bytes_max`.
+
+    size: how many bytes `out` has. Returns how many bytes are left.
+    """
+    while size - (last := _bytes_of(out[-1])) > bytes_max:
+        out.pop()
+        size -= last
+    return size
 
 
 def _recorded(mailbox: Index, uids: Sequence[int], at: list[int]) -> list[int]:

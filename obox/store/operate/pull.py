@@ -54,8 +54,8 @@ FIELDS_MAILS: Final = 2000
 """Mails in an object of ready fields, which has about 1 MiB."""
 
 SLICE_BYTES: Final = 256 * 1024
-"""Size of the pieces that are sent. A slow destination makes us keep a piece beside the
-object itself."""
+"""The size of the pieces that are sent. If the destination is slow, a piece is in
+memory beside the object itself."""
 
 OBJECT_BYTES_MAX: Final = 1 << 30
 """Largest object, as for a bundle. A larger length is refused."""

@@ -46,7 +46,8 @@ DROP_S: Final = 20.0
 deadline of a PUT."""
 
 PASSES_MAX: Final = 5
-"""After so many LISTs the deletion fails, because the user is still written to."""
+"""If a fifth LIST still shows objects, the deletion fails, because somebody still
+writes to the user."""
 
 DELETE_KEYS: Final = 10_000
 """At most 10,000 keys are listed and deleted at a time: ten bulk requests, a megabyte

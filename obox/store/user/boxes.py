@@ -43,6 +43,7 @@ from ..log.journal import Journal
 from ..log.stage import Absent, Edit, Log, Target
 from ..log.takeover import Takeover
 from ..stamp import Assignment, Trust
+from ..watchers import Watchers
 from . import copy as _copy
 from . import discover as _discover
 from . import mailboxes as _mailboxes
@@ -84,6 +85,7 @@ class Boxes:
         self.name = name
         self.storage_id = storage_id
         self.rootbox = RootBox(env, store.log, storage_id, self)
+        self.changes = Watchers(store.log.watchers, storage_id)
         self.sessions = 0
         self.working = 0
         """Running tasks, some of which outlive their session."""
@@ -151,6 +153,8 @@ class Boxes:
                 await self.journal.sync()
             if self.journal.expired():
                 await self.journal.lease()
+        if self.env.until_heard is not None:
+            await self.env.until_heard()
         self._require_ours()
 
     def require_there(self) -> None:
@@ -182,6 +186,8 @@ class Boxes:
         edit.add(self.rootbox, delta, Change.IMPORTANT)
         self.log.stage(edit)
         await self.journal.sync()
+        if self.env.until_heard is not None:
+            await self.env.until_heard()
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
@@ -311,6 +317,8 @@ class Boxes:
         entry = self.root.entries.get(guid)
         if entry is None:
             raise NotFound("no such mailbox")
+        if self.env.before_load is not None:
+            await self.env.before_load(guid)
         box = self.unloaded(entry)
         infos = None if self._infos is None else self._infos.pop(guid, None)
         old = self.env.clock() - self._infos_at > LISTING_S

@@ -141,6 +141,8 @@ async def _copy(
     await user.journal.sync()
     if lease is not None:
         await lease
+    if user.env.until_heard is not None:
+        await user.env.until_heard()
     user.env.owned.require(user.storage_id)
     return uids, new
 

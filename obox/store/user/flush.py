@@ -30,7 +30,7 @@ from ..box.index import Index, count_between, drop_fields
 from ..mails.purge import garbage, purge
 
 SEGMENT_MAILS_MIN: Final = 100
-"""New mails after which their ready fields are uploaded with a flush. It costs a
+"""If there are as many new mails, a flush uploads their ready fields. That costs a
 hundredth of a request for each mail."""
 
 SEGMENT_MAILS_MAX: Final = 2000

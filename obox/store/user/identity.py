@@ -25,7 +25,7 @@ from ..env import Env
 from ..stamp import name_of
 
 CLOCKS_MS: Final = 60_000.0
-"""The bucket's clock and this machine's may differ by so much."""
+"""The bucket's clock and this machine's clock may differ by a minute."""
 
 
 async def is_gone(user: Owner) -> bool:

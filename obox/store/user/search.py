@@ -53,11 +53,14 @@ if TYPE_CHECKING:
 CHUNK: Final = 500
 """Mails whose cached fields are read at a time, which takes about 5 ms."""
 CHUNK_BYTES: Final = 4 << 20
-"""Octets of these fields. 500 mails have 500 kB; a hostile mail has megabytes."""
+"""A SEARCH has at most 4 MiB of ready fields in memory. 500 mails have 500 kB; a
+hostile mail has megabytes."""
 INLINE_BYTES: Final = 16 * 1024
-"""Octets of a mail that is searched on the loop: 20 ms at worst, 0.1 ms for most."""
+"""A mail of at most 16 KiB is searched on the loop. Most mails take 0.1 ms, and the
+most expensive mail takes 20 ms."""
 INLINE_CHARS: Final = 8 * 1024
-"""Characters of search strings that are normalised on the loop: 5 ms at worst."""
+"""Search strings of at most 8,192 characters are normalised on the loop, which takes at
+most 5 ms."""
 INLINE_CELLS: Final = 4_000_000
 """Keys times mails whose columns are compared on the loop: 10 ms."""
 _KEY_CELLS: Final = 10_000

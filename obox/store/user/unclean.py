@@ -47,7 +47,7 @@ async def journal_unflushed(user: Owner) -> None:
                 delta = _since(Guid(space.box), copy, since)
         except ValueError:
             continue  # the copy is dropped when it is loaded
-        edit.add_journal_only(space.box, delta)
+        edit.add_journal_only(space.box, delta, again=(sid, space.box) in user.journal.unloaded)
         user.journaled.add(Guid(space.box))
     user.log.stage(edit)
 

@@ -13,12 +13,14 @@ from metacache import Change
 
 from ...mailbox import RootDelta
 from ...types import Guid
+from ..box.root import RootBox
 from ..jobs import Job
 from .boxes import Boxes
 from .mailbox import Mailbox
 
 UNLOAD_AT_ONCE: Final = 100
-"""Mailboxes of a user that are unloaded in a turn of the loop: some 10 ms."""
+"""The number of mailboxes of a user that are unloaded in a turn of the loop, which
+takes some 10 ms."""
 
 WORKING_S: Final = 0.02
 """Interval of checks whether tasks have ended, a hundredth of their time limit."""
@@ -54,6 +56,7 @@ def _unload(user: Boxes, guid: Guid, box: Mailbox) -> None:
     if user.root.totals.get(guid) != totals:
         user.root.join(RootDelta(totals={guid: totals}))
     box.save_stamp()
+    _note(user, box)
     del user.boxes[guid]
 
 
@@ -61,3 +64,12 @@ def leave(user: Boxes) -> None:
     """Save derived data before the user is unloaded."""
     user.sync_totals()
     user.rootbox.save()
+    _note(user, user.rootbox)
+    for box in user.boxes.values():
+        _note(user, box)
+
+
+def _note(user: Boxes, box: Mailbox | RootBox) -> None:
+    """Note that the journal has all changes of a box that is unloaded."""
+    if box.change is not Change.NONE:
+        user.journal.unloaded.add((user.storage_id, box.box))

@@ -10,6 +10,7 @@ This module knows no protocols and no other users.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from ...errors import NotFound, TooBig
 from ...mailbox import MailboxEntry, RootDelta, Totals, UidArray
@@ -56,6 +57,13 @@ class User(Boxes):
         for entry in list(self.root.names().values()):
             if Guid(entry.guid) not in self._exact:
                 await self.box(Guid(entry.guid))
+
+    @cached_property
+    def annotations(self) -> api.Annotations:
+        """See `api.User.annotations`."""
+        from ..annotations import Annotations
+
+        return Annotations(lambda: self.root, self.env.now_ms, self.change_root, self.journal.sync)
 
     async def current(self) -> None:
         """See `api.User.current`."""
@@ -143,7 +151,10 @@ class User(Boxes):
                     Draft(mail.source, tuple(box.state.spell(mail.flags)), mail.internaldate, mail.zone)
                     for mail in mails
                 ]
-                return Appended(entry.uidvalidity, await write_mails(box, drafts, room))
+                uids = await write_mails(box, drafts, room)
+                if self.env.until_heard is not None:
+                    await self.env.until_heard()
+                return Appended(entry.uidvalidity, uids)
         finally:
             room.end()
 

@@ -79,7 +79,6 @@ def store_settings(config: Config) -> StoreSettings:
         durability="bucket" if storage.durability == "bucket" else "local",
         journal_interval_s=storage.journal_interval,
         delete_delay_s=storage.delete_delay,
-        batch_linger_s=storage.batch_linger,
         upload_interval_s=metacache.upload_interval,
         max_rescan_mail_count=metacache.max_rescan_mail_count,
         forced_refresh_interval_s=metacache.forced_refresh_interval,

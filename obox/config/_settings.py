@@ -94,11 +94,6 @@ class Storage:
         "1d",
         "an object is deleted at the earliest this time after its last reference has gone",
     )
-    batch_linger: float = _set(
-        kinds.duration("0", "5s"),
-        "0s",
-        "a mail waits so long for others of its mailbox, so that they are one PUT; 0: it never waits for company",
-    )
     conditional_put: str = _set(
         kinds.choice("on", "off"),
         "on",

@@ -5,10 +5,9 @@ Each backend has its own store, member and connection to the directory. The play
 clients ask a backend that says that it serves the user. While two backends say so,
 there are two groups of clients, which do not see each other's changes.
 
-In half of the lives there is a proxy, and half of the clients come through it: they get
-to the backend that the proxy finds, wait where it waits, and lose their session when
-the user moves. The proxy dies as well, and its connection to the directory has faults
-of its own. Mails come over LMTP then, to this user and to others (`senders`).
+In half of the lives half of the clients come through a proxy, and mails come by LMTP
+(`senders`). Clients get to the backend that the proxy finds, wait where it waits, and
+lose their session when the user moves. The proxy dies as well.
 """
 
 from __future__ import annotations

@@ -35,6 +35,14 @@ FLAGS = ("\\Seen", "\\Flagged", "\\Deleted", "work", "later")
 Op = Callable[["Player", Node, random.Random], Awaitable[None]]
 
 
+KINDS = [
+    "append", "many", "burst", "store", "expunge", "copy", "move", "create", "rename", "delete", "resync", "annotate"
+]  # fmt: skip
+"""The commands of a life."""
+WEIGHTS = [8, 2, 3, 8, 3, 3, 3, 1, 1, 1, 1, 1]
+GENTLE = [8, 2, 3, 8, 3, 3, 3, 1, 0, 0, 1, 0]
+
+
 class Player:
     """The clients of a user, and what they have seen."""
 
@@ -375,27 +383,19 @@ class Player:
         if not boxes:
             return
         name, guid = rng.choice(boxes[:1] * 3 + boxes)
-        kind = rng.choices(
-            ["append", "many", "burst", "store", "expunge", "copy", "move", "create", "rename", "delete", "resync", "annotate"],
-            [8, 2, 3, 8, 3, 3, 3, 1, 1, 1, 1, 1] if not gentle else [8, 2, 3, 8, 3, 3, 3, 1, 0, 0, 1, 0],
-        )[0]
+        kind = rng.choices(KINDS, GENTLE if gentle else WEIGHTS)[0]
         if kind in ("append", "many"):
             flags = tuple(rng.sample(FLAGS, rng.choice([0, 0, 1, 2]))) if not gentle else ()
             await self.append(node, name, guid, 1 if kind == "append" else rng.randint(2, 5), flags)
-            return
-        if kind == "burst":
+        elif kind == "burst":
             await self.burst(node, name, guid, rng)
-            return
-        if kind == "resync":
+        elif kind == "resync":
             await self.resync(node, name, guid, rng.choice([0, 0, 1, 7]))
-            return
-        if kind == "annotate":
+        elif kind == "annotate":
             await self.annotate(node, name, guid, rng.choice([None, b"", b"%d" % self.serial]))
-            return
-        if kind == "create":
+        elif kind == "create":
             await self.create(node, f"box{self.serial}-{rng.randint(0, 99)}")
-            return
-        if kind in ("rename", "delete"):
+        elif kind in ("rename", "delete"):
             own = [(name, guid) for name, guid in boxes if name.startswith("box")]
             if own:
                 name, guid = rng.choice(own)
@@ -403,7 +403,21 @@ class Player:
                     await self.delete(node, name, guid)
                 else:
                     await self.rename(node, name, f"box{rng.randint(0, 9)}", guid)
-            return
+        else:
+            await self._act_on_mails(node, rng, kind, (name, guid), boxes, gentle=gentle)
+
+    async def _act_on_mails(
+        self,
+        node: Node,
+        rng: random.Random,
+        kind: str,
+        of: tuple[str, str],
+        boxes: list[tuple[str, str]],
+        *,
+        gentle: bool,
+    ) -> None:
+        """Run a command on mails that are there."""
+        name, guid = of
         seen = await self._select(node, name)
         if seen is None:
             return

@@ -44,6 +44,7 @@ from obox.store import Env, MailStore, StoreSettings
 from obox.types import Oid, Owner, StorageId
 from tests.stores import MinioLike, SeaweedLike
 
+from . import batches
 from .caches import Disk, SimFscache, SimMetacache
 from .loop import HOST, NOBODY, Host
 from .wires import Net
@@ -99,7 +100,7 @@ class World:
         """The bucket is of the first version. Only an upgrade rewrites objects in the
         second version."""
         self.codec = OldWriter({}, None, "none") if self.old else CODEC
-        self.unraised = not self.old and seed % 5 == 1
+        self.unraised = batches.ON and not self.old and seed % 5 == 1
         """The bucket was made before batches. They are written only once `_format`
         allows them."""
         chance = random.Random(seed + 3)
@@ -298,6 +299,8 @@ class Node:
             sleep=asyncio.sleep,
             random_bytes=chance.randbytes,
         )
+        if batches.ON and not (world.old or world.unraised):
+            self.env.forms.rise({"mails": 2})
         self.store: MailStore | None = None
         self.events: Events | None = None
 

@@ -152,18 +152,19 @@ class Life:
         await self.store.journal.lease()
 
 
-class OneEach(Gate):
-    """The gate of a bucket in which each mail is an object of its own."""
-
-    def writes(self, name: str) -> int:
-        return 1 if name == "mails" else super().writes(name)
+def _gate(*, batches: bool) -> Gate:
+    """Return the gate of a bucket that may have batches, or not."""
+    gate = Gate()
+    if batches:
+        gate.rise({"mails": 2})
+    return gate
 
 
 class Machine:
     """The name and the local disk of a backend. batches: whether it may write several
     mails as one object."""
 
-    batches = True
+    batches = False
 
     def __init__(self, bucket: Bucket, path: Path, **settings: Any) -> None:
         self.bucket = bucket
@@ -214,7 +215,7 @@ class Machine:
             clock=clock.clock,
             sleep=clock.sleep,
             random_bytes=os.urandom,
-            forms=Gate() if self.batches else OneEach(),
+            forms=_gate(batches=self.batches),
         )
         store = MailStore(env, cluster=cluster)
         life = Life(store, bucket, clock, self.settings)

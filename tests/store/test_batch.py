@@ -41,6 +41,7 @@ class Site:
         self.memory = MemoryDriver()
         self.bucket = Bucket("memory://", codec, driver=self.memory)
         self.machine = Machine(self.bucket, tmp_path / "disk", **settings)
+        self.machine.batches = True
         self.tmp_path = tmp_path
 
     def mails(self) -> dict[str, int]:

@@ -33,7 +33,6 @@ def machine(request: pytest.FixtureRequest, bucket: Bucket, tmp_path: Path) -> M
     if request.param == "sealed":
         bucket.codec = lambda: Codec({"k1": b"k" * 32}, "k1")
     made = Machine(bucket, tmp_path / "disk")
-    made.batches = False
     return made
 
 

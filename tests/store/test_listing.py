@@ -145,7 +145,6 @@ async def foreign_in(bucket: Bucket, guid: Guid, data: bytes) -> list[str]:
 async def test_foreign_objects_are_reported_and_left_alone(bucket: Bucket, tmp_path: Path, data: bytes) -> None:
     bucket.url = "memory://"
     machine = Machine(bucket, tmp_path / "first")
-    machine.batches = False
     async with machine.run() as life:
         user = await life.user()
         await fill(user, "INBOX", [simple(number) for number in range(4)])
@@ -174,7 +173,6 @@ async def test_foreign_objects_are_reported_and_left_alone(bucket: Bucket, tmp_p
 async def test_an_index_of_a_version_that_no_box_reaches_is_foreign(bucket: Bucket, tmp_path: Path) -> None:
     bucket.url = "memory://"
     machine = Machine(bucket, tmp_path / "first")
-    machine.batches = False
     async with machine.run() as life:
         user = await life.user()
         await fill(user, "INBOX", [simple(number) for number in range(4)])
@@ -206,7 +204,6 @@ async def test_an_object_far_above_all_uids_is_foreign(bucket: Bucket, tmp_path:
     memory or requests for the UIDs below it."""
     bucket.url = "memory://"
     machine = Machine(bucket, tmp_path / "first")
-    machine.batches = False
     async with machine.run() as life:
         user = await life.user()
         await fill(user, "INBOX", [simple(number) for number in range(4)])

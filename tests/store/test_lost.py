@@ -45,7 +45,6 @@ class Shelf:
         self.bucket = Bucket("memory://", plain, driver=self.faults)
         self.machine = Machine(self.bucket, path / "disk", **settings)
         # tests/store/test_batch.py has lost batches.
-        self.machine.batches = False
 
     async def take(self, life: Life, *keys: str) -> dict[str, bytes]:
         """Remove objects from the bucket and from the local caches."""

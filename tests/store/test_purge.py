@@ -68,10 +68,8 @@ async def objects(machine: Machine, guid: Guid) -> list[int]:
 async def test_who_was_suspended_deletes_nothing_that_others_have_copied(machine: Machine, tmp_path: Path) -> None:
     """The suspended backend has expunged a mail in all mailboxes, in its local copy.
     Another backend took over before the bucket had the expunge, and copied the mail."""
-    machine.batches = False
     clock = Time()
     silent = Machine(machine.bucket, tmp_path / "silent", journal_interval_s=1e9)
-    silent.batches = False
     async with silent.run(clock) as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(simple(n)) for n in (1, 2)])
@@ -97,7 +95,6 @@ async def test_who_was_suspended_deletes_nothing_that_others_have_copied(machine
 
 
 async def test_an_expunged_mail_goes_after_the_delay(machine: Machine) -> None:
-    machine.batches = False
     async with machine.run() as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(simple(n)) for n in (1, 2)])

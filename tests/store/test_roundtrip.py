@@ -113,7 +113,6 @@ async def test_metadata_of_an_append(machine: Machine) -> None:
 async def test_a_damaged_object_is_an_error_and_never_another_mail(bucket: Bucket, machine: Machine) -> None:
     from obox.errors import Corrupt, NotFound
 
-    machine.batches = False
     async with machine.run() as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(mail) for mail in list(every_kind().values())[:3]])

@@ -318,7 +318,6 @@ async def after_the_delay(life: Life, user: User, *mailboxes: str) -> None:
 
 
 async def test_an_object_goes_after_the_delay_and_no_other_does(bucket: Bucket, machine: Machine) -> None:
-    machine.batches = False
     async with machine.run() as life:
         user = await life.user()
         await user.append("INBOX", [NewMail(simple(n)) for n in range(4)])
@@ -344,7 +343,6 @@ async def test_objects_of_a_mailbox_that_nobody_changes_any_more_go_too(
 ) -> None:
     """A Trash was emptied and never written again. The next session that opens it
     starts the deletion."""
-    machine.batches = False
     async with machine.run() as life:
         user = await life.user()
         await user.append("Trash", [NewMail(simple(n)) for n in range(4)])
@@ -375,7 +373,6 @@ async def test_objects_of_a_mailbox_that_nobody_changes_any_more_go_too(
 
 @pytest.mark.parametrize("restart", ["none", "stopped", "killed", "lost"])
 async def test_the_object_stays_until_its_last_copy_is_expunged(bucket: Bucket, machine: Machine, restart: str) -> None:
-    machine.batches = False
     kill = restart in ("killed", "lost")
     async with machine.run(kill=kill) as life:
         user = await life.user()
@@ -415,7 +412,6 @@ async def gone_with_the_last(bucket: Bucket, life: Life, user: User) -> None:
 
 
 async def test_a_deleted_mailbox_keeps_what_copies_need_and_then_goes_whole(bucket: Bucket, machine: Machine) -> None:
-    machine.batches = False
     async with machine.run() as life:
         user = await life.user()
         await user.create("Old")

@@ -93,7 +93,7 @@ class Arrivals:
 
     def take(self, uids: int) -> list[Arrival]:
         """Return the arrivals of the next object, in order. They do not wait any more.
-        uids: at most so many mails, unless the first arrival has more."""
+        uids: the most mails, unless the first arrival has more."""
         most = min(uids, BATCH_MAILS_MAX)
         count = mails = octets = 0
         for arrival in self.waiting:

@@ -21,10 +21,13 @@ from typing import Final, NamedTuple
 
 class Form(NamedTuple):
     """first: the version that may always be written; 0 if the form is new and may not.
-    reads: the highest version that this code can read and write."""
+    reads: the highest version that this code can read and write. offers: the highest
+    version that a new bucket and `cluster upgrade` allow; None means `reads`. It is
+    lower while a version is not ready for other people's mail."""
 
     first: int
     reads: int
+    offers: int | None = None
 
 
 FORMS: Final[dict[str, Form]] = {
@@ -32,10 +35,13 @@ FORMS: Final[dict[str, Form]] = {
     "bundle": Form(1, 1),
     "journal": Form(1, 1),
     "wire": Form(1, 1),
+    "mails": Form(1, 2, offers=1),
 }
 """envelope: header, frames and seal of every object (objectstore/codec.py). bundle:
 meta and payload of base, diff and cache. journal: the payload of a journal object.
-wire: what members send to each other: the trusted link, calls, and pulls."""
+wire: what members send to each other: the trusted link, calls, and pulls. mails: how
+mails lie under m/; 2: several in one object, a batch, and indexes that say where. Why
+version 2 is not offered yet: docs/packs.md, "What is missing"."""
 
 OF_PROXIES: Final = frozenset({"wire"})
 """A proxy reads no objects."""
@@ -45,6 +51,14 @@ def reads(names: Collection[str] | None = None) -> dict[str, int]:
     """Return what this code can read, for the directory. names: the forms; None means
     all."""
     return {name: form.reads for name, form in FORMS.items() if names is None or name in names}
+
+
+def offered(versions: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Return what a new bucket and `cluster upgrade` allow. versions: no more than
+    these; None means what this code can read."""
+    known = reads() if versions is None else versions
+    limits = {name: form.offers for name, form in FORMS.items() if form.offers is not None}
+    return {name: min(version, limits.get(name, version)) for name, version in known.items()}
 
 
 def first(name: str) -> int:

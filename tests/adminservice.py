@@ -73,7 +73,8 @@ class Service:
         assert sid is not None
         opened = await self.backend.parts.store.open_user(user, storage_id(user))
         try:
-            await opened.append(mailbox, [NewMail(source, flags) for source in mails])
+            for source in mails:
+                await opened.append(mailbox, [NewMail(source, flags)])
         finally:
             await opened.release()
 

@@ -43,3 +43,12 @@ def test_who_says_nothing_of_a_form_reads_its_first_version(monkeypatch: pytest.
     assert forms.above({"test": 1, "envelope": 2}, {}) == {}, "the first version needs nobody's leave"
     assert forms.above({"test": 2}, {"test": 2}) == {}
     assert forms.highest({"b": 1, "a": 3}, {"b": 2}) == {"a": 3, "b": 2}
+
+
+def test_a_version_that_is_not_ready_is_read_and_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMS, "test", Form(first=1, reads=3, offers=2))
+    assert forms.reads()["test"] == 3
+    assert forms.offered()["test"] == 2
+    assert forms.offered({"test": 1, "other": 7}) == {"test": 1, "other": 7}
+    assert forms.offered()["envelope"] == FORMS["envelope"].reads
+    assert forms.offered()["mails"] == 1, "docs/packs.md, What is missing"

@@ -275,13 +275,15 @@ class MetacacheUnpackParams(Params, kw_only=True):
 
 @verb("metacache unpack", MetacacheUnpackParams)
 async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> AsyncIterator[Event]:
-    """Show the content of a bundle, a journal object, a claim, or a mail's header.
+    """Show the content of a bundle, a journal object, a claim, the head of a batch, or
+    a mail's header.
 
     Use it with -f json. Of a cache segment it shows UIDs and sizes. To read an object,
     its key is needed.
     """
     from ..objectstore import CorruptObject
     from ..objectstore.keys import KEY_BYTES_MAX, owner_in, possible
+    from ..store.mails.batch import head_of
 
     if params.file:
         data = await asyncio.to_thread(_file, Path(params.bundle))
@@ -305,7 +307,7 @@ async def metacache_unpack(admin: Admin, params: MetacacheUnpackParams) -> Async
             f"{params.bundle}: its key in the bucket is not known; allowed: key, as <hh>/<sid>/m/<guid>/<uid>"
         )
     try:
-        decoded = await asyncio.to_thread(admin.store.env.codec.decode, data, owner, lenient=True)
+        decoded = await asyncio.to_thread(admin.store.env.codec.decode, head_of(data), owner, lenient=True)
     except CorruptObject as error:
         raise Corrupt(f"{params.bundle}: {error}") from error
     yield await asyncio.to_thread(_unpacked, params.bundle, len(data), decoded)

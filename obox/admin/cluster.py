@@ -15,7 +15,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from ..errors import ConfigError, Exists, InUse, Invalid, Unavailable
-from ..forms import OF_PROXIES, above, beyond, highest, reads, spelled
+from ..forms import OF_PROXIES, above, beyond, highest, offered, reads, spelled
 from ..turn import Turn
 from .directory import read, unix, write
 from .exits import Incomplete
@@ -99,18 +99,18 @@ async def cluster_upgrade(admin: Admin, params: Nothing) -> AsyncIterator[Event]
         return
     async with admin.cluster() as cluster:
         tables = await read(cluster)
-        behind = []
+        behind, wanted = [], offered(cluster.reads)
         for name, member in sorted(tables.members.items()):
             if not _counts(tables, name, member, cluster.dead_after_s):
                 continue
-            less = beyond(_wanted(cluster.reads, member), member.reads)
+            less = beyond(_wanted(wanted, member), member.reads)
             if less:
                 behind.append(name)
             result = f"does not read {spelled(less)}; upgrade it, or remove it" if less else "ready"
             yield {"what": name, "version": member.version, "reads": _reads(member.reads), "result": result}
         settings = tables.settings
         assert settings is not None
-        forms = highest(settings.forms, above(cluster.reads, {}))
+        forms = highest(settings.forms, above(wanted, {}))
         raised = replace(settings, major=max(settings.major, MAJOR), minor=max(settings.minor, MINOR), forms=forms)
         text = "up to date" if raised == settings else "waits for the members above" if behind else "raised"
         if text == "raised":
@@ -143,9 +143,9 @@ async def _upgrade_alone(admin: Admin) -> Row:
     Unavailable."""
     from ..store.backend import mark
 
-    env, ours = admin.store.env, reads()
-    if text := above(ours, env.forms.raised):
-        await mark.raise_forms(env, ours)
+    env, wanted, ours = admin.store.env, offered(), reads()
+    if text := above(wanted, env.forms.raised):
+        await mark.raise_forms(env, wanted)
     return {
         "what": "bucket",
         "version": spelled(env.forms.raised),

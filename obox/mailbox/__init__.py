@@ -6,6 +6,7 @@ that two backends wrote therefore merge to the same state from either side, in a
 order, any number of times (docs/format.md, "Delta").
 """
 
+from ._batches import batches_used, dead_batches, in_batches, without_object
 from ._changes import FlagOp, expunge_delta, flag_delta, renewal, takeover_delta
 from ._delta import (
     CLAIM_PURGED,
@@ -54,13 +55,16 @@ __all__ = [
     "Totals",
     "UidArray",
     "annotation_key",
+    "batches_used",
     "by_home",
     "collated",
     "collated_octets",
+    "dead_batches",
     "distinct",
     "expunge_delta",
     "flag_delta",
     "home_of",
+    "in_batches",
     "joined",
     "largest",
     "normalise",
@@ -71,4 +75,5 @@ __all__ = [
     "united",
     "unpack_ranges",
     "within",
+    "without_object",
 ]

@@ -30,7 +30,7 @@ from ._uidset import UidArray
 RUN_MIN: Final = 16
 """With more UIDs, checking first for neighbours takes a tenth of the time."""
 
-FIXED: Final = ("uid", "size", "internaldate", "zone", "savedate", "modseq", "home", "home_uid", "oid")
+FIXED: Final = ("uid", "size", "internaldate", "zone", "savedate", "modseq", "home", "home_uid", "oid", "place")
 """Columns that a bundle has of each mail, beside the stamps of flags."""
 
 

@@ -67,6 +67,10 @@ _AT_HOME: Final = np.array([-1], dtype=_I4)
 """The `home` of a mail whose object lies in its own mailbox."""
 _AT_HOME.flags.writeable = False
 
+_ALONE: Final = np.zeros((1, 3), dtype=_U4)
+"""The `place` of a single mail that lies alone."""
+_ALONE.flags.writeable = False
+
 _RECORD_BYTES: Final = 16 + sum(np.dtype(kind).itemsize for _, kind in _COLUMNS)
 """The bytes of a record without flags, an oid among them."""
 
@@ -97,6 +101,7 @@ class _RawRows(msgspec.Struct):
     oid: memoryview
     homes: list[bytes]
     stamps: dict[str, memoryview]
+    place: memoryview | None = None
 
 
 class _Raw(msgspec.Struct):
@@ -107,6 +112,7 @@ class _Raw(msgspec.Struct):
     gone: tuple[Any, Any] | None = None
     holders: Sequence[Any] = ()
     claims: Sequence[Any] = ()
+    batches: Sequence[Any] = ()
     purged: bytes | None = None
     gaps: Sequence[Any] = ()
     uidnext: int = 0
@@ -124,8 +130,9 @@ class Rows:
     uid; size (octets, RFC822.SIZE); internaldate (unix seconds) and zone (minutes east
     of UTC); savedate (unix milliseconds); modseq; home (-1: the object lies in this
     mailbox, else an index into `homes`) and home_uid: the object that holds the mail;
-    oid: (n, 16) bytes of that object; stamps: by flag name, modseq * 2 + value, 0 if
-    the flag was never set.
+    oid: (n, 16) bytes of its envelope; place: (n, 3), where the envelope lies: the
+    first UID of its batch in the home mailbox, offset and length there, 0 if the mail
+    lies alone; stamps: by flag name, modseq * 2 + value, 0 if the flag was never set.
     """
 
     uid: UidArray
@@ -137,6 +144,7 @@ class Rows:
     home: npt.NDArray[np.int32]
     home_uid: npt.NDArray[np.uint32]
     oid: npt.NDArray[np.uint8]
+    place: npt.NDArray[np.uint32]
     stamps: dict[str, npt.NDArray[np.uint64]]
     homes: list[Guid] = field(default_factory=list)
 
@@ -146,7 +154,8 @@ class Rows:
     @classmethod
     def empty(cls) -> Rows:
         columns = {name: np.empty(0, dtype=kind) for name, kind in _COLUMNS}
-        return cls(**columns, oid=np.empty((0, 16), dtype=np.uint8), stamps={})  # type: ignore[arg-type]  # _COLUMNS has the names of the fields
+        oid, place = np.empty((0, 16), dtype=np.uint8), np.empty((0, 3), dtype=_U4)
+        return cls(**columns, oid=oid, place=place, stamps={})  # type: ignore[arg-type]  # _COLUMNS has the names of the fields
 
     @classmethod
     def one(
@@ -175,6 +184,7 @@ class Rows:
             home=_AT_HOME if home is None else np.array([0], dtype=_I4),
             home_uid=uids if home_uid in (0, uid) else np.array([home_uid], dtype=_U4),
             oid=np.frombuffer(oid, dtype=np.uint8).reshape(1, 16),
+            place=_ALONE,
             stamps={flag: np.array([modseq * 2 + 1], dtype=_U8) for flag in flags},
             homes=[] if home is None else [home],
         )
@@ -193,6 +203,7 @@ class Rows:
             self.home[index],
             self.home_uid[index],
             self.oid[index],
+            self.place[index],
             {flag: stamps[index] for flag, stamps in self.stamps.items()},
             self.homes,
         )
@@ -210,6 +221,8 @@ class Rows:
         """Return the columns as a map of byte strings; all-zero stamps are left out."""
         out: dict[str, object] = {name: _bytes(getattr(self, name).astype(kind, copy=False)) for name, kind in _COLUMNS}
         out["oid"] = _bytes(self.oid)
+        if self.place is not _ALONE and self.place.any():
+            out["place"] = _bytes(self.place.astype(_U4, copy=False))
         out["homes"] = [bytes.fromhex(guid) for guid in self.homes]
         out["stamps"] = {flag: _bytes(s.astype("<u8", copy=False)) for flag, s in self.stamps.items() if s.any()}
         return out
@@ -224,7 +237,8 @@ class Rows:
         count = len(columns["uid"])
         oid = np.frombuffer(raw.oid, dtype=np.uint8).reshape(-1, 16)
         stamps = {flag: np.frombuffer(s, dtype="<u8") for flag, s in raw.stamps.items()}
-        lengths = {len(column) for column in (*columns.values(), oid, *stamps.values())}
+        place = np.frombuffer(bytes(12 * count) if raw.place is None else raw.place, dtype=_U4).reshape(-1, 3)
+        lengths = {len(column) for column in (*columns.values(), oid, place, *stamps.values())}
         if lengths != {count}:
             raise ValueError(f"index columns of different lengths: {sorted(lengths)}")
         homes = [Guid(guid.hex()) for guid in raw.homes]
@@ -233,7 +247,7 @@ class Rows:
             raise ValueError("index records are not in UID order")
         if count and not -1 <= int(home.min()) <= int(home.max()) < len(homes):
             raise ValueError("an index record names a home that is not there")
-        return cls(**columns, oid=oid, stamps=stamps, homes=homes)
+        return cls(**columns, oid=oid, place=place, stamps=stamps, homes=homes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +270,11 @@ class Delta:
     gone: expunged UIDs. holders: records in other mailboxes that share an object of
     this mailbox; the value is 0 while they do, and then the modseq at which they
     ceased. claims: first UID to count, of ranges that a COPY claimed and of burnt UIDs
-    (count 1); CLAIM_PURGED once the object is deleted. purged: expunged UIDs that have
-    no object in the bucket, or none any more. gaps: (low, high] intervals of MODSEQ in
+    (count 1); CLAIM_PURGED once the object is deleted. batches: first UID to count, of
+    objects that have several mails of this mailbox; CLAIM_PURGED is added once the
+    object is deleted. purged:
+    expunged UIDs that have no object of their own in the bucket, or none any more, so
+    that nothing is left to delete for them. gaps: (low, high] intervals of MODSEQ in
     which a client's value cannot be trusted. uidnext, highestmodseq, recent (the lowest
     UID that no session has seen as recent): each is joined by maximum.
     """
@@ -267,6 +284,7 @@ class Delta:
     gone: Gone | None = None
     holders: Holders = field(default_factory=Holders)
     claims: dict[int, int] = field(default_factory=dict)
+    batches: dict[int, int] = field(default_factory=dict)
     purged: UidArray | None = None
     gaps: list[tuple[int, int]] = field(default_factory=list)
     uidnext: int = 0
@@ -316,6 +334,8 @@ class Delta:
             out["holders"] = self.holders.pack()
         if self.claims:
             out["claims"] = sorted(self.claims.items())
+        if self.batches:
+            out["batches"] = sorted(self.batches.items())
         if self.purged is not None and len(self.purged):
             out["purged"] = pack_ranges(self.purged)
         if self.gaps:
@@ -336,6 +356,7 @@ class Delta:
                 gone=None if raw.gone is None else _unpack_gone(*raw.gone),
                 holders=Holders.unpack(raw.holders),
                 claims={int(uid): int(count) for uid, count in raw.claims},
+                batches={int(uid): int(count) for uid, count in raw.batches},
                 purged=None if raw.purged is None else unpack_ranges(raw.purged),
                 gaps=[(int(low), int(high)) for low, high in raw.gaps],
                 uidnext=raw.uidnext,

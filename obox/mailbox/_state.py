@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..types import Guid
+from ._batches import lasting
 from ._columns import FIXED, Columns
 from ._delta import (
     CLAIM_PURGED,
@@ -50,6 +51,7 @@ class State(Columns):
         self.gone_purged: npt.NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
         self.holders = Holders()
         self.claims: dict[int, int] = {}
+        self.batches: dict[int, int] = {}
         self.gaps: list[tuple[int, int]] = []
         self.bytes = 0
         self.unseen = 0
@@ -117,6 +119,8 @@ class State(Columns):
         self.holders.join(delta.holders)
         for uid, count in delta.claims.items():
             self.claims[uid] = max(self.claims.get(uid, 0), count)
+        for uid, count in delta.batches.items():
+            self.batches[uid] = max(self.batches.get(uid, 0), count)
         if delta.gaps:
             self.gaps = sorted({*self.gaps, *delta.gaps})
         self.uidnext = max(self.uidnext, delta.uidnext)
@@ -340,6 +344,7 @@ class State(Columns):
             gone=Gone(self.gone_uid[fresh], self.gone_modseq[fresh]),
             holders=self.holders.copy(),
             claims={uid: count for uid, count in self.claims.items() if since or count < CLAIM_PURGED},
+            batches=dict(self.batches) if since else lasting(self),
             purged=united(self.gone_uid[self.gone_purged], uid_array(self._early_purged)),
             gaps=list(self.gaps),
             uidnext=self.uidnext,

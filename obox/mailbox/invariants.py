@@ -25,13 +25,15 @@ def fingerprint(state: State) -> tuple[object, ...]:
             int(state.modseqs[position]),
             state.home_of(position),
             bytes(state.column("oid")[position]),
+            tuple(state.column("place")[position].tolist()),
         )
     early: dict[tuple[str, int], int] = {}
     for flag, waiting in early_flags.items():
         for uid, stamp in waiting.items():
             early[flag.lower(), uid] = max(early.get((flag.lower(), uid), 0), stamp)
     gone = tuple(zip(state.gone_uid.tolist(), state.gone_modseq.tolist(), state.gone_purged.tolist(), strict=True))
-    rest = (tuple(sorted(state.holders.items())), tuple(sorted(state.claims.items())), tuple(state.gaps))
+    ranges = tuple(sorted(state.claims.items())), tuple(sorted(state.batches.items()))
+    rest = (tuple(sorted(state.holders.items())), *ranges, tuple(state.gaps))
     late = (tuple(sorted(early.items())), tuple(sorted(early_purged)))
     return state.uidnext, state.highestmodseq, state.recent, mails, gone, rest, late
 

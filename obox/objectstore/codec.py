@@ -540,6 +540,23 @@ def oid_of(prefix: bytes) -> Oid:
     return Oid(bytes(prefix[16 : 16 + OID_BYTES]))
 
 
+def envelope_bytes(data: bytes) -> tuple[int, int]:
+    """Return the size of the envelope that begins here, and the size that it has once
+    it is sealed. Both are unverified. Raises: CorruptObject, ShortPrefix."""
+    _check_start(data, OLD_MAJOR)
+    if len(data) < HEADER_BYTES:
+        raise ShortPrefix(HEADER_BYTES)
+    _, _, _, _, _, key_field, _, meta_bytes, frames, _ = _FIXED.unpack_from(data)
+    if frames > _FRAMES_MAX:
+        raise CorruptObject(f"header: {frames} frames")
+    start = HEADER_BYTES + frames * _ENTRY.size
+    if len(data) < start:
+        raise ShortPrefix(start)
+    stored = sum(_ENTRY.unpack_from(data, HEADER_BYTES + at * _ENTRY.size)[0] for at in range(frames))
+    size = start + meta_bytes + stored
+    return size, size if any(key_field) else size + TAG_BYTES * (frames + 1)
+
+
 def payload_bytes_of(prefix: bytes) -> int:
     """Return the size of the payload that an object claims in its first HEADER_BYTES,
     unverified; 0 if these are no header."""

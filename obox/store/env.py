@@ -95,6 +95,8 @@ class StoreSettings:
     journal_interval_s: float = 1.0
     delete_delay_s: float = 86400.0
     upload_interval_s: float = 300.0
+    batch_linger_s: float = 0.0
+    """How long a mail waits for others of its mailbox, to be written in one object."""
     max_rescan_mail_count: int = 10
     max_mail_size: int = 50 << 20
     mailbox_mails_max: int = 500_000

@@ -489,8 +489,9 @@ async def test_sets_of_a_search_are_not_expanded(running: Running) -> None:
 
 
 async def test_many_new_mails_become_visible_in_several_turns(running: Running) -> None:
-    """A MULTIAPPEND stores 350 mails. They become visible in order, at most 100 in a
-    turn of the loop."""
+    """A MULTIAPPEND stores 350 mails in a bucket without batches. They become visible
+    in order, at most 100 in a turn of the loop."""
+    running.store.env.forms.raised = {}
     user = await running.store.open_user("anna", StorageId("anna"))
     mailbox = await user.select("INBOX")
     turn = 0

@@ -38,7 +38,8 @@ class Office(Running):
 
     async def fill(self, *mails: bytes) -> None:
         user = await self.store.open_user("anna", ANNA)
-        await user.append("INBOX", [NewMail(source) for source in mails])
+        for source in mails:  # each is an object of its own
+            await user.append("INBOX", [NewMail(source)])
         box = await user.select("INBOX")
         self.guid = box.guid
         # The mails are not recent, because no test here is about \Recent.

@@ -31,6 +31,7 @@ def rows(uids: list[int], modseq: int) -> Rows:
         oid=np.zeros((n, 16), dtype=np.uint8)
         if Rows.empty().oid.ndim == 2
         else np.zeros(n, dtype=Rows.empty().oid.dtype),
+        place=np.zeros((n, 3), dtype=np.uint32),
         stamps={},
         homes=[],
     )

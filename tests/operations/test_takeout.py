@@ -66,13 +66,20 @@ def live(backend: Backend) -> Mails:
         # An empty mail cannot be appended.
         for mail in filter(None, every_kind().values()):
             client.append("Drafts", mail)
+        client.create_folder("Batch")
+        client.multiappend("Batch", [simple(number) for number in range(60, 66)])
+        client.select_folder("Batch")
+        client.copy([5], "Archive")
+        client.move([6], "Archive")
+        client.delete_messages([2, 3])
+        client.expunge()
         client.select_folder("INBOX")
         client.copy([1, 2], "Projects/Grüße & mehr")
         client.copy([1], "Gone")
         client.move([3], "Archive")
         client.copy([2], "INBOX")
         client.select_folder("Archive")
-        client.copy([1], "Projects/Grüße & mehr")
+        client.copy([3], "Projects/Grüße & mehr")
         client.select_folder("Drafts")
         client.delete_messages([1, 2])
         client.expunge()
@@ -111,6 +118,7 @@ def test_every_mail_comes_out(make: Callable[..., Backend], tmp_path: Path, kind
     assert mails == expected
     kinds = list(filter(None, every_kind().values()))
     assert expunged["Drafts"] == {1: kinds[0], 2: kinds[1]}
+    assert expunged["Batch"] == {2: simple(61), 3: simple(62), 6: simple(65)}
     assert set(take_out(tmp_path, BEN, *keys)[0]["INBOX"]) == {1, 2, 3}
     if kind == "encrypted":
         mails, _, complaints = take_out(tmp_path, ANNA, keys[0], code=1)

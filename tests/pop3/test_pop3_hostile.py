@@ -124,6 +124,7 @@ def many(count: int) -> Rows:
         setattr(rows, name, np.ones(count, dtype=getattr(rows, name).dtype))
     rows.home = np.full(count, -1, dtype=np.int32)
     rows.home_uid = rows.uid
+    rows.place = np.zeros((count, 3), dtype=np.uint32)
     rows.oid = np.arange(count * 2, dtype=np.uint64).view(rows.oid.dtype).reshape(count, *rows.oid.shape[1:])
     return rows
 

@@ -5,10 +5,9 @@ Each backend has its own store, member and connection to the directory. The play
 clients ask a backend that says that it serves the user. While two backends say so,
 there are two groups of clients, which do not see each other's changes.
 
-In half of the lives there is a proxy, and half of the clients come through it: they get
-to the backend that the proxy finds, wait where it waits, and lose their session when
-the user moves. The proxy dies as well, and its connection to the directory has faults
-of its own. Mails come over LMTP then, to this user and to others (`senders`).
+In half of the lives half of the clients come through a proxy, and mails come by LMTP
+(`senders`). Clients get to the backend that the proxy finds, wait where it waits, and
+lose their session when the user moves. The proxy dies as well.
 """
 
 from __future__ import annotations
@@ -51,6 +50,7 @@ from obox.objectstore.faults import Rates
 from obox.store import MailStore
 from obox.types import StorageId
 
+from .batches import READS, allow_batches
 from .caches import Disk, SimKeeper
 from .loop import SimLoop, simulate
 from .model import require
@@ -127,7 +127,8 @@ class ClusterStory:
         if self.proxied:
             self._start_proxy()
             self.player.checks.append(self.senders.nothing_lost)
-        for _ in range(self.steps):
+        for step in range(self.steps):
+            allow_batches(self, step)
             self._weather()
             if rng.random() < 0.3:
                 await self._accident()
@@ -252,7 +253,7 @@ class ClusterStory:
             membership.bind(store, member)
             membership.kick = self._kicker(node)
             self.members[name] = member
-            myself = Member("backend", site, name, {"lmtp": LMTP_PORT})
+            myself = Member("backend", site, name, {"lmtp": LMTP_PORT}, READS)
             node.host.spawn(member.run(Myself(myself, State.ONLINE, begin)))
             deliverer = SimDeliverer(self.senders, node)
             self.deliverers[name] = (
@@ -460,23 +461,23 @@ class ClusterStory:
         await self._start(node.name, Disk() if self.rng.random() < 0.5 else node.disk.snapshot())
 
     async def _is_evacuated(self, node: Node) -> None:
-        self._put(Kind.ORDERS, node.name, Orders(evacuate=True))
+        self.put(Kind.ORDERS, node.name, Orders(evacuate=True))
         await asyncio.sleep(self.rng.choice([1, 5, 20]))
-        self._put(Kind.ORDERS, node.name, Orders())
+        self.put(Kind.ORDERS, node.name, Orders())
 
     async def _moves(self, node: Node) -> None:
-        self._put(Kind.MOVES, home_of(SID, GROUPS), Move(self.rng.choice([*self.sites]), self.world.now()))
+        self.put(Kind.MOVES, home_of(SID, GROUPS), Move(self.rng.choice([*self.sites]), self.world.now()))
 
     async def _moves_alone(self, node: Node) -> None:
         """Pin the user, who is then a unit, or move the pinned user."""
-        self._put(Kind.MOVES, user_key(SID), Move(self.rng.choice([*self.sites]), self.world.now()))
+        self.put(Kind.MOVES, user_key(SID), Move(self.rng.choice([*self.sites]), self.world.now()))
 
     async def _is_unpinned(self, node: Node) -> None:
         """Remove the pin as the verb does it: the assignment stays, and the user
         follows the group from then on."""
         row = self.replica.rows().get((Kind.PINS, SID))
         if row is not None:
-            self._put(Kind.PINS, SID, replace(decode(row.value, Assigned), removed=True))
+            self.put(Kind.PINS, SID, replace(decode(row.value, Assigned), removed=True))
 
     async def _is_cut(self, node: Node) -> None:
         self.ways[node.name].faults.cut = True
@@ -541,7 +542,7 @@ class ClusterStory:
         ending = node.host.spawn(self.deliverers[node.name][0].stop(grace_s=LEAVE_S))
         await asyncio.wait([ending], timeout=2 * LEAVE_S)
 
-    def _put(self, kind: Kind, key: str, record: Any) -> None:
+    def put(self, kind: Kind, key: str, record: Any) -> None:
         row = self.replica.rows().get((kind, key))
         self.replica.write((kind, key), Row(encode(record), next_timestamp(self.world.now, row)))
 

@@ -14,17 +14,18 @@ import numpy as np
 
 from metacache import Change
 from obox.errors import Exists, Invalid, Limit, NotFound, OboxError, Unavailable
-from obox.mailbox import CLAIM_PURGED, Delta
+from obox.mailbox import CLAIM_PURGED
 from obox.mailbox.invariants import check
-from obox.objectstore import ObjectKind
 from obox.objectstore.keys import bundles_prefix, mail_key, owner_of, parse_mail_key, user_prefix
 from obox.store import MailStore, NewMail
+from obox.store.mails.places import place_of
 from obox.store.operate import repair
 from obox.types import Guid, StorageId, Uid
 
 from .caches import Disk
 from .loop import NOBODY
 from .model import Broken, Client, Mail, Model, Register, flags_of, mail_of, require, token_of
+from .objects import claim_in, found_mail, mails_of
 from .world import ANSWER_S, CODEC, DELETE_DELAY_S, Crash, Node, World
 
 USER = "anna"
@@ -32,6 +33,14 @@ SID = StorageId(USER)
 FLAGS = ("\\Seen", "\\Flagged", "\\Deleted", "work", "later")
 
 Op = Callable[["Player", Node, random.Random], Awaitable[None]]
+
+
+KINDS = [
+    "append", "many", "burst", "store", "expunge", "copy", "move", "create", "rename", "delete", "resync", "annotate"
+]  # fmt: skip
+"""The commands of a life."""
+WEIGHTS = [8, 2, 3, 8, 3, 3, 3, 1, 1, 1, 1, 1]
+GENTLE = [8, 2, 3, 8, 3, 3, 3, 1, 0, 0, 1, 0]
 
 
 class Player:
@@ -141,6 +150,17 @@ class Player:
                     mail.flag(flag).allowed = {True}
         return [int(uid) for uid in done.uids]
 
+    async def burst(self, node: Node, name: str, guid: str, rng: random.Random) -> None:
+        """Several senders deliver to a mailbox at nearly the same time."""
+
+        async def send(after_s: float, count: int) -> None:
+            await asyncio.sleep(after_s)
+            await self.append(node, name, guid, count)
+
+        await asyncio.gather(
+            *(send(rng.choice([0, 0, 0.002, 0.01]), rng.choice([1, 1, 1, 3])) for _ in range(rng.randint(2, 7)))
+        )
+
     def _mails(self, guid: str, box: Any, uids: list[int]) -> list[Mail]:
         found = []
         for uid in uids:
@@ -159,11 +179,17 @@ class Player:
 
     def read(self, home: str, home_uid: int, sid: StorageId = SID) -> bytes | None:
         """Return what the bucket has for a record."""
-        key = mail_key(sid, Guid(home), Uid(home_uid))
-        stored = self.world.memory.objects.get(key)
-        if stored is None or not stored[0]:
-            return None
-        return token_of(CODEC.decode(stored[0], owner_of(key), lenient=True).payload)
+        return found_mail(self.world, sid, home, home_uid)[1]
+
+    def _placed(self, guid: str, box: Any, at: int) -> bytes:
+        """Return what the bucket has for the record at a position, and assert that it
+        is where the record says."""
+        home, home_uid = box.state.home_of(at)
+        token = self._there(home, home_uid, "a mail whose object is gone:", guid, int(box.state.uids[at]))
+        says = place_of(box.state, at, SID, home, home_uid)
+        where = found_mail(self.world, SID, home, home_uid)[0]
+        require(where == (says.under, says.start), "the mail is at", where, "and its record says", says)
+        return token
 
     async def store(self, node: Node, name: str, guid: str, uids: list[int], op: str, flags: list[str]) -> None:
         box = await self._select(node, name)
@@ -333,7 +359,7 @@ class Player:
         tokens = {}
         for at, uid in enumerate(box.state.uids.tolist()):
             self.home_of[guid, uid] = box.state.home_of(at)
-            tokens[uid] = self._there(*box.state.home_of(at), "a mail whose object is gone:", guid, uid)
+            tokens[uid] = self._placed(guid, box, at)
         return tokens
 
     def _there(self, home: str, home_uid: int, *fault: object) -> bytes:
@@ -357,24 +383,19 @@ class Player:
         if not boxes:
             return
         name, guid = rng.choice(boxes[:1] * 3 + boxes)
-        kind = rng.choices(
-            ["append", "many", "store", "expunge", "copy", "move", "create", "rename", "delete", "resync", "annotate"],
-            [8, 2, 8, 3, 3, 3, 1, 1, 1, 1, 1] if not gentle else [8, 2, 8, 3, 3, 3, 1, 0, 0, 1, 0],
-        )[0]
+        kind = rng.choices(KINDS, GENTLE if gentle else WEIGHTS)[0]
         if kind in ("append", "many"):
             flags = tuple(rng.sample(FLAGS, rng.choice([0, 0, 1, 2]))) if not gentle else ()
             await self.append(node, name, guid, 1 if kind == "append" else rng.randint(2, 5), flags)
-            return
-        if kind == "resync":
+        elif kind == "burst":
+            await self.burst(node, name, guid, rng)
+        elif kind == "resync":
             await self.resync(node, name, guid, rng.choice([0, 0, 1, 7]))
-            return
-        if kind == "annotate":
+        elif kind == "annotate":
             await self.annotate(node, name, guid, rng.choice([None, b"", b"%d" % self.serial]))
-            return
-        if kind == "create":
+        elif kind == "create":
             await self.create(node, f"box{self.serial}-{rng.randint(0, 99)}")
-            return
-        if kind in ("rename", "delete"):
+        elif kind in ("rename", "delete"):
             own = [(name, guid) for name, guid in boxes if name.startswith("box")]
             if own:
                 name, guid = rng.choice(own)
@@ -382,7 +403,21 @@ class Player:
                     await self.delete(node, name, guid)
                 else:
                     await self.rename(node, name, f"box{rng.randint(0, 9)}", guid)
-            return
+        else:
+            await self._act_on_mails(node, rng, kind, (name, guid), boxes, gentle=gentle)
+
+    async def _act_on_mails(
+        self,
+        node: Node,
+        rng: random.Random,
+        kind: str,
+        of: tuple[str, str],
+        boxes: list[tuple[str, str]],
+        *,
+        gentle: bool,
+    ) -> None:
+        """Run a command on mails that are there."""
+        name, guid = of
         seen = await self._select(node, name)
         if seen is None:
             return
@@ -482,11 +517,14 @@ class Player:
         shown = self.model.contents.get((found.guid, int(found.uid)))
         if not data or shown is None:
             return True
-        decoded = CODEC.decode(data, owner_of(key), lenient=True)
-        if decoded.kind == ObjectKind.MAIL:
-            return token_of(decoded.payload) != shown
-        rows = Delta.decode(decoded.payload).rows
+        delta = claim_in(key, data)
+        if delta is None:
+            return token_of(CODEC.decode(data, owner_of(key), lenient=True).payload) != shown
+        rows = delta.rows
         assert rows is not None
+        if delta.batches:
+            contents = self.model.contents
+            return all(contents.get((found.guid, uid)) != token for uid, token in mails_of(key, data))
         for uid, home, home_uid in zip(rows.uid.tolist(), rows.home.tolist(), rows.home_uid.tolist(), strict=True):
             claimed = (found.guid if home < 0 else rows.homes[home], home_uid)
             if self.home_of.get((found.guid, uid), claimed) != claimed:
@@ -494,7 +532,7 @@ class Player:
         return False
 
     async def _needed(self, node: Node, user: Any) -> tuple[set[str], dict[str, Any]]:
-        needed, state = set(), {}
+        needed, state, world = set(), {}, self.world
         prefix = bundles_prefix(SID)
         root = user.rootbox.stamp
         needed |= {f"{prefix}root/{name}" for name in (*root.heads, *(n for n, _ in root.superseded))}
@@ -506,13 +544,19 @@ class Player:
             needed |= {f"{prefix}{guid}/{name}" for name in names}
             for at, _ in enumerate(box.state.uids):
                 home, uid = box.state.home_of(at)
-                needed.add(mail_key(SID, home, uid))
-            needed |= {mail_key(SID, guid, Uid(uid)) for uid in box.state.holders.needed().tolist()}
+                needed.add(key_with(world, home, uid))
+            needed |= {key_with(world, guid, uid) for uid in box.state.holders.needed().tolist()}
             state[guid] = (entry.name, entry.deleted > 0, flags_of(box.state), box.state.uidnext)
         return needed, state
 
 
 __all__ = ["CLAIM_PURGED", "NOBODY", "SID", "USER", "Broken", "Player", "parse_mail_key"]
+
+
+def key_with(world: World, guid: str, uid: int) -> str:
+    """Return the key of the object that has a mail, or must have it."""
+    where = found_mail(world, SID, guid, uid)[0]
+    return mail_key(SID, Guid(guid), Uid(uid)) if where is None else where[0]
 
 
 async def _box(user: Any, guid: str, store: MailStore) -> Any:

@@ -36,10 +36,10 @@ class SitesStory(ClusterStory):
         await asyncio.sleep(2.0)
         await super()._found()
 
-    def _put(self, kind: Kind, key: str, record: Any) -> None:
+    def put(self, kind: Kind, key: str, record: Any) -> None:
         """Write a row at one of the sites, as an operator does."""
         self.replica = self.rng.choice([*self.replicas.values()])
-        super()._put(kind, key, record)
+        super().put(kind, key, record)
 
     def _more_accidents(self) -> list[Callable[[Node], Awaitable[None]]]:
         return [*super()._more_accidents(), self._link_is_cut, self._link_is_cut, self._site_is_given_up]
@@ -58,7 +58,7 @@ class SitesStory(ClusterStory):
         (self.replica,) = (replica for site, replica in self.replicas.items() if site != lost)
         names = [name for name, site in self.sites.items() if site == lost]
         for name in names:
-            super()._put(Kind.ORDERS, name, Orders(State.OFFLINE))
+            super().put(Kind.ORDERS, name, Orders(State.OFFLINE))
         for _ in range(self.rng.choice([1, 3])):
             await asyncio.sleep(self.rng.choice([1, 8]))
             await self._commands()
@@ -66,14 +66,14 @@ class SitesStory(ClusterStory):
             self.link.cut = False
             await asyncio.sleep(self.rng.choice([0, 3, 10]))
         for name in names:
-            super()._put(Kind.ORDERS, name, Orders())
+            super().put(Kind.ORDERS, name, Orders())
         self._split()
 
     async def _healed(self) -> None:
         self.link.cut = False
         await asyncio.sleep(5.0)
         for name in self.sites:
-            super()._put(Kind.ORDERS, name, Orders())
+            super().put(Kind.ORDERS, name, Orders())
 
 
 def play_sites(seed: int, *, steps: int = 30) -> World:

@@ -7,8 +7,10 @@ import random
 from dataclasses import replace
 
 from obox.errors import OboxError
+from obox.forms import reads
 from obox.objectstore.faults import Rates
 from obox.store import MailStore
+from obox.store.backend import mark
 from obox.store.operate import upgrade
 from obox.store.operate.pull import Incoming, Outgoing
 
@@ -47,12 +49,16 @@ class Story:
         self.split_at = 0.0
         self.pulls = 0
         self.upgraded = 0
+        if world.unraised:
+            await world.make_without_batches()
         self.owner = await world.node("a", Disk(), **self.settings).start()
         self.faulty = rng.random() < 0.6
         for _ in range(self.steps):
             if self.zombies and world.clock() - self.split_at > DELETE_DELAY_S / 3:
                 await self._heal()
             self._weather()
+            if world.unraised and rng.random() < 0.1:
+                await self._raise_forms()
             if world.old and rng.random() < 0.2:
                 await self._upgrade()
             elif self.zombies and rng.random() < 0.3:
@@ -159,6 +165,15 @@ class Story:
             await self._restart(killed.name, killed.disk.snapshot())
             self.player.model.kept(killed.journaled_until, self.world.clock() + 3)
         await work
+
+    async def _raise_forms(self) -> None:
+        """Allow batches, as `cluster upgrade` does."""
+        try:
+            await self.owner.run(lambda store: mark.raise_forms(store.env, reads()))
+            self.world.unraised = False
+            self.world.note("batches are allowed")
+        except (Crash, OboxError) as exc:
+            self.world.note("batches are not allowed yet", exc)
 
     async def _look(self) -> None:
         self.world.plan.every = Rates()

@@ -39,10 +39,12 @@ from obox.objectstore import (
     open_store,
 )
 from obox.objectstore.faults import FaultyDriver, Plan
+from obox.objectstore.keys import FORMAT_KEY, owner_of
 from obox.store import Env, MailStore, StoreSettings
 from obox.types import Oid, Owner, StorageId
 from tests.stores import MinioLike, SeaweedLike
 
+from . import batches
 from .caches import Disk, SimFscache, SimMetacache
 from .loop import HOST, NOBODY, Host
 from .wires import Net
@@ -98,6 +100,9 @@ class World:
         """The bucket is of the first version. Only an upgrade rewrites objects in the
         second version."""
         self.codec = OldWriter({}, None, "none") if self.old else CODEC
+        self.unraised = batches.ON and not self.old and seed % 5 == 1
+        """The bucket was made before batches. They are written only once `_format`
+        allows them."""
         chance = random.Random(seed + 3)
         kind = chance.choice(["memory", "minio", "seaweed"])
         self.page_keys = chance.choice([1000, 5])
@@ -120,6 +125,12 @@ class World:
         self._background: dict[asyncio.Task[Any], None] = {}
         self.listen: Callable[[Node, MailStore], Events] | None = None
         """Makes the groups of events of a backend."""
+
+    async def make_without_batches(self) -> None:
+        """Make the bucket as an obox made it that knew no batches."""
+        payload = msgspec.msgpack.encode({"major": 2, "minor": 0})
+        data = CODEC.encode(ObjectKind.FORMAT, owner_of(FORMAT_KEY), Oid(bytes(16)), b"", payload)
+        await self.memory.put(FORMAT_KEY, data, kind="format")
 
     def now(self) -> float:
         return EPOCH + self.clock()
@@ -288,6 +299,8 @@ class Node:
             sleep=asyncio.sleep,
             random_bytes=chance.randbytes,
         )
+        if batches.ON and not (world.old or world.unraised):
+            self.env.forms.rise({"mails": 2})
         self.store: MailStore | None = None
         self.events: Events | None = None
 

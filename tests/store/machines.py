@@ -22,6 +22,7 @@ import numpy as np
 
 from fscache import Fscache
 from metacache import Metacache
+from obox.forms import Gate
 from obox.mailbox import UidArray
 from obox.mailbox.invariants import check
 from obox.objectstore import Codec, Driver, OpenStore, Settings, open_store
@@ -151,8 +152,19 @@ class Life:
         await self.store.journal.lease()
 
 
+def _gate(*, batches: bool) -> Gate:
+    """Return the gate of a bucket that may have batches, or not."""
+    gate = Gate()
+    if batches:
+        gate.rise({"mails": 2})
+    return gate
+
+
 class Machine:
-    """The name and the local disk of a backend."""
+    """The name and the local disk of a backend. batches: whether it may write several
+    mails as one object."""
+
+    batches = False
 
     def __init__(self, bucket: Bucket, path: Path, **settings: Any) -> None:
         self.bucket = bucket
@@ -165,6 +177,7 @@ class Machine:
     def renamed(self, backend: str, path: Path) -> Machine:
         """Return another machine for the same bucket, with an empty disk."""
         other = Machine(self.bucket, path)
+        other.batches = self.batches
         other.settings = replace(self.settings, backend=backend)
         return other
 
@@ -202,6 +215,7 @@ class Machine:
             clock=clock.clock,
             sleep=clock.sleep,
             random_bytes=os.urandom,
+            forms=_gate(batches=self.batches),
         )
         store = MailStore(env, cluster=cluster)
         life = Life(store, bucket, clock, self.settings)

@@ -32,7 +32,8 @@ BEN = StorageId("ben")
 def machine(request: pytest.FixtureRequest, bucket: Bucket, tmp_path: Path) -> Machine:
     if request.param == "sealed":
         bucket.codec = lambda: Codec({"k1": b"k" * 32}, "k1")
-    return Machine(bucket, tmp_path / "disk")
+    made = Machine(bucket, tmp_path / "disk")
+    return made
 
 
 def driver(machine: Machine) -> MemoryDriver:

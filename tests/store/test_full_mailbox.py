@@ -50,6 +50,7 @@ def rows(first: int, modseq: int, flags: tuple[str, ...]) -> Rows:
         home=np.full(STEP, -1, dtype="<i4"),
         home_uid=uid.copy(),
         oid=oid,
+        place=np.zeros((STEP, 3), dtype=np.uint32),
         stamps={flag: np.full(STEP, modseq * 2 + 1, dtype="<u8") for flag in flags},
     )
 

@@ -58,11 +58,12 @@ async def test_bundles_claims_journals_and_mails_of_a_takeover(
 ) -> None:
     async with machine.run(kill=True) as life:
         user = await life.user()
-        await user.append("INBOX", [NewMail(simple(number)) for number in range(20)])
+        for first in (0, 10):
+            await user.append("INBOX", [NewMail(simple(number)) for number in range(first, first + 10)])
         box = await user.select("INBOX")
-        await user.copy(box, uids(*range(1, 15)), "Archive")
+        await user.copy(box, uids(*range(1, 11)), "Archive")
         await user.flush(everything=True)
-        await user.copy(box, uids(*range(1, 15)), "Trash")
+        await user.copy(box, uids(*range(1, 11)), "Trash")
         await box.store_flags(box.state.uids, "add", ["\\Seen", "word"])
         await user.journal.sync()
         before = await whole(user)

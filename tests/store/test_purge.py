@@ -54,7 +54,7 @@ def test_one_file_writes_mails() -> None:
         for _, kind, _ in calls(path, "put", "put_once", "find_outcome")
         if kind not in ("index", "journal", "format")
     }
-    assert writing == {"obox.store.mails.write"}
+    assert writing == {"obox.store.mails.put"}
     replacing = {name for name, path in STORE.items() if calls(path, "replace") and name != "obox.store.env"}
     assert replacing <= {"obox.store.operate.upgrade", "obox.store.backend.mark"}, "new envelopes of the same content"
 

@@ -76,10 +76,10 @@ async def test_what_fails_gives_its_room_back(machine: Machine, monkeypatch: pyt
 async def test_what_is_undecided_keeps_its_room(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client has gone, and its PUT may still take effect. Until that is decided,
     other writers do not get its room."""
-    from obox.store.mails import write
+    from obox.store.mails import put
 
     go = asyncio.Event()
-    put_once = write.put_once
+    put_once = put.put_once
 
     async def late(*args: Any, **kwargs: Any) -> Any:
         await go.wait()
@@ -87,7 +87,7 @@ async def test_what_is_undecided_keeps_its_room(machine: Machine, monkeypatch: p
 
     async with machine.run() as life:
         user = await life.user(quota_bytes=10_000)
-        monkeypatch.setattr(write, "put_once", late)
+        monkeypatch.setattr(put, "put_once", late)
         first = asyncio.create_task(user.append("INBOX", [NewMail(b"x" * 3000), NewMail(b"x" * 3000)]))
         while not taken(user)[0]:  # noqa: ASYNC110 - no event says so
             await asyncio.sleep(0)
@@ -118,7 +118,7 @@ async def test_an_outage_writes_a_line_of_undecided_deliveries_and_not_one_for_e
 
     async with machine.run() as life:
         user = await life.user()
-        monkeypatch.setattr("obox.store.mails.write.put_once", unknown)
+        monkeypatch.setattr("obox.store.mails.put.put_once", unknown)
         with capture_logs() as logs:
             for _ in range(2):
                 with suppress(OboxError):
@@ -134,7 +134,7 @@ async def test_an_outage_writes_a_line_of_undecided_deliveries_and_not_one_for_e
 
 async def test_a_bucket_that_refuses(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a mail of a group fails for good, no mail of the group counts."""
-    from obox.store.mails import write
+    from obox.store.mails import put
 
     async def refused(*args: Any, **kwargs: Any) -> Any:
         raise Unreachable("no")
@@ -145,8 +145,8 @@ async def test_a_bucket_that_refuses(machine: Machine, monkeypatch: pytest.Monke
     async with machine.run() as life:
         user = await life.user(quota_bytes=10_000)
         with monkeypatch.context() as patch:
-            patch.setattr(write, "put_once", refused)
-            patch.setattr(write, "find_outcome", burnt)
+            patch.setattr(put, "put_once", refused)
+            patch.setattr(put, "find_outcome", burnt)
             with pytest.raises(Unavailable):
                 await user.append("INBOX", [NewMail(b"x" * 3000), NewMail(b"x" * 3000)])
         assert taken(user) == (0, 0)

@@ -55,13 +55,16 @@ async def test_a_hundred_deliveries_cost_ten_uploads_at_most(machine: Machine, p
         assert requests.count("list") <= 100 * pause_s / (8 * 3600)
 
 
-async def test_multiappend_is_one_put_a_mail(machine: Machine) -> None:
+@pytest.mark.parametrize("batches", [True, False])
+async def test_multiappend_is_one_put(machine: Machine, batches: bool) -> None:
+    """In a bucket without batches it is a PUT for each mail."""
+    machine.batches = batches
     async with machine.run() as life:
         user = await life.user()
         await life.quiet()
         with life.counting() as requests:
             await user.append("INBOX", [NewMail(simple(number)) for number in range(20)])
-        assert requests.requests() == {MAIL: 20}
+        assert requests.requests() == {MAIL: 1 if batches else 20}
 
 
 async def test_warm_reading_makes_no_request(machine: Machine) -> None:
@@ -282,6 +285,7 @@ async def fill_columns(box: object, count: int) -> None:
         home=np.full(count, -1, dtype=np.int32),
         home_uid=numbers.astype(np.uint32),
         oid=np.random.default_rng(3).integers(0, 256, (count, 16), dtype=np.uint8),
+        place=np.zeros((count, 3), dtype=np.uint32),
         stamps={},
     )
     delta = Delta(rows=rows, uidnext=count + 1, highestmodseq=box.state.next_modseq(1))

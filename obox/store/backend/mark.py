@@ -22,7 +22,7 @@ import msgspec
 import structlog
 
 from ...errors import ConfigError, NotFound, Unavailable
-from ...forms import above, beyond, first, highest, reads, spelled
+from ...forms import above, beyond, first, highest, offered, reads, spelled
 from ...objectstore import CorruptObject, NewerFormat, StoreError, put_once
 from ...objectstore.codec import MAJOR, OLD_MAJOR, ObjectKind
 from ...objectstore.keys import FORMAT_KEY, owner_of
@@ -109,7 +109,7 @@ async def open_bucket(env: Env, *, alone: bool, known: bool) -> bytes:
                 f"storage.url: {FORMAT_KEY} is not in the bucket, but the state_dir has served one; allowed: "
                 "that bucket (a directory that is not mounted?), or an empty state_dir"
             )
-        forms = above(reads(), {}) if alone else {}
+        forms = above(offered(), {}) if alone else {}
         data, oid = _encoded(env, forms, oldest=first("envelope"))
         try:
             if await put_once(env.bucket, FORMAT_KEY, data, oid, kind="format"):

@@ -11,7 +11,7 @@ import numpy as np
 
 from metacache import Change
 
-from ...mailbox import Delta, Holders, UidArray, by_home, expunge_delta, uid_array
+from ...mailbox import Delta, Holders, UidArray, by_home, expunge_delta, uid_array, without_object
 from ...types import Guid
 from ..log.stage import Edit
 from .index import Index
@@ -49,18 +49,35 @@ def expunge_in(
     edit has already used.
     """
     foreign = _foreign(mailbox, uids)
+    batches = _batches_of(mailbox, uids) if lost else {}
     delta, gone = expunge_delta(mailbox.state, uids, max(mailbox.env.now_ms(), above + 1))
     if delta is None:
         return gone
     if lost:
         delta.purged = gone
+        delta.batches = without_object(mailbox.state, batches.get(mailbox.guid, ()))
     edit.add(mailbox, delta, Change.IMPORTANT)
     for home, (own, far) in foreign.items():
         released = Holders()
         released.add(mailbox.guid, far, own, delta.highestmodseq)
         purged = np.intersect1d(uid_array(far), homes[home].state.gone_uid, assume_unique=True) if lost else None
-        edit.add(homes[home], Delta(holders=released, purged=purged), Change.IMPORTANT)
+        there = Delta(holders=released, purged=purged)
+        if home != mailbox.guid:
+            there.batches = without_object(homes[home].state, batches.get(home, ()))
+        edit.add(homes[home], there, Change.IMPORTANT)
     return gone
+
+
+def _batches_of(mailbox: Index, uids: UidArray) -> dict[Guid, list[int]]:
+    """Return the batches in which mails lie: home -> their first UIDs."""
+    state, out = mailbox.state, dict[Guid, list[int]]()
+    where, there = state.positions(uids)
+    where = where[there]
+    home, first = state.column("home")[where], state.column("place")[where, 0]
+    for number, batch in sorted({*zip(home.tolist(), first.tolist(), strict=True)}):
+        if batch:
+            out.setdefault(mailbox.guid if number < 0 else state.homes[number], []).append(batch)
+    return out
 
 
 def _foreign(mailbox: Index, uids: UidArray) -> dict[Guid, tuple[UidArray, UidArray]]:

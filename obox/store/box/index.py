@@ -41,6 +41,7 @@ from ...types import Guid, StorageId
 from ..env import Env
 from ..log.journal import Journal
 from ..log.stage import Edit, Log
+from .arrivals import Arrivals
 from .box import Box
 from .root import RootBox
 from .slots import Slot, Slots
@@ -214,6 +215,7 @@ class Index(Box[State, Delta]):
         """Held while lost mails are looked for again."""
         self._refresh = refresh
         self.slots = Slots(self._show, self._taken, self._chance)
+        self.arrivals = Arrivals()
         self._watchers: list[Callable[[], None]] = []
 
     # -- the state (box.Box) -------------------------------------------------------------------------------------------
@@ -289,7 +291,9 @@ class Index(Box[State, Delta]):
         """Raises MailboxFull when the mailbox, with what is being written to it, has no
         room for `mails` more."""
         most = self.env.settings.mailbox_mails_max
-        if len(self.state) + sum(slot.count for slot in self.slots.in_flight()) + mails > most:
+        waiting = self.arrivals.mails if self.arrivals.waiting else 0
+        coming = sum([slot.count for slot in self.slots.in_flight()]) + waiting
+        if len(self.state) + coming + mails > most:
             raise MailboxFull(f"the mailbox has {len(self.state)} mails; allowed: {most}")
 
     def require_there(self) -> None:
@@ -315,6 +319,7 @@ class Index(Box[State, Delta]):
             self.user.log.stage(edit)
             if slot.also is not None:
                 slot.also()
+                slot.also = None  # it refers to the sender, whose list has this slot
         elif slot.fate == "orphan":
             self.apply(taken_back(self, slot), Change.IMPORTANT)
         else:
@@ -334,4 +339,5 @@ class Index(Box[State, Delta]):
         self.env.keep(sid, guid, lambda cache: cache.put_fields(sid, guid, items))
 
     def busy(self) -> bool:
-        return bool(self.sessions or self.slots.pending or self._watchers or self.flushing.locked())
+        writing = self.slots.pending or self.arrivals.writing
+        return bool(self.sessions or writing or self._watchers or self.flushing.locked())

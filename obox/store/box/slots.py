@@ -67,6 +67,9 @@ TURN_UIDS: Final = 4
 with a single sender then writes a fifth of the mails. With all ten in each turn it
 would write an eleventh."""
 
+UIDS_AT_ONCE: Final = 1 << 30
+"""What `at_once` returns if no other writer is known: any number."""
+
 SHOW_AT_ONCE: Final = 100
 """Slots that become visible in one turn of the loop: 4 ms. The others follow in the
 next turns."""
@@ -108,8 +111,9 @@ class Slots:
         self._chance = chance
         self._queue: deque[Slot] = deque()
         self._next = 0
-        self._open = asyncio.Event()
-        self._open.set()
+        self.open = asyncio.Event()
+        """Whether UIDs are handed out."""
+        self.open.set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._waiting = 0
@@ -155,12 +159,8 @@ class Slots:
 
         Raises Unavailable.
         """
-        if not self._open.is_set():
-            try:
-                async with asyncio.timeout(WAIT_S):
-                    await self._opened()
-            except TimeoutError:
-                raise Unavailable("the storage does not answer; try again later") from None
+        if not self.open.is_set():
+            await self.ready()
         loop = asyncio.get_running_loop()
         self._next = max(self._next, uidnext)
         if self._turns:
@@ -182,19 +182,31 @@ class Slots:
         self._idle.clear()
         return slots
 
+    async def ready(self) -> None:
+        """Return when UIDs are handed out. Raises Unavailable."""
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await self._opened()
+        except TimeoutError:
+            raise Unavailable("the storage does not answer; try again later") from None
+
+    def at_once(self) -> int:
+        """Return how many UIDs `take` should hand out at once."""
+        return max(1, self._left) if self._turns else UIDS_AT_ONCE
+
     async def _opened(self) -> None:
         """Return when UIDs are handed out."""
         self._waiting += 1
         try:
             # A sender that was woken before may have closed it again.
-            while not self._open.is_set():
+            while not self.open.is_set():
                 self._ask()
-                await self._open.wait()
+                await self.open.wait()
         finally:
             self._waiting -= 1
 
     def _end_turn(self) -> None:
-        self._open.clear()
+        self.open.clear()
         self._over = True
 
     def _ask(self) -> None:
@@ -206,7 +218,7 @@ class Slots:
         if loop.time() - self._over_at >= YIELD_S:
             self._turns = self._over = False
             self._losses = 0
-            self._open.set()
+            self.open.set()
             return
         self._asking = True
         loop.call_later(self._pause, self._taken)
@@ -229,7 +241,7 @@ class Slots:
         if fate in ("taken", "orphan"):
             self._refresh = True
         if self._refresh:
-            self._open.clear()
+            self.open.clear()
             if all(other.fate != "pending" for other in self._queue):
                 self._taken()
             return
@@ -258,7 +270,7 @@ class Slots:
         """Wait until all slots in flight are resolved, and refresh. Nothing new is
         handed out meanwhile."""
         await self._opened()
-        self._open.clear()
+        self.open.clear()
         self._refresh = True
         if all(slot.fate != "pending" for slot in self._queue):
             self._taken()
@@ -299,7 +311,7 @@ class Slots:
             if self._losses >= LOSSES:
                 self._ahead += min(AHEAD_MAX, 1 + int(behind * (0.5 + self._chance())))
         self._over = False
-        self._open.set()
+        self.open.set()
 
     def _finish(self, slot: Slot, visible: bool) -> None:
         if visible:

@@ -26,35 +26,41 @@ from ...mailbox import UidArray, uid_array
 from ..box.expunge import expunge_now, homes_of
 from ..box.index import Index
 from ..env import GETS_AT_ONCE
+from .places import Place, envelope_at
 
 log = structlog.get_logger()
 
 
-async def check_again(mailbox: Index, lost: Mapping[int, str], *, end: int | None = None) -> dict[str, bytes]:
-    """Look for the objects of mails (UID to key) that a GET did not find; expunge the
-    mails of those that are gone.
+async def check_again(mailbox: Index, lost: Mapping[int, Place], *, end: int | None = None) -> dict[str, bytes]:
+    """Look for the objects of mails (by UID) that a GET did not find; expunge the mails
+    of those that are gone.
 
-    Returns the objects that exist after all, by key. end: how many bytes of an object
-    are read as proof. Requests: a LIST for each object, and a GET for each that the
-    LIST names. Raises Unavailable.
+    Returns the envelopes that exist after all, by the key of the mail. end: how many
+    bytes of an envelope are read as proof. Requests: a LIST for each mail, and a GET
+    for each whose object the LIST names. Raises Unavailable.
     """
     env = mailbox.env
     gate = asyncio.Semaphore(GETS_AT_ONCE)
 
-    async def look(key: str) -> bytes | None:
+    async def look(place: Place) -> bytes | None:
         async with gate:
-            return await env.get(key, kind="mail", end=end) if await _listed(mailbox, key) else None
+            if not await _listed(mailbox, place.under):
+                return None
+            most = place.length if end is None else min(end, place.length or end)
+            until = place.start + most if most else None
+            data = await env.get(place.under, kind="mail", start=place.start, end=until)
+            return data if data is None or end is not None else envelope_at(place, data)
 
     async with mailbox.mending:
-        here = {uid: key for uid, key in lost.items() if mailbox.state.position(uid) is not None}
+        here = {uid: place for uid, place in lost.items() if mailbox.state.position(uid) is not None}
         if not here or mailbox.deleted:
             return {}
-        keys = list(dict.fromkeys(here.values()))
-        found = dict(zip(keys, await asyncio.gather(*map(look, keys)), strict=True))
-        there = {key: data for key, data in found.items() if data is not None}
+        places = list(dict.fromkeys(here.values()))
+        found = dict(zip(places, await asyncio.gather(*map(look, places)), strict=True))
+        there = {place.key: data for place, data in found.items() if data is not None}
         for key in there:
             log.warning("mail that seemed lost is there", user=mailbox.user.name, key=key)
-        await expunge(mailbox, {uid: key for uid, key in here.items() if key not in there})
+        await expunge(mailbox, {uid: place.under for uid, place in here.items() if place.key not in there})
         return there
 
 
@@ -68,8 +74,8 @@ async def _listed(mailbox: Index, key: str) -> bool:
 
 
 async def expunge(mailbox: Index, lost: Mapping[int, str]) -> UidArray:
-    """Expunge mails (UID to key) whose object is gone, and note that there is nothing
-    to delete. Returns the mails that existed.
+    """Expunge mails (UID to the key of its object) whose object is gone, and note that
+    there is nothing to delete. Returns the mails that existed.
 
     The change is in the synced local commit on return. Raises Unavailable.
     """

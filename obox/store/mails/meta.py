@@ -82,12 +82,16 @@ def check_meta(meta: MailMeta, key: str) -> None:
 
 
 def check_claim(delta: Delta, uid: int) -> None:
-    """Raises Corrupt if a claim does not begin with the UID of its key. A claim of
-    version 1 has no other binding."""
-    count = delta.claims.get(uid, 0)
+    """Raises Corrupt if a claim, or the head of a batch, does not begin with the UID of
+    its key. A claim of version 1 has no other binding."""
+    ranges = delta.batches or delta.claims
+    count = ranges.get(uid, 0)
     rows = [] if delta.rows is None else delta.rows.uid.tolist()
-    if len(delta.claims) != 1 or not count or any(not uid <= one < uid + count for one in rows):
-        raise Corrupt(f"the claim of other UIDs: {delta.claims}")
+    both = len(delta.batches) + len(delta.claims)
+    if both != 1 or not count or any(not uid <= one < uid + count for one in rows):
+        raise Corrupt(f"the claim of other UIDs: {ranges}")
+    if delta.batches and rows != list(range(uid, uid + count)):
+        raise Corrupt(f"a batch of {count} mails with {len(rows)} records")
 
 
 def make_fields(source: bytes) -> Fields:

@@ -23,8 +23,7 @@ from ...loading import loaded
 from ...mailbox import home_of
 from ...objectstore import CorruptObject, Header, NewerFormat, ShortPrefix, StoreError
 from ...objectstore.codec import OLD_MAJOR, Decoded
-from ...objectstore.keys import mail_key, mail_prefix, owner_of
-from ...types import Uid
+from ...objectstore.keys import mail_prefix, owner_of
 from ..api import Unreadable
 from ..box.bundles import segment_range
 from ..box.index import Index
@@ -32,6 +31,7 @@ from ..env import INLINE_DECODED_BYTES
 from ..fields import Fields, opened
 from ..recent import name_of
 from .meta import MailMeta, check_meta, opaque_fields, ready_fields
+from .places import Place, Ranges, envelope_at, place_of
 
 log = structlog.get_logger()
 
@@ -154,14 +154,15 @@ async def mails(
         batch = _where(mailbox, uids, at)
         at += len(batch)
         sources = await _load(mailbox, batch, autofix=autofix)
-        for uid, key, oid, _ in batch:
-            if (source := sources.get(oid)) is None and key and mailbox.state.position(uid) is not None:
+        for uid, place, oid, _ in batch:
+            if (source := sources.get(oid)) is None and place is not None and mailbox.state.position(uid) is not None:
                 source = NotFound("the mail is lost from the storage")
             yield uid, source
 
 
-_Found = tuple[int, str, bytes, int]
-"""(uid, key and oid of its object, octets). The key is empty if the mail is gone."""
+_Found = tuple[int, Place | None, bytes, int]
+"""(uid, place and oid of its envelope, octets). There is no place if the mail is
+gone."""
 
 
 async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[bytes, bytes | Unreadable]:
@@ -170,29 +171,31 @@ async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[b
     env, sid = mailbox.env, mailbox.user.storage_id
     out: dict[bytes, bytes | Unreadable] = {}
     keys: dict[str, bytes] = {}
+    places: dict[str, Place] = {}
     expunged: set[str] = set()
     size = 0
-    for uid, key, oid, octets in batch:
+    for uid, place, oid, octets in batch:
         mail = env.recent.get(name_of(sid, oid))
         if mail is not None:
             out[oid] = mail
-        elif key:
-            keys[key] = oid
+        elif place is not None:
+            keys[place.key], places[place.key] = oid, place
             size += octets
             if len(mailbox.state.retained) and mailbox.state.position(uid) is None:
-                expunged.add(key)
+                expunged.add(place.key)
     if not keys:
         return out
     fetched: set[str] = set()
+    ranges = Ranges(lambda key, start, end: env.get(key, kind="mail", start=start, end=end), mailbox.user.spawn)
 
     async def fetch(key: str) -> bytes:
         fetched.add(key)
-        return await get_object(mailbox, key, expunged=key in expunged)
+        return _there(mailbox, places[key], await ranges.get(places[key]), expunged=key in expunged)
 
-    found = await env.fscache.get_many(list(keys), fetch, absent=(NotFound, Expunged))
+    found = await env.fscache.get_many(list(keys), fetch, parallel=AHEAD, absent=(NotFound, Expunged))
     objects = {key: data for key, data in zip(keys, found, strict=True) if data is not None}
     if autofix and len(objects) < len(keys):
-        lost = {uid: key for uid, key, _, _ in batch if key in keys and key not in objects}
+        lost = {uid: place for uid, place, _, _ in batch if place and place.key in keys and place.key not in objects}
         objects |= await look_again(mailbox, lost)
     data, owners = list(objects.values()), [owner_of(key) for key in objects]
     if size > INLINE_DECODED_BYTES or sum(map(len, data)) > INLINE_BYTES:
@@ -203,7 +206,7 @@ async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[b
         oid = keys[key]
         try:
             if isinstance(one, StoreError) and key not in fetched:
-                mail = out[oid] = await _read_again(mailbox, key, oid, expunged=key in expunged)
+                mail = out[oid] = await _read_again(mailbox, places[key], oid, expunged=key in expunged)
             else:
                 mail = out[oid] = _checked(mailbox, key, oid, one)
         except Expunged:
@@ -216,7 +219,7 @@ async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[b
     return out
 
 
-async def look_again(mailbox: Index, lost: dict[int, str], end: int | None = None) -> dict[str, bytes]:
+async def look_again(mailbox: Index, lost: dict[int, Place], end: int | None = None) -> dict[str, bytes]:
     """See `lost.check_again`."""
     await loaded("obox.store.mails.lost")
     from .lost import check_again
@@ -224,15 +227,16 @@ async def look_again(mailbox: Index, lost: dict[int, str], end: int | None = Non
     return await check_again(mailbox, lost, end=end)
 
 
-async def whole(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> bytes:
+async def whole(mailbox: Index, place: Place, oid: bytes, *, expunged: bool) -> bytes:
     """Read a mail. expunged: whether it is expunged. Raises NotFound, Expunged,
     Corrupt, Unavailable."""
     fetched: list[bytes] = []
 
     async def fetch() -> bytes:
-        fetched.append(await get_object(mailbox, key, expunged=expunged))
+        fetched.append(await get_envelope(mailbox, place, expunged=expunged))
         return fetched[0]
 
+    key = place.key
     data = await mailbox.env.fscache.get(key, fetch)
     try:
         return await _decode(mailbox, key, oid, data)
@@ -240,15 +244,16 @@ async def whole(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> byte
         await mailbox.env.fscache.drop(key)
         if fetched:
             raise
-    return await _read_again(mailbox, key, oid, expunged=expunged)
+    return await _read_again(mailbox, place, oid, expunged=expunged)
 
 
-async def _read_again(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> bytes:
+async def _read_again(mailbox: Index, place: Place, oid: bytes, *, expunged: bool) -> bytes:
     """Read a mail again whose cached object does not decode. The file is damaged, or of
     an older version than the bucket accepts. Raises NotFound, Expunged, Corrupt,
     Unavailable."""
+    key = place.key
     await mailbox.env.fscache.drop(key)
-    data = await get_object(mailbox, key, expunged=expunged)
+    data = await get_envelope(mailbox, place, expunged=expunged)
     mail = await _decode(mailbox, key, oid, data)
     await mailbox.env.fscache.put(key, data)
     return mail
@@ -259,10 +264,9 @@ def _where(mailbox: Index, uids: Sequence[int], begin: int) -> list[_Found]:
     there are several."""
     state, sid = mailbox.state, mailbox.user.storage_id
     if len(uids) == 1 and (at := state.position(uids[0])) is not None:
-        home, home_uid = state.home_of(at)
-        key = mail_key(sid, home, Uid(home_uid))
+        place = place_of(state, at, sid, *state.home_of(at))
         oid, octets = state.column("oid")[at].tobytes(), state.column("size").item(at)
-        return [(uids[0], key, oid, octets)]
+        return [(uids[0], place, oid, octets)]
     part = np.asarray(uids[begin : begin + AHEAD], dtype=np.uint32)
     table, where, known = state.records(part)
     there = np.ones(len(part), dtype=np.bool_) if known is part else np.isin(part, known, assume_unique=True)
@@ -272,14 +276,18 @@ def _where(mailbox: Index, uids: Sequence[int], begin: int) -> list[_Found]:
     count = max(1, int(np.searchsorted(np.cumsum(sizes), AHEAD_BYTES, side="right")))
     oids = table.column("oid")[where].tobytes()
     homes, home_uids = table.column("home")[where].tolist(), table.column("home_uid")[where].tolist()
+    spots = table.column("place")[where].tolist()
     prefixes = {home: mail_prefix(sid, mailbox.guid if home < 0 else state.homes[home]) for home in set(homes)}
     out: list[_Found] = []
     row = 0
     for uid, here in zip(part[:count].tolist(), there.tolist(), strict=False):
         if not here:
-            out.append((uid, "", b"", 0))
+            out.append((uid, None, b"", 0))
             continue
-        out.append((uid, f"{prefixes[homes[row]]}{home_uids[row]:08x}", oids[row * 16 : row * 16 + 16], octets[row]))
+        prefix, (under, start, length) = prefixes[homes[row]], spots[row]
+        key = f"{prefix}{home_uids[row]:08x}"
+        lies = Place(key, f"{prefix}{under:08x}", start, length) if under else Place(key, key)
+        out.append((uid, lies, oids[row * 16 : row * 16 + 16], octets[row]))
         row += 1
     return out
 
@@ -293,15 +301,18 @@ async def part(mailbox: Index, uid: int, start: int, end: int) -> bytes:
     position, expunged = int(where[0]), table is not state
     home, home_uid = home_of(table, position, mailbox.guid, state.homes)
     oid = bytes(table.column("oid")[position])
-    key = mail_key(mailbox.user.storage_id, home, Uid(home_uid))
+    place = place_of(table, position, mailbox.user.storage_id, home, home_uid)
+    key = place.key
     if int(table.column("size")[position]) <= WHOLE_MAX:
-        return (await _read(mailbox, key, oid, expunged=expunged))[start:end]
+        return (await _read(mailbox, place, oid, expunged=expunged))[start:end]
 
     async def read(low: int, high: int) -> bytes:
         return await env.fscache.read_range(key, low, high, fetch)
 
     async def fetch(low: int, high: int) -> bytes:
-        return await get_object(mailbox, key, low, high, expunged=expunged)
+        begin, most = place.start, place.length or sys.maxsize
+        found = await env.get(place.under, kind="mail", start=begin + min(low, most), end=begin + min(high, most))
+        return _there(mailbox, place, found, expunged=expunged, part=True)
 
     async def cut() -> bytes:
         try:
@@ -335,32 +346,37 @@ def _check(mailbox: Index, key: str, oid: bytes, header: Header) -> None:
         _check_owner(mailbox, key, header.meta)
 
 
-async def _read(mailbox: Index, key: str, oid: bytes, *, expunged: bool) -> bytes:
-    """Read the mail under a key. expunged: whether it is expunged. Raises NotFound,
+async def _read(mailbox: Index, place: Place, oid: bytes, *, expunged: bool) -> bytes:
+    """Read the mail at a place. expunged: whether it is expunged. Raises NotFound,
     Expunged, Corrupt, Unavailable."""
     name = name_of(mailbox.user.storage_id, oid)
     mail = mailbox.env.recent.get(name)
     if mail is None:
-        mail = await whole(mailbox, key, oid, expunged=expunged)
+        mail = await whole(mailbox, place, oid, expunged=expunged)
         mailbox.env.recent.put(name, mail)
     return mail
 
 
-async def get_object(
-    mailbox: Index, key: str, start: int = 0, end: int | None = None, *, expunged: bool = False
-) -> bytes:
-    """GET a mail's object, or a part of it. Raises NotFound if it is lost.
+async def get_envelope(mailbox: Index, place: Place, *, expunged: bool = False) -> bytes:
+    """GET a mail's envelope. Raises NotFound if it is lost.
 
     expunged: whether the mail is expunged. Then its object may have been deleted; this
     raises Expunged, and nothing is logged.
     """
-    data = await mailbox.env.get(key, kind="mail", start=start, end=end)
+    end = place.start + place.length if place.length else None
+    data = await mailbox.env.get(place.under, kind="mail", start=place.start, end=end)
+    return _there(mailbox, place, data, expunged=expunged)
+
+
+def _there(mailbox: Index, place: Place, data: bytes | None, *, expunged: bool, part: bool = False) -> bytes:
+    """Return what a GET has found at a place; see `get_envelope`. part: it is a part of
+    the envelope."""
     if data is None:
         if expunged:
             raise Expunged("the mail has been expunged")
-        log.error("mail lost", key=key, user=mailbox.user.name, next_step="restore it, or oboxadm force-resync")
+        log.error("mail lost", key=place.under, user=mailbox.user.name, next_step="restore it, or oboxadm force-resync")
         raise NotFound("the mail is lost from the storage")
-    return data
+    return data if part else envelope_at(place, data)
 
 
 async def _decode(mailbox: Index, key: str, oid: bytes, data: bytes) -> bytes:

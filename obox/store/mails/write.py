@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -23,17 +22,19 @@ import numpy as np
 import structlog
 
 from ...errors import Temporary, Unavailable
+from ...loading import loaded
 from ...mailbox import Delta, Rows
-from ...objectstore import StoreError, find_outcome, put_once
 from ...objectstore.codec import ObjectKind
 from ...objectstore.keys import mail_key, owner_of
-from ...types import Oid, Uid
-from ..api import Source
+from ...types import Uid
+from ..box.arrivals import Arrival, Draft
 from ..box.index import Index
 from ..box.slots import Fate, Slot
 from ..env import TRY_LATER
 from ..fields import Fields
-from .meta import INLINE_MAX, MailMeta, quick_fields, ready_fields
+from .batch import BATCHES, FORM
+from .meta import INLINE_MAX, quick_fields, ready_fields
+from .put import CLAIM_INLINE, FIELDS_S, decided, meta_of, put_slot
 from .quota import Room
 
 log = structlog.get_logger()
@@ -41,31 +42,17 @@ log = structlog.get_logger()
 PUTS_AT_ONCE: Final = 8
 """PUTs in flight for a single MULTIAPPEND."""
 
-CLAIM_INLINE: Final = 1000
-"""Mails of a claim that is compressed on the loop: two milliseconds."""
+SHARED_MAX: Final = 1 << 20
+"""Octets of a mail that shares an object with others. A reader of a part of a larger
+mail reads only the frames that it needs, and its PUT makes no other mail wait."""
 
-FIELDS_S: Final = 2.0
-"""How long a mail in the bucket waits for its ready fields. Without them it becomes
-visible, and the first reader makes them. After a longer wait the sender would get 451
-for a stored mail, and would send it again."""
-
-DECIDE_S: Final = 1.0
-"""Interval between attempts to resolve a UID. It is short, so that deliveries continue
-soon after an outage."""
+GROUP_BYTES_MAX: Final = 16 << 20
+"""Octets of a MULTIAPPEND that is written as one object. They are in memory at once.
+The mails of a larger MULTIAPPEND are objects of their own."""
 
 ATTEMPTS_MAX: Final = 8
 """UIDs that may be lost in a row to other writers before the write fails as
 temporary."""
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A mail to be written. internaldate: None means now."""
-
-    source: bytes | Source
-    flags: tuple[str, ...]
-    internaldate: int | None
-    zone: int
 
 
 async def write_mails(mailbox: Index, drafts: list[Draft], room: Room) -> list[Uid]:
@@ -82,15 +69,23 @@ async def write_mails(mailbox: Index, drafts: list[Draft], room: Room) -> list[U
     journal = mailbox.user.journal
     journal.check()
     lease = mailbox.user.spawn(journal.lease()) if journal.stale() else None
+    shared = mailbox.env.forms.writes(FORM) >= BATCHES and (
+        len(drafts[0].source) <= SHARED_MAX if len(drafts) == 1 else _may_share(drafts)
+    )
     with _keywords_held(mailbox, (flag for draft in drafts for flag in draft.flags)) as held:
         for _ in range(ATTEMPTS_MAX):
-            slots = await mailbox.slots.take(mailbox.state.uidnext, [1] * len(drafts))
-            held.append(slots[-1])
-            room.slots = slots
-            for slot, draft in zip(slots, drafts, strict=True):
-                slot.also = partial(room.used, len(draft.source))
-            mailbox.user.spawn(_put_group(mailbox, slots, drafts))
-            if all([await asyncio.shield(slot.done) for slot in slots]):
+            if not shared:
+                uids = await _write_singly(mailbox, drafts, room, held)
+            else:
+                arrival = _arrive(mailbox, drafts, room, held)
+                try:
+                    first = await arrival.done
+                except asyncio.CancelledError:
+                    mailbox.arrivals.withdraw(arrival)
+                    raise
+                uids = [Uid(first)] if len(drafts) == 1 else [Uid(first + number) for number in range(len(drafts))]
+                uids = uids if first else []
+            if uids:
                 break
             if any(draft.source.lost for draft in drafts if not isinstance(draft.source, bytes)):
                 raise Unavailable(TRY_LATER)
@@ -103,7 +98,100 @@ async def write_mails(mailbox: Index, drafts: list[Draft], room: Room) -> list[U
         await journal.sync()
     await journal.lease()  # again, because the machine may have been suspended since
     mailbox.env.owned.require(mailbox.user.storage_id)
-    return [Uid(slot.uid) for slot in slots]
+    return uids
+
+
+def _may_share(drafts: list[Draft]) -> bool:
+    """Return whether several mails of a sender are written as one object."""
+    sizes = [len(draft.source) for draft in drafts]
+    return max(sizes) <= SHARED_MAX and sum(sizes) <= GROUP_BYTES_MAX
+
+
+async def _write_singly(mailbox: Index, drafts: list[Draft], room: Room, held: list[Slot]) -> list[Uid]:
+    """Write each mail as an object of its own. Returns no UIDs if some were lost to
+    another writer. Raises Unavailable."""
+    slots = await mailbox.slots.take(mailbox.state.uidnext, [1] * len(drafts))
+    held.append(slots[-1])
+    room.slots = slots
+    for slot, draft in zip(slots, drafts, strict=True):
+        slot.also = partial(room.used, len(draft.source))
+    mailbox.user.spawn(_put_group(mailbox, slots, drafts))
+    landed = all([await asyncio.shield(slot.done) for slot in slots])
+    return [Uid(slot.uid) for slot in slots] if landed else []
+
+
+def _arrive(mailbox: Index, drafts: list[Draft], room: Room, held: list[Slot]) -> Arrival:
+    """Let mails be written, with those that others write to the mailbox at the same
+    time."""
+    if len(drafts) == 1:
+        octets, alone = len(drafts[0].source), not isinstance(drafts[0].source, bytes)
+    else:
+        octets = sum([len(draft.source) for draft in drafts])
+        alone = any([not isinstance(draft.source, bytes) for draft in drafts])
+    arrival = Arrival(drafts, octets, alone, room, held, asyncio.get_running_loop().create_future())
+    mailbox.arrivals.waiting.append(arrival)
+    if not mailbox.arrivals.writing:
+        mailbox.arrivals.writing = True
+        mailbox.user.spawn(_write_arrivals(mailbox))
+    return arrival
+
+
+async def _write_arrivals(mailbox: Index) -> None:
+    """Write all that waits, an object at a time, until nothing waits. Each object is
+    resolved, however long it takes. A single mail is an object of its own."""
+    arrivals, env, slots = mailbox.arrivals, mailbox.env, mailbox.slots
+    try:
+        while arrivals.waiting:
+            if env.settings.batch_linger_s and not arrivals.is_full():
+                await env.sleep(env.settings.batch_linger_s)
+            if not slots.open.is_set():
+                try:
+                    await slots.ready()
+                except Unavailable as error:
+                    arrivals.fail(error)
+                continue  # senders may have given up meanwhile
+            if len(arrivals.waiting) == 1:
+                part, arrivals.waiting = arrivals.waiting, []
+                drafts = part[0].drafts
+            else:
+                part = arrivals.take(slots.at_once())
+                drafts = [draft for arrival in part for draft in arrival.drafts]
+            # This does not wait, so that no arrival is lost in between.
+            (slot,) = await slots.take(mailbox.state.uidnext, [len(drafts)])
+            for arrival in part:
+                arrival.held.append(slot)
+                arrival.room.slots = (slot,)
+            one = part[0]
+            slot.also = partial(one.room.used, one.octets, len(drafts)) if len(part) == 1 else partial(_visible, part)
+            slot.done.add_done_callback(partial(_done, part, slot.uid))
+            if len(drafts) == 1:
+                fate, delta, fields = await _put_mail(mailbox, slot, drafts[0])
+                if fields is not None:
+                    mailbox.put_fields([(slot.uid, fields.packed)])
+            else:
+                await loaded("obox.store.mails.put_batch")
+                from .put_batch import put_batch
+
+                fate, delta = await put_batch(mailbox, slot, drafts)
+            slots.resolve(slot, fate, delta)
+    except BaseException as error:
+        arrivals.fail(error if isinstance(error, Exception) else Unavailable(TRY_LATER))
+        raise
+    finally:
+        arrivals.writing = False
+
+
+def _visible(part: list[Arrival]) -> None:
+    """Count mails as usage of the quota, because they have become visible."""
+    for arrival in part:
+        arrival.room.used(arrival.octets, len(arrival.drafts))
+
+
+def _done(part: list[Arrival], uid: int, landed: asyncio.Future[bool]) -> None:
+    """Set the UIDs of arrivals, which have become visible, or were lost."""
+    for arrival in part:
+        if not arrival.done.done():
+            arrival.done.set_result(uid + arrival.first if landed.result() else 0)
 
 
 @contextmanager
@@ -165,7 +253,7 @@ async def _put_mail(mailbox: Index, slot: Slot, draft: Draft) -> tuple[Fate, Del
     except Temporary as exc:
         log.error("mail cannot be read back", user=mailbox.user.name, uid=slot.uid, error=str(exc))
         key = mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid))
-        return await _decided(mailbox, key, mailbox.env.new_oid()), None, None
+        return await decided(mailbox, key, mailbox.env.new_oid()), None, None
 
 
 async def _put_source(
@@ -173,16 +261,7 @@ async def _put_source(
 ) -> tuple[Fate, Delta | None, Fields | None]:
     """PUT the bytes of a mail. Its fields are made while the bucket works."""
     env = mailbox.env
-    now = env.now()
-    meta = MailMeta(
-        guid=mailbox.guid,
-        uid=slot.uid,
-        size=len(source),
-        internaldate=int(now) if draft.internaldate is None else draft.internaldate,
-        zone=draft.zone,
-        savedate=int(now * 1000),
-        flags=draft.flags,
-    )
+    meta = meta_of(mailbox, slot.uid, draft, env.now())
     oid, key = env.new_oid(), mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid))
     what = ObjectKind.MAIL, owner_of(key), oid, meta.encode(), source
     data = env.codec.encode(*what) if len(source) <= INLINE_MAX else await asyncio.to_thread(env.codec.encode, *what)
@@ -199,45 +278,6 @@ async def _put_source(
         fields = making.result()
     await env.fscache.put(key, data)
     return fate, Delta(rows=meta.row(oid, 0)), fields
-
-
-async def put_slot(mailbox: Index, slot: Slot, data: bytes, oid: Oid) -> Fate:
-    """PUT under a slot's UID and return the outcome. If the outcome of the PUT is
-    unknown, it is found out, however long it takes. An object that landed counts,
-    because a LIST would find it."""
-    key = mail_key(mailbox.user.storage_id, mailbox.guid, Uid(slot.uid))
-    try:
-        return "landed" if await put_once(mailbox.env.bucket, key, data, oid, kind="mail") else "taken"
-    except StoreError as exc:
-        if (limiter := mailbox.env.undecided).due():
-            log.warning(
-                "delivery undecided", user=mailbox.user.name, key=key, error=str(exc), skipped=limiter.skipped()
-            )
-    return await _decided(mailbox, key, oid)
-
-
-async def _decided(mailbox: Index, key: str, oid: Oid) -> Fate:
-    """Return the outcome of a PUT that was or was not sent, however long it takes to
-    find out."""
-    pause = 0.5
-    while True:
-        try:
-            outcome = await find_outcome(mailbox.env.bucket, key, oid, kind="mail")
-        except StoreError:
-            await mailbox.env.sleep(pause)
-            pause = min(pause * 2, DECIDE_S)
-            continue
-        return "landed" if outcome == "ours" else "void" if outcome == "burnt" else "taken"
-
-
-async def burn(mailbox: Index, uid: int) -> bool:
-    """Put nothing under a UID that nobody seems to have used, so that no late PUT can
-    land there. False: something has landed meanwhile. Raises Unavailable."""
-    env, key = mailbox.env, mail_key(mailbox.user.storage_id, mailbox.guid, Uid(uid))
-    try:
-        return await find_outcome(env.bucket, key, env.new_oid(), kind="mail") != "other"
-    except StoreError as exc:
-        raise env.unavailable("put", key, exc) from exc
 
 
 async def write_claim(mailbox: Index, rows: Rows | None, count: int, until: float) -> tuple[Slot, Delta]:

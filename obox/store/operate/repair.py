@@ -20,7 +20,7 @@ import numpy as np
 import structlog
 
 from ...errors import Corrupt, Limit
-from ...mailbox import Delta, MailboxEntry, Root, RootDelta, Rows
+from ...mailbox import Delta, MailboxEntry, Root, RootDelta, Rows, in_batches
 from ...objectstore import ObjectInfo
 from ...objectstore.keys import ROOT, UID_MAX, mail_key
 from ...types import Guid, StorageId, Uid
@@ -116,8 +116,9 @@ async def _lost_mails(box: Mailbox, listed: dict[int, int]) -> dict[int, str]:
         home, home_uid = state.home_of(at)
         if home not in homes:
             homes[home] = await listed_uids(box.env, sid, home)
-        key = mail_key(sid, home, Uid(home_uid))
-        if not homes[home].get(home_uid) and not await box.env.get(key, kind="mail"):
+        under = int(state.column("place")[at, 0]) or home_uid
+        key = mail_key(sid, home, Uid(under))
+        if not homes[home].get(under) and not await box.env.get(key, kind="mail", end=1):
             out[uid] = key
     return out
 
@@ -126,6 +127,8 @@ def _known(box: Mailbox, uid: int) -> bool:
     """Return whether the index has the object under a UID."""
     state = box.state
     if state.position(uid) is not None or uid in state.gone_uid:
+        return True
+    if bool(in_batches(state, np.array([uid], dtype=np.uint32))[0]):
         return True
     return any(first <= uid < first + max(1, count) for first, count in state.claims.items())
 

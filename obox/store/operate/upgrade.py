@@ -65,8 +65,10 @@ from ..backend import mark
 from ..env import is_large
 from ..log.fence import list_journals
 from ..log.journal import JournalObject
+from ..mails.batch import is_head
 from ..mails.meta import MailMeta, check_claim, check_meta
 from ..mails.purge import is_mail
+from .batches import renewed
 
 if TYPE_CHECKING:
     from ..backend.store import MailStore
@@ -282,6 +284,8 @@ def _renewed(codec: Codec, key: str, data: bytes, was: Owner) -> bytes:
     """Encode an object again. was: the owner that it is bound to. Raises StoreError,
     Corrupt, ValueError; then it stays as it is."""
     header = codec.decode_header(data, was, lenient=True)
+    if "/x/" not in key and is_head(header):
+        return renewed(codec, key, data, was)
     if "/x/" in key:
         if header.kind != _KINDS[parse_bundle_key(key).form]:
             raise CorruptObject(f"an object of kind {header.kind} among the bundles")

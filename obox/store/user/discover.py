@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import structlog
@@ -26,12 +27,13 @@ from ...types import Uid
 from ..box.index import Index, count_between, give_modseq, taken_back
 from ..box.load import Found, catch_up, compared, join_journal, join_unflushed, load_copy, refresh, restate
 from ..box.slots import Slot
-from ..env import GETS_AT_ONCE
+from ..env import GETS_AT_ONCE, is_large
 from ..log.stage import Edit
 from ..log.takeover import one_history
+from ..mails.batch import claimed
 from ..mails.listed import listed_uids, near
-from ..mails.meta import MailMeta, check_claim, check_meta
-from ..mails.write import burn
+from ..mails.meta import MailMeta, check_meta
+from ..mails.put import burn
 from ..stamp import Assignment, Trust, name_of
 
 log = structlog.get_logger()
@@ -237,7 +239,8 @@ async def read_listed(
 
 
 async def _read_one(mailbox: Index, uid: int, prefix: bytes) -> tuple[Delta, int]:
-    """Return the delta of the object under a UID: a mail, or a claim of a range.
+    """Return the delta of the object under a UID: a mail, or a claim or batch of a
+    range.
 
     An object that is damaged, or belongs to another user, mailbox or UID, is skipped,
     logged and never deleted. Raises Corrupt if its key is not configured, or its format
@@ -256,10 +259,13 @@ async def _read_one(mailbox: Index, uid: int, prefix: bytes) -> tuple[Delta, int
             check_meta(meta, key)
             return Delta(rows=meta.row(header.oid, 0), uidnext=uid + 1), 1
         if header.kind == ObjectKind.CLAIM:
-            body = prefix if len(prefix) == header.object_bytes else await env.get(key, kind="mail") or b""
-            delta = Delta.decode((await env.decode(body, owner)).payload)
-            check_claim(delta, uid)
-            return delta, max(delta.claims.values(), default=1)
+            # The mails of a batch lie behind its head, and are not read here.
+            size = header.object_bytes
+            head = prefix[:size] if len(prefix) >= size else await env.get(key, kind="mail", end=size) or b""
+            decoded = await env.decode(head, owner)
+            work = partial(claimed, key, head, decoded)
+            delta = await asyncio.to_thread(work) if is_large(head) else work()
+            return delta, max((delta.batches or delta.claims).values(), default=1)
         raise CorruptObject(f"an object of kind {header.kind} among the mails")
     except UnknownKey as exc:
         log.error("mail under an unknown key", user=mailbox.user.name, key=key, next_step="storage.encryption_keys")
@@ -301,13 +307,13 @@ async def after_loss(mailbox: Index) -> None:
         except Exception as exc:
             log.warning("refresh after a lost UID", user=mailbox.user.name, mailbox=mailbox.guid, error=str(exc))
             await mailbox.env.sleep(1.0)
-    claimed = [
+    ranges = [
         (uid, uid + count)
         for delta in deltas
-        for uid, count in delta.claims.items()
+        for uid, count in (delta.batches or delta.claims).items()
         if delta.rows is not None or count > 1  # otherwise it is a burnt UID
     ]
-    lost = {slot.uid for slot in mailbox.slots.in_flight() if any(a <= slot.uid < b for a, b in claimed)}
+    lost = {slot.uid for slot in mailbox.slots.in_flight() if any(a <= slot.uid < b for a, b in ranges)}
     lost |= {slot.uid for slot in mailbox.slots.in_flight() if _is_anothers(mailbox.state, slot)}
     if deltas or lost:
         mailbox.stamp = mailbox.stamp.for_new_base()

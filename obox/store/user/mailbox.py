@@ -23,13 +23,13 @@ from ...errors import Expunged, NotFound
 from ...loading import loaded
 from ...mailbox import DELETED, Delta, FlagOp, Totals, UidArray, flag_delta
 from ...mailbox.search import Query
-from ...objectstore.keys import mail_key
-from ...types import Guid, Uid
+from ...types import Guid
 from ..api import Fields, Stored, Unreadable
 from ..box.expunge import expunge_now, homes_of
 from ..box.index import PART_MAILS, Index, Owner, count_between, tidy
 from ..env import Env
 from ..mails import read
+from ..mails.places import place_of
 from . import discover as _discover
 from . import flush as _flush
 
@@ -135,9 +135,8 @@ class Mailbox(Index):
             position = self.state.position(uid)
             if position is None or not self._autofixes(autofix):
                 raise
-            home, home_uid = self.state.home_of(position)
-            key = mail_key(self.user.storage_id, home, Uid(home_uid))
-        await read.look_again(self, {uid: key}, end=1)
+            place = place_of(self.state, position, self.user.storage_id, *self.state.home_of(position))
+        await read.look_again(self, {uid: place}, end=1)
         return await read.part(self, uid, start, end)
 
     async def search(self, query: Query, uids: UidArray, *, autofix: bool | None = None) -> UidArray:

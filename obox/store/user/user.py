@@ -18,9 +18,10 @@ from ...mailbox.names import canonical, check_name
 from ...types import Guid, StorageId
 from .. import api
 from ..api import Appended, Copied, MailboxInfo, NewMail, Status, Usage
+from ..box.arrivals import Draft
 from ..env import ANSWER_S, Env, answer_within
 from ..mails.quota import Reservations
-from ..mails.write import PUTS_AT_ONCE, Draft, write_mails
+from ..mails.write import PUTS_AT_ONCE, write_mails
 from . import copy as _copy
 from . import mailboxes as _mailboxes
 from .boxes import Backend, Boxes

@@ -113,11 +113,6 @@ def test_the_configuration_may_be_a_proxys(home: Home, tmp_path: Path) -> None:
     assert proxy("mailbox", "list", "-u", ANNA).exit_code == exits.CONFIG
 
 
-def _heed_interrupts() -> None:
-    """Undo that a shell starts what runs in the background with SIGINT ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_an_interrupted_evacuation_goes_on(home: Home, tmp_path: Path) -> None:
     """Two backends are registered and do not run, so no group moves. The command waits
     until it is interrupted."""
@@ -127,9 +122,9 @@ def test_an_interrupted_evacuation_goes_on(home: Home, tmp_path: Path) -> None:
     rows.append({"kind": "groups", "key": "00003", "timestamp": 1, "record": assigned})
     assert home("cluster", "load", "-", stdin="".join(json.dumps(row) + "\n" for row in rows)).exit_code == 0
     program = [Path(sys.executable).parent / "oboxadm", "-c", home.config, "cluster", "backend", "evacuate", "mail1"]
-    process = subprocess.Popen(
-        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
-    )
+    # A shell starts what runs in the background with SIGINT ignored.
+    program = ["env", "--default-signal=INT", *program]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + PATIENT_S
     while not home.json("cluster", "backend", "status", "mail1")[0]["evacuate"]:
         assert time.monotonic() < deadline

@@ -11,7 +11,8 @@ hears of an event. Diagnostics: a delta that does not decode is logged and left 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 import structlog
@@ -67,10 +68,14 @@ def events_of(place: Place, line: Line, again: Collection[int] = ()) -> list[Eve
         moves.add(box, delta)
     events.extend(moves.events(place, line.sid))
     if counted:
-        backend, boot, seq = place
         stamp = max(event.stamp for event in events)
-        events.append(Event(kind="QuotaUsageUpdated", user=line.sid, stamp=stamp, backend=backend, boot=boot, seq=seq))
+        events.append(_event(place, line.sid, "QuotaUsageUpdated", stamp=stamp))
     return events
+
+
+def _event(place: Place, sid: str, kind: Kind, **more: Any) -> Event:
+    """Make an event of the line at a place. more: the other fields of `Event`."""
+    return Event(kind=kind, user=sid, backend=place.backend, boot=place.boot, seq=place.seq, **more)
 
 
 def _extend(events: list[Event], found: list[Event]) -> None:
@@ -100,44 +105,25 @@ def ranges_of(uids: UidArray) -> Ranges:
 
 
 def _of_mailbox(place: Place, sid: str, box: str, delta: Delta) -> Iterator[Event]:
-    backend, boot, seq = place
+    event = partial(_event, place, sid, mailbox=box)
     rows, gone = delta.rows, delta.gone
     if rows is not None and len(rows):
-        yield Event(
-            kind="Added",
-            user=sid,
-            mailbox=box,
+        yield event(
+            "Added",
             uids=ranges_of(rows.uid),
             stamp=largest(rows.modseq),
-            backend=backend,
-            boot=boot,
-            seq=seq,
             size=int(rows.size[0]) if len(rows) == 1 else int(rows.size.sum(dtype=np.uint64)),
         )
     if flags := _flags_of(delta):
         uids = flags[0][2] if len(flags) == 1 else distinct(np.concatenate([uids for _, _, uids in flags]))
-        yield Event(
-            kind="FlagsUpdated",
-            user=sid,
-            mailbox=box,
+        yield event(
+            "FlagsUpdated",
             uids=ranges_of(uids),
             stamp=max(stamp for _, stamp, _ in flags) >> 1,
-            backend=backend,
-            boot=boot,
-            seq=seq,
             flags=tuple((flag, bool(stamp & 1), ranges_of(uids)) for flag, stamp, uids in flags),
         )
     if gone is not None and len(gone.uid):
-        yield Event(
-            kind="Expunged",
-            user=sid,
-            mailbox=box,
-            uids=ranges_of(gone.uid),
-            stamp=largest(gone.modseq),
-            backend=backend,
-            boot=boot,
-            seq=seq,
-        )
+        yield event("Expunged", uids=ranges_of(gone.uid), stamp=largest(gone.modseq))
 
 
 def _flags_of(delta: Delta) -> list[tuple[str, int, UidArray]]:
@@ -159,32 +145,13 @@ def _flags_of(delta: Delta) -> list[tuple[str, int, UidArray]]:
 
 
 def _of_root(place: Place, sid: str, delta: RootDelta) -> Iterator[Event]:
-    backend, boot, seq = place
     for entry in delta.entries:
         if entry.cleared:
             continue
         stamp = entry.deleted or entry.stamp
-        yield Event(
-            kind=_kind_of(entry, delta),
-            user=sid,
-            mailbox=entry.guid,
-            stamp=stamp,
-            backend=backend,
-            boot=boot,
-            seq=seq,
-            name=entry.name,
-        )
+        yield _event(place, sid, _kind_of(entry, delta), mailbox=entry.guid, stamp=stamp, name=entry.name)
     for name, subscribed in delta.subscriptions.items():
-        yield Event(
-            kind="Subscribed",
-            user=sid,
-            stamp=subscribed >> 1,
-            backend=backend,
-            boot=boot,
-            seq=seq,
-            name=name,
-            on=bool(subscribed & 1),
-        )
+        yield _event(place, sid, "Subscribed", stamp=subscribed >> 1, name=name, on=bool(subscribed & 1))
 
 
 def _kind_of(entry: MailboxEntry, delta: RootDelta) -> Kind:
@@ -229,7 +196,6 @@ class _Moves:
                     ((home, old), (box, new)) for old, new in zip(home_uids.tolist(), uids.tolist(), strict=True)
                 )
             stamps[box] = largest(delta.rows.modseq)
-        backend, boot, seq = place
         for source, delta in self._gone:
             assert delta.gone is not None
             moved: dict[str, tuple[list[int], list[int]]] = {}
@@ -240,15 +206,13 @@ class _Moves:
                     old.append(uid)
                     new.append(target[1])
             for box, (old, new) in moved.items():
-                yield Event(
-                    kind="Moved",
-                    user=sid,
+                yield _event(
+                    place,
+                    sid,
+                    "Moved",
                     mailbox=source,
                     uids=ranges_of(uid_array(old)),
                     stamp=stamps[box],
-                    backend=backend,
-                    boot=boot,
-                    seq=seq,
                     target=box,
                     target_uids=ranges_of(uid_array(new)),
                 )

@@ -37,13 +37,30 @@ _MESSAGE_ID: Final = re.compile(rb"<[^<>\s]{1,998}>")
 T = TypeVar("T")
 
 
+class _Mail:
+    """What values are taken from. header: b"" unless a criterion needs it."""
+
+    __slots__ = ("_subject", "envelope", "header")
+
+    def __init__(self, envelope: Envelope, header: bytes) -> None:
+        self.envelope, self.header = envelope, header
+        self._subject: tuple[str, bool] | None = None
+
+    def subject(self) -> tuple[str, bool]:
+        """Return the base subject in the form in which it compares, and whether the
+        mail is a reply."""
+        if self._subject is None:
+            self._subject = _subject_of(self.envelope)
+        return self._subject
+
+
 class Criterion(NamedTuple):
     """What is known of each mail. empty: makes the values of no mail. of_header:
     whether `value` needs the header, and not only the ENVELOPE."""
 
     name: str
     empty: Callable[[], Held]
-    value: Callable[[Envelope, bytes], Any]
+    value: Callable[[_Mail], Any]
     of_header: bool = False
 
 
@@ -139,11 +156,13 @@ async def _read(
         at += 1
         if fields is None:
             continue
-        there[at] = True
-        envelope = read_envelope(fields.envelope)
         header = await _header(session, int(uids[at]), fields) if of_header else b""
+        if header is None:
+            continue
+        there[at] = True
+        mail = _Mail(read_envelope(fields.envelope), header)
         for value, add in adds:
-            made = value(envelope, header)
+            made = value(mail)
             if isinstance(made, str):
                 made = once[made]
             elif isinstance(made, tuple):
@@ -154,14 +173,15 @@ async def _read(
     return there, lists
 
 
-async def _header(session: Session, uid: int, fields: Fields) -> bytes:
+async def _header(session: Session, uid: int, fields: Fields) -> bytes | None:
+    """Return the header of a mail, None if it cannot be read."""
     header = fields.header
     if header is None:
         mailbox, _ = session.need_mailbox()
         try:
             mail = await mailbox.mail(uid, autofix=session.settings.autofix_storage)
         except (Expunged, Corrupt, NotFound):
-            return b""
+            return None
         # One byte more is taken: the last line of a longer header is not read.
         begin = mail[: HEADER_BYTES_MAX + 1]
         header = begin[: header_end(begin)]
@@ -202,8 +222,7 @@ def _sent_seconds(envelope: Envelope) -> int | None:
 
 
 def _subject_of(envelope: Envelope) -> tuple[str, bool]:
-    """Return the base subject in the form in which it compares, and whether the mail is
-    a reply."""
+    """See `_Mail.subject`."""
     if envelope.subject is None:
         return "", False
     value = envelope.subject[:SUBJECT_BYTES_MAX]
@@ -213,10 +232,6 @@ def _subject_of(envelope: Envelope) -> tuple[str, bool]:
         return collated_octets(base.encode("latin-1")), reply
     base, reply = base_of(text)
     return collated(base), reply
-
-
-def _subject(envelope: Envelope) -> str:
-    return _subject_of(envelope)[0]
 
 
 def _plain(data: bytes) -> str:
@@ -247,12 +262,13 @@ def _display(addresses: bytes) -> str:
     return _plain(mailbox if first.host is None else mailbox + b"@" + first.host)
 
 
-def _links(envelope: Envelope, header: bytes) -> Links:
+def _links(mail: _Mail) -> Links:
     """Return the Message-ID of a mail, and the Message-IDs that it refers to: those of
     References, or else the first of In-Reply-To."""
+    envelope = mail.envelope
     own = _MESSAGE_ID.search(envelope.message_id or b"")
     found: list[bytes] = []
-    for value in header_values(header, b"references")[:1]:
+    for value in header_values(mail.header, b"references")[:1]:
         found = _MESSAGE_ID.findall(value)
     if len(found) > REFERENCES_OF_MAIL:
         found = [found[0], *found[1 - REFERENCES_OF_MAIL :]]
@@ -264,17 +280,17 @@ def _links(envelope: Envelope, header: bytes) -> Links:
 TEXTS: Final = {
     field: Criterion(field.name, Ranked, value)
     for field, value in {
-        SortField.SUBJECT: lambda envelope, _: _subject(envelope),
-        SortField.FROM: lambda envelope, _: _mailbox(envelope.sender),
-        SortField.TO: lambda envelope, _: _mailbox(envelope.to),
-        SortField.CC: lambda envelope, _: _mailbox(envelope.cc),
-        SortField.DISPLAYFROM: lambda envelope, _: _display(envelope.sender),
-        SortField.DISPLAYTO: lambda envelope, _: _display(envelope.to),
+        SortField.SUBJECT: lambda mail: mail.subject()[0],
+        SortField.FROM: lambda mail: _mailbox(mail.envelope.sender),
+        SortField.TO: lambda mail: _mailbox(mail.envelope.to),
+        SortField.CC: lambda mail: _mailbox(mail.envelope.cc),
+        SortField.DISPLAYFROM: lambda mail: _display(mail.envelope.sender),
+        SortField.DISPLAYTO: lambda mail: _display(mail.envelope.to),
     }.items()
 }
 """The criteria of SORT that are texts."""
-SENT: Final = Criterion("sent", Counted, lambda envelope, _: _sent_seconds(envelope))
+SENT: Final = Criterion("sent", Counted, lambda mail: _sent_seconds(mail.envelope))
 """The time of the Date field, in UTC."""
-REPLY: Final = Criterion("reply", Counted, lambda envelope, _: int(_subject_of(envelope)[1]))
+REPLY: Final = Criterion("reply", Counted, lambda mail: int(mail.subject()[1]))
 """1 if the subject says that the mail is a reply or forwarded."""
 LINKS: Final = Criterion("links", Linked, _links, of_header=True)

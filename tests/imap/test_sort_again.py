@@ -95,6 +95,26 @@ async def test_a_mail_that_cannot_be_read_now_is_read_later(real: Running, monke
     assert (await client.ok("THREAD REFERENCES UTF-8 ALL"))[0] == b"* THREAD (1 2)(4 3)"
 
 
+async def test_a_long_header_that_cannot_be_read_now_is_read_later(
+    real: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the mail has a header that is too long for the ready fields."""
+    client = await filled(real)
+    await client.append("INBOX", b"X: y\r\n" * 3_000 + mail(5, "a", 1))
+    await client.ok("NOOP")
+    before = await client.ok("THREAD REFERENCES UTF-8 1:4")
+    plain = Mailbox.mail
+
+    async def failing(self: Mailbox, uid: int, **more: Any) -> bytes:
+        raise errors.NotFound("lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mailbox, "mail", failing)
+        assert (await client.ok("THREAD REFERENCES UTF-8 ALL"))[0] == before[0] + b"(5)"
+    assert plain is Mailbox.mail
+    assert (await client.ok("THREAD REFERENCES UTF-8 ALL"))[0] == b"* THREAD (1 (2)(5))(4 3)"
+
+
 async def test_what_is_known_of_expunged_mails_is_forgotten(real: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known, "CHUNK", 1)
     client = await filled(real)

@@ -127,6 +127,7 @@ class Stream(asyncio.Protocol, ABC):
 
     def resume_writing(self) -> None:
         self._write_paused = False
+        self._send_soon()
         self._wake_writer()
         self.writable()
 
@@ -174,14 +175,16 @@ class Stream(asyncio.Protocol, ABC):
 
     def _send_soon(self) -> None:
         """Send the output in the next turn of the loop, so that it does not wait for
-        what this task awaits next."""
+        what this task awaits next. While the client reads too slowly it stays here, so
+        that it becomes `full` and a flush waits."""
         if self._out and not self._send_due:
             self._send_due = True
             asyncio.get_running_loop().call_soon(self._send_due_now)
 
     def _send_due_now(self) -> None:
         self._send_due = False
-        self.send()
+        if not self._write_paused:
+            self.send()
 
     async def flush(self) -> None:
         """Hand the output over, wait for a slow client, and let other tasks run in

@@ -122,6 +122,41 @@ async def test_a_slow_client_stops_the_work_and_then_the_reading() -> None:
     assert transport.output.count(b"x" * 1000) == 20
 
 
+async def test_output_leaves_while_the_task_waits_for_something_else() -> None:
+    lines, transport = opened()
+    lines.rested()
+    lines.write(b"soon\n")
+    await lines.yield_if_due()
+    assert b"soon" not in transport.output
+    await turns()
+    assert transport.output.endswith(b"soon\n")
+
+
+async def test_small_pieces_between_waits_stop_at_a_slow_client() -> None:
+    """None of the pieces is enough for a flush of its own."""
+    lines, transport = opened()
+    transport.slow = True
+    pieces = 40 * FLOW.write_buffer_max // 10
+
+    async def work() -> None:
+        for _ in range(pieces):
+            lines.write(b"x" * 10)
+            await (lines.flush() if lines.full else lines.yield_if_due())
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(work())
+    await turns(4 * pieces)
+    assert not task.done()
+    assert lines.unsent_bytes <= FLOW.write_buffer_max + 2 * FLOW.chunk_bytes + 20
+    while not task.done():
+        transport.client_reads()
+        await turns()
+    transport.client_reads()
+    await turns()
+    lines.send()
+    assert transport.output.count(b"x") == 10 * pieces
+
+
 async def test_a_client_that_never_reads_is_cut() -> None:
     hub = Hub()
     lines, transport = opened(hub, Flow(chunk_bytes=1, write_buffer_max=1, write_timeout_s=0.02))

@@ -33,7 +33,8 @@ from obox.errors import OboxError
 from obox.imap import ast, events, wire
 from obox.imap.replies import SERVER_BUG, Reply, bad, no, of_error
 from obox.imap.session import NO_UIDS, BadSet, Session, State, UidRequired
-from obox.imap.updates import report
+from obox.imap.updates import report, write_flags
+from obox.mailbox import united
 
 SHARED_COMMIT_MAX: Final = 256
 """STORE commands that share a commit. Each costs its session some 100 bytes."""
@@ -88,14 +89,19 @@ class Machine:
             await _refused(session, event)
 
     async def commit(self, session: Session) -> None:
-        """Commit what STORE commands have changed, and write their tagged lines."""
+        """Commit what STORE commands have changed, and write their tagged lines.
+
+        If that fails the flags are changed all the same, and may be lost with this
+        machine. A client may take NO for "nothing has changed", so it gets the flags.
+        """
         if not (waiting := session.committing):
             return
-        session.committing = ()
+        changed, session.committing, session.uncommitted = session.uncommitted, (), ()
         failed = None
-        if session.uncommitted and session.user is not None:
-            session.uncommitted = False
+        if changed and session.user is not None:
             failed = await _answered(session, ast.Store.NAME, session.user.commit())
+            if failed is not None and session.mailbox is not None:
+                await write_flags(session, united(*changed), uid=False)
         for tag, name, reply in waiting:
             session.finish_command(tag, name, failed if failed and reply.condition == "OK" else reply)
 

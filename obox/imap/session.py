@@ -99,8 +99,8 @@ class Session(login.Session[ImapSettings]):
         """Searches that are kept up to date."""
         self.notify: Notifier | None = None
         """What the client asked to hear without a command."""
-        self.uncommitted = False
-        """Whether a STORE has changed something that is not committed yet."""
+        self.uncommitted: tuple[UidArray, ...] = ()
+        """For each STORE that is not committed yet, the mails that it has changed."""
         self.committing: tuple[tuple[bytes, str, Reply], ...] = ()
         """Tags, names and replies of STORE commands that wait for the commit."""
         self.idling = False

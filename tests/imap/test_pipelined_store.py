@@ -85,6 +85,28 @@ async def test_a_failed_commit_is_answered_no_to_all(real: Running, monkeypatch:
     assert tagged[0] == b"a NO [UNAVAILABLE] The storage does not answer"
 
 
+@pytest.mark.parametrize("silent", [b"", b".SILENT"])
+async def test_after_a_failed_commit_the_client_knows_the_flags(
+    real: Running, silent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory has them. A client that takes NO for "nothing has changed" would be
+    wrong."""
+    client = await selected(real)
+
+    async def refuse(self: User) -> None:
+        raise errors.Unavailable("the storage does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(User, "commit", refuse)
+        client.send(b"a STORE 1:2 +FLAGS%b (\\Flagged)\r\nb STORE 3 +FLAGS%b (\\Seen)\r\n" % (silent, silent))
+        lines = await answers(client, b"b ")
+    last = {line.split()[1]: line for line in lines if line.startswith(b"*")}
+    assert b"\\Flagged" in last[b"1"]
+    assert b"\\Flagged" in last[b"2"]
+    assert b"\\Seen" in last[b"3"]
+    assert [line.split()[1] for line in lines if not line.startswith(b"*")] == [b"NO", b"NO"]
+
+
 async def test_a_store_that_changes_nothing_commits_nothing(real: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     client = await selected(real)
     await client.ok("STORE 1:* +FLAGS.SILENT (\\Seen)")

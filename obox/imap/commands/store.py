@@ -50,7 +50,8 @@ async def store(session: Session, command: ast.Store) -> Reply:
     guess = command.silent and op != "replace"
     known = ~view.unreported(state, uids) if guess else np.ones(len(uids), dtype=np.bool_)
     stored = await mailbox.store_flags(uids, op, command.flags, command.unchanged_since, committed=False)
-    session.uncommitted = session.uncommitted or stored.modseq > 0
+    if stored.modseq:
+        session.uncommitted = (*session.uncommitted, stored.changed)
     state = mailbox.state
     refused = stored.refused
     done = uids if len(refused) == 0 else uids[~within(uids, refused)]

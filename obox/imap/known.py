@@ -8,7 +8,7 @@ again. The work is done in steps, and other sessions run between two steps.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from obox.errors import Corrupt, Expunged, Limit, NotFound
 from obox.imap.ast import SortField
 from obox.imap.session import Session
 from obox.mailbox import UidArray, collated, collated_octets, within
-from obox.mailbox.sorting import CHARS_MAX, Numbers
+from obox.mailbox.sorting import CHARS_MAX, RUN, Numbers
 from obox.mailbox.values import Counted, Held, Linked, Links, Ranked, Values
 from obox.mime import HEADER_BYTES_MAX, header_end, header_values, parse_date
 from obox.mime.collating import converted, octets
@@ -76,40 +76,43 @@ class _Once(dict[Any, Any]):
 
 
 class Known:
-    """The values of mails. readable: those that could be read; None means all that were
-    asked for."""
+    """The values of mails, in the order of their UIDs. readable: which of the mails
+    could be read; None means all."""
 
-    def __init__(self, held: dict[str, Held], readable: UidArray | None) -> None:
-        self._held, self._readable = held, readable
+    def __init__(self, uids: UidArray, held: dict[str, Held], readable: npt.NDArray[np.bool_] | None) -> None:
+        self._uids, self._held, self._readable = uids, held, readable
 
-    def ranks(self, criterion: Criterion, uids: UidArray) -> Numbers:
+    def ranks(self, criterion: Criterion) -> Numbers:
         """Return a number for each mail, in the order of their texts: equal for equal
         texts, and 0 for the empty text."""
         held = self._held[criterion.name]
         assert isinstance(held, Ranked)
-        return self._of(uids, np.zeros(len(uids), dtype=np.int64), lambda some, _: held.of(some))
+        return self._of(np.zeros(len(self._uids), dtype=np.int64), lambda some, _: held.of(some))
 
-    def numbers(self, criterion: Criterion, uids: UidArray, otherwise: Numbers) -> Numbers:
+    def numbers(self, criterion: Criterion, otherwise: Numbers) -> Numbers:
         """Return the number of each mail, or that of `otherwise` if it has none."""
         held = self._held[criterion.name]
         assert isinstance(held, Counted)
-        return self._of(uids, otherwise.copy(), held.of)
+        return self._of(otherwise.copy(), held.of)
 
-    def links(self, uids: UidArray) -> list[Links]:
-        """Return the Message-IDs of each mail."""
+    def links(self) -> Iterator[Links]:
+        """Yield the Message-IDs of each mail."""
         held = self._held[LINKS.name]
         assert isinstance(held, Linked)
-        if self._readable is None:
-            return held.of(uids)
-        there = within(uids, self._readable)
-        found = iter(held.of(uids[there]))
-        return [next(found) if known else (b"", ()) for known in there.tolist()]
+        for at in range(0, len(self._uids), RUN):
+            part = self._uids[at : at + RUN]
+            if self._readable is None:
+                yield from held.of(part)
+                continue
+            there = self._readable[at : at + RUN]
+            found = iter(held.of(part[there]))
+            for readable in there.tolist():
+                yield next(found) if readable else (b"", ())
 
-    def _of(self, uids: UidArray, out: Numbers, get: Callable[[UidArray, Numbers], Numbers]) -> Numbers:
+    def _of(self, out: Numbers, get: Callable[[UidArray, Numbers], Numbers]) -> Numbers:
         if self._readable is None:
-            return get(uids, out)
-        there = within(uids, self._readable)
-        out[there] = get(uids[there], out[there])
+            return get(self._uids, out)
+        out[self._readable] = get(self._uids[self._readable], out[self._readable])
         return out
 
 
@@ -130,16 +133,21 @@ async def known(session: Session, uids: UidArray, criteria: Sequence[Criterion])
         held[one.name] = kept = one.empty() if found is None or len(found.uids) > enough else found
         missing |= ~within(uids, kept.uids)
     if not missing.any():
-        return Known(held, None)
+        return Known(uids, held, None)
     new = uids[missing]
     there, lists = await _read(session, new, criteria, chars=sum(one.chars for one in held.values()))
-    readable = new[there]
+    new = new[there]
     for one, made in zip(criteria, lists, strict=True):
-        fresh = ~within(readable, held[one.name].uids)
-        some = [value for value, wanted in zip(made, fresh.tolist(), strict=True) if wanted]
-        held[one.name] = await in_turns(session, held[one.name].with_more(readable[fresh], some))
+        fresh = ~within(new, held[one.name].uids)
+        some = made if fresh.all() else [made[at] for at in np.flatnonzero(fresh).tolist()]
+        held[one.name] = await in_turns(session, held[one.name].with_more(new[fresh], some))
         values.put((owner, one.name), held[one.name])
-    return Known(held, None if there.all() else uids[~within(uids, new[~there])])
+        await session.pause()
+    if there.all():
+        return Known(uids, held, None)
+    readable = ~missing
+    readable[missing] = there
+    return Known(uids, held, readable)
 
 
 async def _read(

@@ -77,12 +77,12 @@ class Ranked:
 
         It works in steps of some milliseconds.
         """
-        known, chars, new = self.texts, self.chars, []
+        known, chars = self.texts, self.chars
+        different: dict[str, None] = {}
         for at in range(0, len(texts), RUN):
-            part = dict.fromkeys(texts[at : at + RUN])
-            new += [text for text in part if not _has(known, text)]
+            different.update((text, None) for text in texts[at : at + RUN] if not _has(known, text))
             yield
-        new = yield from in_order(list(dict.fromkeys(new)))
+        new = yield from in_order(list(different))
         places: list[int] = []
         for at in range(0, len(new), RUN):
             places += [bisect_left(known, text) for text in new[at : at + RUN]]
@@ -160,8 +160,6 @@ class Linked:
 
     def of(self, uids: UidArray) -> list[Links]:
         """Return the Message-IDs of each of `uids`, all of which are known."""
-        if len(uids) == len(self.uids):
-            return list(self.links)
         return [self.links[at] for at in self.uids.searchsorted(uids).tolist()]
 
     def with_more(self, uids: UidArray, links: Sequence[Links]) -> Generator[None, None, Linked]:
@@ -175,7 +173,12 @@ class Linked:
         all_uids = np.concatenate((self.uids, uids))
         order = np.argsort(all_uids, kind="stable")
         everything = [*self.links, *links]
-        return Linked(all_uids[order], [everything[at] for at in order.tolist()], chars)
+        yield
+        ordered: list[Links] = []
+        for at in range(0, len(order), RUN):
+            ordered += [everything[place] for place in order[at : at + RUN].tolist()]
+            yield
+        return Linked(all_uids[order], ordered, chars)
 
 
 class Values:

@@ -118,7 +118,9 @@ async def _columns(
     criteria = [*texts.values(), *([SENT] if SortField.DATE in wanted else [])]
     if criteria:
         values = await known(session, uids, criteria)
-        out |= {field: values.ranks(one, uids) for field, one in texts.items()}
+        for field, one in texts.items():
+            out[field] = values.ranks(one)
+            await session.pause()
         if SortField.DATE in wanted:
-            out[SortField.DATE] = values.numbers(SENT, uids, arrival)
+            out[SortField.DATE] = values.numbers(SENT, arrival)
     return out

@@ -7,7 +7,7 @@ The values of mails are those of SORT, and references (`obox.imap.known`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -47,11 +47,12 @@ async def _threads(session: Session, command: ast.Thread) -> bytes:
     dates = table.column("internaldate")[where].astype(np.int64)
     subject, by_references = TEXTS[SortField.SUBJECT], command.algorithm != "ORDEREDSUBJECT"
     values = await known(session, uids, [subject, SENT, REPLY, *([LINKS] if by_references else [])])
-    dates = values.numbers(SENT, uids, dates)
-    ranks = values.ranks(subject, uids)
+    dates = values.numbers(SENT, dates)
+    ranks = values.ranks(subject)
+    await session.pause()
     numbers = uids if command.uid else view.seqs(uids)
-    links = await in_turns(session, _linked(values.links(uids))) if by_references else None
-    replies = values.numbers(REPLY, uids, np.zeros(len(uids), dtype=np.int64)).astype(np.bool_).tolist()
+    links = await in_turns(session, _linked(len(uids), values.links())) if by_references else None
+    replies = values.numbers(REPLY, np.zeros(len(uids), dtype=np.int64)).astype(np.bool_).tolist()
     steps = _lists(ranks, dates, None if command.algorithm == "REFS" else replies, links, numbers)
     inline = len(uids) <= INLINE_ROWS
     return await (in_turns(session, steps) if inline else asyncio.to_thread(_at_once, steps))
@@ -88,9 +89,9 @@ def _at_once(steps: Generator[None, None, bytes]) -> bytes:
             return result
 
 
-def _linked(links: Sequence[Links]) -> Generator[None, None, References]:
+def _linked(count: int, links: Iterator[Links]) -> Generator[None, None, References]:
     """Return the references among mails, in steps."""
-    out = References(len(links))
+    out = References(count)
     for at, (own, others) in enumerate(links):
         out.add(own, others)
         if not (at + 1) % STEP:

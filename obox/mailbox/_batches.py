@@ -67,7 +67,10 @@ def in_batches(state: Batched, uids: UidArray) -> npt.NDArray[np.bool_]:
 def batches_used(state: Batched) -> set[int]:
     """Return the first UIDs of batches of this mailbox that have the mail of a
     record."""
-    first = state.column("place")[:, 0][state.column("home") < 0]
+    first = state.column("place")[:, 0]
+    if not first.any():
+        return set()
+    first = first[state.column("home") < 0]
     return set(distinct(first).tolist()) - {0}
 
 

@@ -58,7 +58,7 @@ class Columns:
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """Return a view of a column: uid size internaldate zone savedate modseq home
-        home_uid oid bits."""
+        home_uid oid place bits."""
         return self._columns[name][: self._n]
 
     @property

@@ -22,7 +22,7 @@ from ..types import Guid
 from ._uidset import UidArray
 
 RETAINED_MAX: Final = 65_536
-"""A mailbox retains at most 65,536 records, of about 70 bytes each. For mails beyond
+"""A mailbox retains at most 65,536 records, of about 80 bytes each. For mails beyond
 the limit, sessions that count them get EXPUNGEISSUED.
 """
 

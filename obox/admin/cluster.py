@@ -81,15 +81,14 @@ def _made(cluster: ClusterParts, settings: Settings) -> Row:
 
 @verb("cluster upgrade", Nothing, needs=Needs.DIRECTORY, columns=("what", "version", "reads", "result"))
 async def cluster_upgrade(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
-    """Let backends write the newest forms that this obox knows, such as a newer
-    envelope of objects.
+    """Let backends write the newest forms that this version of obox offers, such as a
+    newer envelope of objects.
 
     All members must be able to read them. It shows what each member can read. The exit
-    code is 75 while a member cannot read all forms that this version of obox reads:
-    upgrade that member, set it offline, or remove it. Proxies that do not run do not
-    count. Backends write the newer forms a minute later, and an older obox does not
-    start on the bucket any more. A backend without a cluster does so at once; it has to
-    run.
+    code is 75 while a member cannot read all of these forms: upgrade that member, set
+    it offline, or remove it. Proxies that do not run do not count. Backends write the
+    newer forms a minute later, and an older obox does not start on the bucket any more.
+    A backend without a cluster does so at once; it has to run.
     """
     from ..cluster import Kind
     from ..cluster.records import MAJOR, MINOR, SETTINGS_KEY

@@ -187,7 +187,7 @@ class Joining:
         cluster = self._config.cluster
         watch = DeadWatch(cluster.backend, cluster.site, cluster.dead_after)
         gone = lambda: self.membership.gone  # noqa: E731 - a name for a short line
-        world = World(time.time, self._clock, asyncio.sleep, os.urandom, _machine_load(), _greets, gone)
+        world = World(time.time, self._clock, asyncio.sleep, os.urandom, _machine_load(), greets, gone)
         self._earlier = store.earlier_boots()
         self.membership.bind(store, BackendMember(self._view, self.membership, watch, world))
 
@@ -280,7 +280,7 @@ async def _connect(member: Member, listener: str) -> tuple[asyncio.StreamReader,
     return await asyncio.open_connection(member.address, member.ports[listener])
 
 
-async def _greets(member: Member | None) -> bool:
+async def greets(member: Member | None) -> bool:
     """Return whether a listener of a backend answers a connection with a greeting."""
     if member is None:
         return False

@@ -153,37 +153,37 @@ class ByteBudget:
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
-        self._used = 0
+        self.used_bytes = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @contextlib.asynccontextmanager
     async def hold(self, size: int) -> AsyncIterator[None]:
         """Wait for `size` bytes, and release them at the end."""
         size = min(size, self.bytes_max)
-        if self._waiting or self._used + size > self.bytes_max:
+        if self._waiting or self.used_bytes + size > self.bytes_max:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append((size, turn))
             try:
                 await turn
             except asyncio.CancelledError:
                 if turn.done() and not turn.cancelled():
-                    self._used -= size
+                    self.used_bytes -= size
                 else:
                     self._waiting.remove((size, turn))
                 self._wake()
                 raise
         else:
-            self._used += size
+            self.used_bytes += size
         try:
             yield
         finally:
-            self._used -= size
+            self.used_bytes -= size
             self._wake()
 
     def _wake(self) -> None:
-        while self._waiting and self._used + self._waiting[0][0] <= self.bytes_max:
+        while self._waiting and self.used_bytes + self._waiting[0][0] <= self.bytes_max:
             size, turn = self._waiting.popleft()
-            self._used += size
+            self.used_bytes += size
             turn.set_result(None)
 
 

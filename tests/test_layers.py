@@ -199,9 +199,14 @@ def test_no_two_files_import_each_other() -> None:
     assert circles(edges(TREE)) == []
 
 
-PRIVATE_NAMES_IN_TESTS_MAX = 129
-"""The number of places in tests that use a private name (`_x`) of the product. It may
-only become smaller."""
+OF_LIBRARIES = {
+    ("tests.operations.test_procedures", "_imap"),
+    ("tests.operations.test_procedures", "_command"),
+    ("tests.server.test_log", "_config"),
+}
+"""Names of imapclient, imaplib and structlog, which happen to be names of the product
+as well. imapclient has no public way to send a SELECT with QRESYNC, and the test of
+structlog needs `configure` as it was before other tests replaced it."""
 
 
 def private_imports(*tops: str) -> list[tuple[str, str]]:
@@ -230,14 +235,18 @@ def test_tests_use_public_faces() -> None:
     assert private_imports("tests") == of_room
 
 
+TREE_FILES = frozenset(files(TREE))
+
+
 def private_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Yield line and spelling of each private name of another object that a file uses:
-    as an attribute, in an import, or in `monkeypatch.setattr`."""
+    as an attribute, in an import, or in `monkeypatch.setattr`. Another test reads the
+    imports of private modules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
             names = [node.attr]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in PRODUCT:
-            names = [one.name for one in node.names]
+            names = [one.name for one in node.names if f"{node.module}.{one.name}" not in TREE_FILES]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("setattr"):
             names = [one.value for one in node.args[1:2] if isinstance(one, ast.Constant)]
         else:
@@ -264,9 +273,9 @@ def test_tests_use_public_names() -> None:
         for name, tree in modules.items()
         if inside(name, "tests")
         for line, used in private_names(tree)
-        if used in private - defined(tree)
+        if used in private - defined(tree) and (name, used) not in OF_LIBRARIES
     ]
-    assert len(found) <= PRIVATE_NAMES_IN_TESTS_MAX, "\n".join(["use a public name", *found])
+    assert found == [], "use a public name"
 
 
 def test_files_of_tests_have_names_of_their_own() -> None:

@@ -200,7 +200,7 @@ class _Source(ABC):
 
     def __init__(self, name: str) -> None:
         """name: begins all messages."""
-        self._name = name
+        self.name = name
 
     async def __aenter__(self) -> _Source:
         return self
@@ -233,7 +233,7 @@ class _Source(ABC):
         try:
             return msgspec.json.decode(data, type=kind)
         except (msgspec.DecodeError, RecursionError) as error:
-            raise Unavailable(f"{self._name}: no admin API answers there") from error
+            raise Unavailable(f"{self.name}: no admin API answers there") from error
 
     @abstractmethod
     def _ask(self, question: Question) -> AsyncGenerator[bytes]:
@@ -245,11 +245,11 @@ class _Source(ABC):
         try:
             failure = msgspec.json.decode(text, type=_Failure)
         except (msgspec.DecodeError, RecursionError):
-            return Unavailable(f"{self._name}: HTTP {status}")
+            return Unavailable(f"{self.name}: HTTP {status}")
         kinds = (Outdated, NotFound, InUse, Unavailable, Corrupt, Exists, NoPerm)
         kind = next((kind for kind in kinds if of(kind("")) == failure.exit_code), Temporary)
         shown = "".join(char if char.isprintable() else "?" for char in failure.message[:MESSAGE_CHARS_MAX])
-        return kind(f"{self._name}: {shown}")
+        return kind(f"{self.name}: {shown}")
 
 
 async def _beginning(pieces: AsyncIterator[bytes]) -> bytes:
@@ -282,7 +282,7 @@ def _source(admin: Admin, params: MetacachePullParams) -> _Source:
         there = admin.sources.find(text, parts.hostname, port)
         if there is not None:
             return _Member(admin.sources, there)
-    return _Keyed(
+    return Keyed(
         parts.hostname, port or own.port, f"{path}{PATH}/metacache", key or own.key, tls=parts.scheme == "https"
     )
 
@@ -302,7 +302,7 @@ class _Member(_Source):
         try:
             async with self._sources.ask(self._there, msgspec.json.encode(question)) as (status, pieces):
                 if status == 403:
-                    raise NoPerm(f"{self._name}: it refuses the link; its log says why")
+                    raise NoPerm(f"{self.name}: it refuses the link; its log says why")
                 if status != 200:
                     raise self._failure(status, await _beginning(pieces))
                 began = True
@@ -311,11 +311,11 @@ class _Member(_Source):
         except OSError as error:
             text = "no answer in time" if isinstance(error, TimeoutError) else error.strerror or str(error)
             if began:
-                raise Temporary(f"{self._name}: the stream was cut short: {text}") from error
-            raise Unavailable(f"{self._name}: {text}") from error
+                raise Temporary(f"{self.name}: the stream was cut short: {text}") from error
+            raise Unavailable(f"{self.name}: {text}") from error
 
 
-class _Keyed(_Source):
+class Keyed(_Source):
     """Any backend's API, with a key. Each request has its own connection, which a
     thread reads."""
 
@@ -336,7 +336,7 @@ class _Keyed(_Source):
 
     async def _request(self, method: str, path: str) -> http.client.HTTPResponse:
         self._disconnect()
-        connection = self._connection = self._new()
+        connection = self._connection = self.new()
         headers = {}
         if self._key:
             headers["Authorization"] = f"X-Dovecot-API {base64.b64encode(self._key.encode()).decode()}"
@@ -353,7 +353,7 @@ class _Keyed(_Source):
             return answer
         raise self._failure(answer.status, text)
 
-    def _new(self) -> http.client.HTTPConnection:
+    def new(self) -> http.client.HTTPConnection:
         if not self._tls:
             return http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_S)
         context = ssl.create_default_context()
@@ -377,18 +377,18 @@ class _Keyed(_Source):
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except socket.gaierror as error:
-            raise NoHost(f"{self._name}: {error.strerror or 'no such host'}") from error
+            raise NoHost(f"{self.name}: {error.strerror or 'no such host'}") from error
         except (OSError, http.client.HTTPException) as error:
             text = _why(error)
             if asking:
-                raise Unavailable(f"{self._name}: {text}") from error
-            raise Temporary(f"{self._name}: the stream was cut short: {text}") from error
+                raise Unavailable(f"{self.name}: {text}") from error
+            raise Temporary(f"{self.name}: the stream was cut short: {text}") from error
 
     def _failure(self, status: int, text: bytes) -> OboxError:
         if status == 401:
-            return NoPerm(f"{self._name}: the key is not accepted")
+            return NoPerm(f"{self.name}: the key is not accepted")
         if status == 404:
-            return NoPerm(f"{self._name}: no admin API there; it needs http.api_key")
+            return NoPerm(f"{self.name}: no admin API there; it needs http.api_key")
         return super()._failure(status, text)
 
 

@@ -175,7 +175,7 @@ async def stop(admin: Admin, params: StopParams) -> AsyncIterator[Event]:
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 if step == "flush":
-                    count = await _flush_important(admin)
+                    count = await flush_important(admin)
                 elif step == "stop logins":
                     server.stop_logins()
                 elif step == "kick":
@@ -201,7 +201,7 @@ async def _until_gone(admin: Admin) -> None:
         await asyncio.sleep(POLL_S)
 
 
-async def _flush_important(admin: Admin) -> int:
+async def flush_important(admin: Admin) -> int:
     from ..store.backend import upload
 
     store = admin.store

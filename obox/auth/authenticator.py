@@ -131,14 +131,14 @@ class Penalties:
         self._exempt = tuple(ipaddress.ip_network(network) for network in exempt)
         self._clock = clock
         self._addresses_max = addresses_max
-        self._table: OrderedDict[str, _Penalty] = OrderedDict()
+        self.by_address: OrderedDict[str, _Penalty] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self.by_address)
 
     def delay_s(self, remote: str) -> float:
         """Return how long the next attempt from this address has to wait."""
-        penalty = self._table.get(key) if (key := self._key(remote)) else None
+        penalty = self.by_address.get(key) if (key := self._key(remote)) else None
         if penalty is None or self._clock() - penalty.last_at >= PENALTY_FORGET_S:
             return 0.0
         return self.delays_s[min(penalty.failures, len(self.delays_s) - 1)]
@@ -150,7 +150,7 @@ class Penalties:
         if not (key := self._key(remote)):
             return
         now = self._clock()
-        penalty = self._table.pop(key, None)
+        penalty = self.by_address.pop(key, None)
         if penalty is None or now - penalty.last_at >= PENALTY_FORGET_S:
             penalty = _Penalty()
         if attempt not in penalty.seen:
@@ -159,14 +159,14 @@ class Penalties:
             if len(penalty.seen) > _PENALTY_SEEN_MAX:
                 penalty.seen.popitem(last=False)
         penalty.last_at = now
-        self._table[key] = penalty
-        if len(self._table) > self._addresses_max:
-            self._table.popitem(last=False)
+        self.by_address[key] = penalty
+        if len(self.by_address) > self._addresses_max:
+            self.by_address.popitem(last=False)
 
     def succeeded(self, remote: str) -> None:
         """Forget the failures, as Dovecot does."""
         if key := self._key(remote):
-            self._table.pop(key, None)
+            self.by_address.pop(key, None)
 
     def _key(self, remote: str) -> str:
         """Return the address that is counted; "" for a unix socket or an exempt
@@ -197,9 +197,9 @@ class Authenticator:
         check: Callable[[str, str], bool] = verify_secret,
     ) -> None:
         self.users = users
-        self._cache_ttl_s = cache_ttl_s
+        self.cache_ttl_s = cache_ttl_s
         self._cache_entries_max = cache_entries_max
-        self._penalties = Penalties(clock=clock) if penalties is None else penalties
+        self.penalties = Penalties(clock=clock) if penalties is None else penalties
         self._clock = clock
         self._sleep = sleep
         self._check = check
@@ -216,7 +216,7 @@ class Authenticator:
         Raises: AuthFailed, Disabled, AuthUnavailable; after a delay if that address has
         failed before.
         """
-        if (delay_s := self._penalties.delay_s(remote)) > 0:
+        if (delay_s := self.penalties.delay_s(remote)) > 0:
             await self._sleep(delay_s)
         users = self.users
         try:
@@ -236,15 +236,15 @@ class Authenticator:
                 fits = await self._hash(secret, password if usable else "", counted(remote), digest)
             except Refused as refused:
                 if refused.own:
-                    self._penalties.failed(remote, digest)
+                    self.penalties.failed(remote, digest)
                 log.info("too many logins wait", user=name[:200], remote=remote, own_address=refused.own)
                 raise AuthUnavailable(TOO_MANY) from refused
             fits = fits and entry is not None and usable
         if not fits or entry is None:
-            self._penalties.failed(remote, digest)
+            self.penalties.failed(remote, digest)
             log.info("login failed", user=name[:200], remote=remote, known=entry is not None)
             raise AuthFailed("Authentication failed")
-        self._penalties.succeeded(remote)
+        self.penalties.succeeded(remote)
         if entry.disabled or entry.nologin:
             log.info("login refused", user=entry.user, remote=remote, disabled=entry.disabled)
             raise Disabled(entry.reason or "Login is disabled for this user")
@@ -252,12 +252,12 @@ class Authenticator:
 
     async def admit(self, remote: str) -> None:
         """Let a peer wait as long as after its failures, before it proves anything."""
-        if (delay_s := self._penalties.delay_s(remote)) > 0:
+        if (delay_s := self.penalties.delay_s(remote)) > 0:
             await self._sleep(delay_s)
 
     def forged(self, remote: str) -> None:
         """Count a forged proof as a failed login of an address."""
-        self._penalties.failed(remote, secrets.token_bytes(16))
+        self.penalties.failed(remote, secrets.token_bytes(16))
 
     async def forwarded(self, user: str, storage_id: str) -> Account:
         """Return the account of a user whose password another member of the cluster has
@@ -287,11 +287,11 @@ class Authenticator:
 
         Cached passwords expire within the new time. Failures are still remembered.
         """
-        longer_s = cache_ttl_s - self._cache_ttl_s
+        longer_s = cache_ttl_s - self.cache_ttl_s
         self._cache = OrderedDict((digest, expiry + longer_s) for digest, expiry in self._cache.items())
         self.users = users
-        self._cache_ttl_s = cache_ttl_s
-        self._penalties.delays_s = tuple(delays_s)
+        self.cache_ttl_s = cache_ttl_s
+        self.penalties.delays_s = tuple(delays_s)
 
     def close(self) -> None:
         """Stop the threads; hashes in progress end by themselves."""
@@ -350,9 +350,9 @@ class Authenticator:
         return True
 
     def _remember(self, digest: bytes) -> None:
-        if self._cache_ttl_s <= 0:
+        if self.cache_ttl_s <= 0:
             return
-        self._cache[digest] = self._clock() + self._cache_ttl_s
+        self._cache[digest] = self._clock() + self.cache_ttl_s
         self._cache.move_to_end(digest)
         if len(self._cache) > self._cache_entries_max:
             self._cache.popitem(last=False)

@@ -73,7 +73,7 @@ RENEW_S: Final = 30.0
 resolved again. The driver's own attempts do not suffice: they end for good where a
 password was refused."""
 
-_REQUEST_S: Final = DEADLINE_S - 1  # the driver has a reason, and our deadline has none
+REQUEST_S: Final = DEADLINE_S - 1  # the driver has a reason, and our deadline has none
 _LOG_EVERY_S: Final = 60.0
 _OPTIONS: Final = ("ca", "cert", "datacenter", "key", "tls")
 _TLS: Final = ("off", "verify", "chain")
@@ -274,7 +274,7 @@ class CassandraDirectory:
         self._disconnect()
         self._bad_since = None
         try:
-            self._cluster = self._new_cluster()
+            self._cluster = self.new_cluster()
             session = self._cluster.connect(self._place.keyspace)
             session.default_fetch_size = 1000
             self._session = session
@@ -289,7 +289,7 @@ class CassandraDirectory:
         if cluster is not None:
             cluster.shutdown()
 
-    def _new_cluster(self) -> Any:
+    def new_cluster(self) -> Any:
         from cassandra import ConsistencyLevel
         from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile
         from cassandra.policies import DCAwareRoundRobinPolicy, ExponentialReconnectionPolicy, TokenAwarePolicy
@@ -299,7 +299,7 @@ class CassandraDirectory:
         profile = ExecutionProfile(
             load_balancing_policy=TokenAwarePolicy(DCAwareRoundRobinPolicy(place.datacenter)),
             consistency_level=ConsistencyLevel.LOCAL_QUORUM,
-            request_timeout=_REQUEST_S,
+            request_timeout=REQUEST_S,
         )
         return Cluster(
             list(place.hosts),

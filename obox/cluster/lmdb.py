@@ -59,7 +59,7 @@ READERS_MAX: Final = 512
 _LOCK_POLL_S: Final = 0.002
 _LOG_EVERY_S: Final = 60.0
 # timestamp and bytes of the key; then come the key and the value
-_HEAD: Final = Struct(">qH")
+HEAD: Final = Struct(">qH")
 _FORMAT_KEY: Final = b"\0format"
 _FORMAT: Final = b"1"
 _KEY_BYTES_PLAIN: Final = 400  # LMDB allows 511 for the kind and the key
@@ -118,7 +118,7 @@ class LmdbDirectory:
         await self._ask(self._reads, lambda: self._get(_FORMAT_KEY))
 
     async def get(self, kind: Kind, key: str) -> Row | None:
-        found = await self._ask(self._reads, lambda: self._get(_place(kind, key)))
+        found = await self._ask(self._reads, lambda: self._get(place_of(kind, key)))
         return None if found is None else _unpack(found)[1]
 
     async def all(self, kind: Kind) -> dict[str, Row]:
@@ -129,7 +129,7 @@ class LmdbDirectory:
         if self._closing.is_set() or len(self._waiting) >= WAITING_MAX:
             raise Unavailable("too many writes wait for the directory; try again")
         done: Future[None] = Future()
-        self._waiting.append(_Put(_place(kind, key), key, row, time.monotonic() + DEADLINE_S, done))
+        self._waiting.append(_Put(place_of(kind, key), key, row, time.monotonic() + DEADLINE_S, done))
         self._writes.submit(self._write_waiting)
         await self._answer(done)
 
@@ -240,7 +240,7 @@ class LmdbDirectory:
             return None if found is None else bytes(found)
 
     def _all(self, kind: Kind) -> dict[str, Row]:
-        prefix = _place(kind, "")
+        prefix = place_of(kind, "")
         with self._there().begin() as txn, txn.cursor() as cursor:
             return dict(map(_unpack, _values(cursor, prefix)))
 
@@ -277,18 +277,18 @@ class LmdbDirectory:
         with self._locked(max(put.expires for put in puts)):
             env = self._there()
             try:
-                self._write_once(env, puts)
+                self.write_once(env, puts)
             except lmdb.MapFullError:
                 env.reader_check()  # frees pages that a dead process was reading
-                self._write_once(env, puts)
+                self.write_once(env, puts)
 
-    def _write_once(self, env: Any, puts: list[_Put]) -> None:
+    def write_once(self, env: Any, puts: list[_Put]) -> None:
         with env.begin(write=True) as txn:
             for put in puts:
                 found = txn.get(put.at)
                 if put.row.beats(None if found is None else _unpack(found)[1]):
                     key = put.key.encode()
-                    txn.put(put.at, _HEAD.pack(put.row.timestamp, len(key)) + key + put.row.value)
+                    txn.put(put.at, HEAD.pack(put.row.timestamp, len(key)) + key + put.row.value)
 
     @contextmanager
     def _locked(self, deadline: float) -> Iterator[None]:
@@ -320,7 +320,7 @@ def _stretch(data: Path, env: Any) -> None:
         os.truncate(data, want)
 
 
-def _place(kind: Kind, key: str) -> bytes:
+def place_of(kind: Kind, key: str) -> bytes:
     """Return the key in LMDB: kind, a zero byte, the key; long keys end in their
     hash."""
     plain = key.encode()
@@ -338,6 +338,6 @@ def _values(cursor: Any, prefix: bytes) -> Iterator[bytes]:
 
 
 def _unpack(stored: bytes) -> tuple[str, Row]:
-    timestamp, length = _HEAD.unpack_from(stored)
-    end = _HEAD.size + length
-    return stored[_HEAD.size : end].decode(), Row(stored[end:], timestamp)
+    timestamp, length = HEAD.unpack_from(stored)
+    end = HEAD.size + length
+    return stored[HEAD.size : end].decode(), Row(stored[end:], timestamp)

@@ -82,12 +82,12 @@ class BackendMember:
     def __init__(self, view: View, store: Store, watch: DeadWatch, world: World) -> None:
         self.view = view
         self._store = store
-        self._watch = watch
+        self.watch = watch
         self.me = watch.name
         self._world = world
-        self._units = Units(view, store.split)
+        self.owners = Units(view, store.split)
         self._raising = Raising(view, store)
-        self._rows = Writer(view, self._units, self.number, world)
+        self.rows = Writer(view, self.owners, self.number, world)
         self._counter = 0
         self._last_beat: tuple[Mapping[str, tuple[int, int]], int] = {}, digest({})
         """The units of the last beat, and their digest, which is slow for many."""
@@ -120,7 +120,7 @@ class BackendMember:
 
     def unit_of(self, sid: str) -> str:
         """Return the unit of a user: the key of the group, or of the pinned user."""
-        return self._units.of(sid)
+        return self.owners.of(sid)
 
     async def ready(self) -> None:
         """Return once the directory was read, or once its kept copy is in use."""
@@ -128,12 +128,12 @@ class BackendMember:
 
     def units(self) -> dict[str, tuple[int, int]]:
         """Return the units whose newest row names this backend."""
-        rows = self._units.rows()
+        rows = self.owners.rows()
         return {unit: (row.number, row.token) for unit, row in rows.items() if row.backend == self.me}
 
     def number(self) -> int:
         """Return the highest number of an assignment that was seen."""
-        return self._units.number()
+        return self.owners.number()
 
     async def reread_rows(self) -> frozenset[str]:
         """Read the rows. Repeat that until the directory answers. Returns the units of
@@ -152,7 +152,7 @@ class BackendMember:
 
         It waits at most CONFIRM_S.
         """
-        if self._world.clock() - self._tried_at <= self._watch.dead_after_s / 2:
+        if self._world.clock() - self._tried_at <= self.watch.dead_after_s / 2:
             return frozenset()
         try:
             async with asyncio.timeout(CONFIRM_S):
@@ -169,7 +169,7 @@ class BackendMember:
             self._tried_at = self._world.clock()
 
     def _give_up(self) -> frozenset[str]:
-        rows = self._units.rows()
+        rows = self.owners.rows()
         lost = frozenset(unit for unit in self._store.held() if unit not in rows or rows[unit].backend != self.me)
         if lost:
             self._lose(lost)
@@ -209,7 +209,7 @@ class BackendMember:
         return None if row is None else row.backend
 
     def _row(self, sid: StorageId) -> Assigned | None:
-        return None if self.view.settings is None else self._units.row(self.unit_of(sid))
+        return None if self.view.settings is None else self.owners.row(self.unit_of(sid))
 
     async def reread(self, sid: StorageId, seen: Assigned) -> Here | There:
         """See `route.Router.reread`."""
@@ -243,45 +243,45 @@ class BackendMember:
         ConfigError, Unavailable."""
         if not await self.view.poll() and self.view.settings is None:
             raise Unavailable("the cluster directory does not answer")
-        self._begin()
+        self.begin()
 
     async def run(self, myself: Myself) -> None:
         """Join, then beat and make passes until cancelled. Raises ConfigError: the
         directory is newer than this code."""
-        self._myself = myself
-        while not await self._join():
+        self.myself = myself
+        while not await self.join():
             if self.view.settings is not None:
-                self._begin()  # users are served by the kept copy
+                self.begin()  # users are served by the kept copy
             await self._world.sleep(POLL_S)
         self._joined_at = self._world.clock()
-        self._begin()
+        self.begin()
         async with asyncio.TaskGroup() as tasks:
             # Beats have a task of their own, because a step may take long.
             tasks.create_task(self._again_and_again(self.beat, lambda: self._world.sleep(POLL_S)))
-            tasks.create_task(self._again_and_again(self.step, self._pause))
+            tasks.create_task(self._again_and_again(self.step, self.pause))
 
     def may_claim(self, unit: str) -> bool:
         """Return whether a group may be claimed already; see FIRST_CLAIM_S."""
-        return self._units.row(unit) is not None or self._world.clock() >= self._joined_at + FIRST_CLAIM_S
+        return self.owners.row(unit) is not None or self._world.clock() >= self._joined_at + FIRST_CLAIM_S
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         if not self._ready.is_set():
-            self._units.take()
-            self._at_start = self._units.rows()
+            self.owners.take()
+            self._at_start = self.owners.rows()
             self._ready.set()
 
-    async def _join(self) -> bool:
+    async def join(self) -> bool:
         """Read the directory, or create it, and register this backend. Returns False if
         it does not answer."""
         try:
-            await self._myself.make_settings()
+            await self.myself.make_settings()
             if not await self.view.poll():
                 return False
             if self.me not in self.view.orders:
-                state = self._myself.state(self.me, self.view.members, self.view.orders)
+                state = self.myself.state(self.me, self.view.members, self.view.orders)
                 await self.view.put(Kind.ORDERS, self.me, Orders(state))
-            if self.view.members.get(self.me) != self._myself.member:
-                await self.view.put(Kind.MEMBERS, self.me, self._myself.member)
+            if self.view.members.get(self.me) != self.myself.member:
+                await self.view.put(Kind.MEMBERS, self.me, self.myself.member)
         except Unavailable as exc:
             log.debug("cluster cannot be joined yet", error=str(exc))
             return False
@@ -307,7 +307,7 @@ class BackendMember:
             self._hasten.set()
             await self._world.sleep(LEAVE_POLL_S)
 
-    async def _pause(self) -> None:
+    async def pause(self) -> None:
         """Wait for the next pass."""
         sleeping = asyncio.ensure_future(self._world.sleep(QUICK_S if self._awaits_groups() else POLL_S))
         hastened = asyncio.ensure_future(self._hasten.wait())
@@ -344,7 +344,7 @@ class BackendMember:
     async def beat(self) -> None:
         """Say that this backend lives. Raises Unavailable."""
         self._counter += 1
-        boot, site = self._store.boot(), self._myself.member.site
+        boot, site = self._store.boot(), self.myself.member.site
         held = self._store.held()
         if held != self._last_beat[0]:
             self._last_beat = dict(held), digest(held)
@@ -400,7 +400,7 @@ class BackendMember:
     async def _watch_others(self) -> None:
         """Observe beats, and greet a backend whose beat has stopped. docs/cluster.md
         has the rules: "When a backend counts as dead"."""
-        view, watch, clock = self.view, self._watch, self._world.clock
+        view, watch, clock = self.view, self.watch, self._world.clock
         gone = self._world.gone()
         for name, beat in view.beats.items():
             before, count = self._beaten.get(name, (beat, -1))
@@ -415,12 +415,12 @@ class BackendMember:
         view, settings = self.view, self.view.settings
         assert settings is not None, "a poll has succeeded"
         # The view may be newer than what was observed.
-        boots = self._watch.boots(view.beats)
+        boots = self.watch.boots(view.beats)
         self._fenced &= boots.items()
         return Picture(
             me=self.me,
             units=frozenset(map(group_key, range(settings.groups))),
-            rows=self._units.rows(),
+            rows=self.owners.rows(),
             held={unit: Assigned(self.me, number, token) for unit, (number, token) in self._store.held().items()},
             orders=view.orders,
             members=view.members,
@@ -445,7 +445,7 @@ class BackendMember:
         before, self._fence = self._fence, self._fence | todo.fence
         gain = dict(todo.gain)
         if claim := sorted(filter(self.may_claim, todo.claim)):
-            kept = await self._rows.write(self.me, {unit: todo.claim[unit] for unit in claim}, released=False)
+            kept = await self.rows.write(self.me, {unit: todo.claim[unit] for unit in claim}, released=False)
             self._fence -= todo.raced(kept) - before
             gain |= kept
         if gain or self._fence:
@@ -476,7 +476,7 @@ class BackendMember:
 
     async def _pin(self, unit: str) -> None:
         """Pin a user of a group of this backend. A move follows."""
-        kept = await self._rows.write(self.me, {unit: ""}, released=False)
+        kept = await self.rows.write(self.me, {unit: ""}, released=False)
         if unit in kept:
             self._store.renumber(unit, kept[unit])
 
@@ -489,12 +489,12 @@ class BackendMember:
     async def _release(self, release: Release) -> None:
         async def hand(units: frozenset[str]) -> frozenset[str]:
             try:
-                await self._rows.write(release.to, dict.fromkeys(sorted(units), release.home), released=True)
+                await self.rows.write(release.to, dict.fromkeys(sorted(units), release.home), released=True)
             except Unavailable as exc:
                 # A row that was tried may have arrived. So its unit is not served here
                 # any more, and the row is written until the directory shows it.
                 log.warning("groups may have been released", groups=len(units), to=release.to, error=str(exc))
-            rows = {unit: self._units.row(unit) for unit in units}
+            rows = {unit: self.owners.row(unit) for unit in units}
             return frozenset(unit for unit, row in rows.items() if row is not None and row.backend != self.me)
 
         try:
@@ -552,7 +552,7 @@ class BackendMember:
             units |= {unit for unit, sid in alone.items() if home_of(sid, settings.groups) in fresh}
         for (kind, key), other in self.view.take_ties().items():
             unit = user_key(key) if kind is Kind.PINS else group_key(int(key))
-            ours = self._units.row(unit)
+            ours = self.owners.row(unit)
             if unit in held and ours is not None and self._is_new((unit, ours.token, other.token)):
                 units.add(unit)
         if units:

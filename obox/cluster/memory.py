@@ -144,7 +144,7 @@ class MemoryDirectory:
         self.replica = replica
         self.faults = faults if faults is not None else Faults()
         self._sleep = sleep
-        self._rng = rng if rng is not None else random.Random(0)
+        self.rng = rng if rng is not None else random.Random(0)
         self.operations: list[tuple[str, Kind]] = []
         """Every get, all and put, with its kind, for tests that count them."""
 
@@ -171,13 +171,13 @@ class MemoryDirectory:
         if self._chance(self.faults.failed):
             raise Unavailable("the directory does not answer")
         old = self._chance(self.faults.old)
-        return self.replica.rows_of(kind, age_s=self._rng.uniform(0, self.faults.old_s) if old else 0.0)
+        return self.replica.rows_of(kind, age_s=self.rng.uniform(0, self.faults.old_s) if old else 0.0)
 
     async def _begin(self, operation: str, kind: Kind) -> None:
         self.operations.append((operation, kind))
-        await self._sleep(self._rng.uniform(0, self.faults.latency_s) if self.faults.latency_s else 0)
+        await self._sleep(self.rng.uniform(0, self.faults.latency_s) if self.faults.latency_s else 0)
         if self.faults.cut:
             raise Unavailable("the directory does not answer")
 
     def _chance(self, share: float) -> bool:
-        return share > 0 and self._rng.random() < share
+        return share > 0 and self.rng.random() < share

@@ -102,7 +102,7 @@ class View:
         forms: Collection[str] | None = None,
     ) -> None:
         """forms: those that this member reads; None: all."""
-        self._directory, self._clock, self._now, self._sleep = directory, clock, now, sleep
+        self.directory, self._clock, self._now, self._sleep = directory, clock, now, sleep
         self._keeper, self._forms = keeper, forms
         self._known: dict[Kind, dict[str, _Known]] = {kind: {} for kind in (*_KEPT, Kind.BEATS)}
         self._read: dict[Kind, dict[str, Row]] = {}
@@ -263,9 +263,9 @@ class View:
 
     async def _pass(self) -> bool:
         try:
-            rows = dict(zip(POLLED, await asyncio.gather(*map(self._directory.all, POLLED)), strict=True))
+            rows = dict(zip(POLLED, await asyncio.gather(*map(self.directory.all, POLLED)), strict=True))
             if self._polls % SETTINGS_POLLS == 0 or self.settings is None:
-                rows[Kind.SETTINGS] = await self._directory.all(Kind.SETTINGS)
+                rows[Kind.SETTINGS] = await self.directory.all(Kind.SETTINGS)
         except Unavailable as error:
             self._log_outage(str(error))
             return False
@@ -287,14 +287,14 @@ class View:
     async def boots(self) -> list[tuple[str, BootRow]]:
         """Read all rows of boots, which no poll reads. Rows that do not decode are left
         out. Raises Unavailable."""
-        rows = await self._directory.all(Kind.BOOTS)
-        found = ((key, self._decoded(Kind.BOOTS, key, row)) for key, row in sorted(rows.items()))
+        rows = await self.directory.all(Kind.BOOTS)
+        found = ((key, self.decoded(Kind.BOOTS, key, row)) for key, row in sorted(rows.items()))
         return [(key, record) for key, record in found if isinstance(record, BootRow)]
 
     async def put_boot(self, key: str, row: BootRow) -> None:
         """Write a row of a boot, which no poll reads. Raises Unavailable."""
-        before = await self._directory.get(Kind.BOOTS, key)
-        await self._directory.put(Kind.BOOTS, key, encode(row), next_timestamp(self._now, before))
+        before = await self.directory.get(Kind.BOOTS, key)
+        await self.directory.put(Kind.BOOTS, key, encode(row), next_timestamp(self._now, before))
 
     async def put(self, kind: Kind, key: str, record: msgspec.Struct, *, insist: bool = False) -> None:
         """Write a row that is newer than any that was seen under its key, and note it.
@@ -309,7 +309,7 @@ class View:
         if insist:
             self._insisted.add((kind, key))
         try:
-            await self._directory.put(kind, key, row.value, row.timestamp)
+            await self.directory.put(kind, key, row.value, row.timestamp)
         except BaseException:
             if insist:
                 self.note(kind, key, row)
@@ -328,7 +328,7 @@ class View:
         for kind, key in due:
             row, shown = self._known[kind][key].row, self._read[kind].get(key)
             stamp = row.timestamp if shown is None else max(row.timestamp, shown.timestamp + 1)
-            await self._directory.put(kind, key, row.value, stamp)
+            await self.directory.put(kind, key, row.value, stamp)
             self._behind.pop((kind, key), None)
         return len(due)
 
@@ -370,7 +370,7 @@ class View:
         known = self._known[kind].get(key)
         if known is not None and known.row == row:
             return False
-        record = self._decoded(kind, key, row)
+        record = self.decoded(kind, key, row)
         if record is None:
             return False
         if known is not None and not _later(known, row, record):
@@ -380,7 +380,7 @@ class View:
         self._known[kind][key] = _Known(row, record)
         return known is None or known.record != record
 
-    def _decoded(self, kind: Kind, key: str, row: Row) -> msgspec.Struct | None:
+    def decoded(self, kind: Kind, key: str, row: Row) -> msgspec.Struct | None:
         try:
             if kind is Kind.GROUPS and group_number(key) is None:
                 raise ValueError("the key is not a group")

@@ -35,7 +35,7 @@ CODES: Final = {Why.LIMIT: "LIMIT", Why.NOT_SERVING: "UNAVAILABLE"}
 class Connection(login.Connection[ImapSettings]):
     """See the module's text."""
 
-    __slots__ = ("_deflated", "_inflater", "machine", "parser")
+    __slots__ = ("_inflater", "deflated", "machine", "parser")
 
     context: Context
     session: Session
@@ -47,7 +47,7 @@ class Connection(login.Connection[ImapSettings]):
         self.parser.allowed = BEFORE_LOGIN
         self.session = Session(context, self)
         self._inflater: Inflater | None = None
-        self._deflated: Deflated | None = None
+        self.deflated: Deflated | None = None
 
     # -- what the engine asks --------------------------------------------------------------------------------------
 
@@ -101,7 +101,7 @@ class Connection(login.Connection[ImapSettings]):
 
     def release(self) -> None:
         self.parser.close()
-        self._inflater = self._deflated = None
+        self._inflater = self.deflated = None
 
     def take_input(self) -> bytes:
         return self.parser.take()
@@ -115,7 +115,7 @@ class Connection(login.Connection[ImapSettings]):
     def start_compression(self) -> None:
         from obox.net.deflate import begin
 
-        self._inflater, self._deflated = begin(self)
+        self._inflater, self.deflated = begin(self)
         self._inflater.add(self.parser.take())
 
     @property
@@ -149,8 +149,8 @@ class Connection(login.Connection[ImapSettings]):
 
     def user_timer_due(self, quiet_s: float) -> float | None:
         session, settings = self.session, self.settings
-        if self._deflated is not None and not self.working:
-            self._deflated.rest()
+        if self.deflated is not None and not self.working:
+            self.deflated.rest()
         if session.idling and settings.keepalive_s:
             if not self.working and not self.congested:
                 self.write(KEEPALIVE)

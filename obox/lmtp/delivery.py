@@ -30,7 +30,7 @@ class StoreDeliverer:
         """mail_bytes_max: the largest size of a mail, as received."""
         self._store = store
         self.users = users
-        self._mail_bytes_max = mail_bytes_max
+        self.mail_bytes_max = mail_bytes_max
 
     async def recipient(self, address: str, user: str, detail: str, size: int | None) -> Recipient:
         """Raises: NotFound, NoPerm, TooBig, OverQuota, Unavailable, Invalid."""
@@ -39,8 +39,8 @@ class StoreDeliverer:
             raise NotFound(f"no user {user!r}")
         if account.disabled:
             raise NoPerm("the user is disabled")
-        if size is not None and size > self._mail_bytes_max:
-            raise TooBig(f"a mail of {size} bytes; allowed: {self._mail_bytes_max}")
+        if size is not None and size > self.mail_bytes_max:
+            raise TooBig(f"a mail of {size} bytes; allowed: {self.mail_bytes_max}")
         await self._store.admit(account.storage_id)
         if account.quota != UNLIMITED:
             opened = await self._open(account)

@@ -49,7 +49,7 @@ class Columns:
             name: getattr(empty, name).astype(getattr(empty, name).dtype.newbyteorder("=")) for name in FIXED
         }
         self._columns["bits"] = np.empty(0, dtype=np.uint64)
-        self._stamps: dict[str, npt.NDArray[np.uint64]] = {}
+        self.flag_stamps: dict[str, npt.NDArray[np.uint64]] = {}
         self._lent: set[int] = set()
         """Identities of the columns that were lent."""
 
@@ -121,7 +121,7 @@ class Columns:
         """Return the records; with `where` those of a mask, or at these positions."""
         index: npt.NDArray[np.bool_] | npt.NDArray[np.intp] | slice = slice(0, self._n) if where is None else where
         fixed = {name: self._columns[name][: self._n][index] for name in FIXED}
-        stamps = {flag: column[: self._n][index] for flag, column in self._stamps.items()}
+        stamps = {flag: column[: self._n][index] for flag, column in self.flag_stamps.items()}
         return Rows(**fixed, stamps=stamps, homes=self.homes)
 
     def reserve(self, count: int) -> None:
@@ -130,7 +130,7 @@ class Columns:
         if count <= have:
             return
         room = max(count, have + have // 2, 16)
-        for table in (self._columns, self._stamps):
+        for table in (self._columns, self.flag_stamps):
             for name, old in table.items():
                 shape = (room, *old.shape[1:])
                 grown = np.zeros(shape, dtype=old.dtype)
@@ -140,7 +140,7 @@ class Columns:
     def _lend(self) -> None:
         """Keep what `rows` has of all mails as it is now, so that a thread may read it
         later. A column is copied when it is changed for the first time after that."""
-        self._lent = {id(column) for column in (self._columns["modseq"], *self._stamps.values())}
+        self._lent = {id(column) for column in (self._columns["modseq"], *self.flag_stamps.values())}
 
     def _own(self, table: dict[str, npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:
         """Return a column whose positions may be changed in place."""
@@ -160,18 +160,18 @@ class Columns:
         Of the latter, those that only expunged mails had count until they are
         forgotten, because each poll asks, and must not look at the mails.
         """
-        stamped = len(self._stamps) - sum(name in self._stamps for name in SYSTEM_FLAGS)
+        stamped = len(self.flag_stamps) - sum(name in self.flag_stamps for name in SYSTEM_FLAGS)
         if stamped >= KEYWORDS_STAMPED_MAX:
             return True
-        return len(self.flags.names) - len(SYSTEM_FLAGS) >= KEYWORDS_MAX and len(self._used()) >= KEYWORDS_MAX
+        return len(self.flags.names) - len(SYSTEM_FLAGS) >= KEYWORDS_MAX and len(self.keywords_used()) >= KEYWORDS_MAX
 
     def has_flag(self, flag: str, where: npt.NDArray[np.intp] | slice) -> npt.NDArray[np.bool_]:
         """Return which of the mails at `where` have a flag."""
         name = self.flags.known(flag)
         bit = NARROW if name is None else self.flags.names.index(name)
-        if name is None or (bit >= NARROW and name not in self._stamps):
+        if name is None or (bit >= NARROW and name not in self.flag_stamps):
             return np.zeros(len(self.uids[where]), dtype=np.bool_)
-        word = self.bits[where] >> np.uint64(bit) if bit < NARROW else self._stamps[name][: self._n][where]
+        word = self.bits[where] >> np.uint64(bit) if bit < NARROW else self.flag_stamps[name][: self._n][where]
         found: npt.NDArray[np.bool_] = (word & np.uint64(1)).astype(np.bool_)
         return found
 
@@ -191,15 +191,15 @@ class Columns:
         if not names:
             return names
         asked = {name.lower() for name in names if name not in SYSTEM_FLAGS}
-        if not self.flags.has_room(len(asked), len(self._stamps)):
-            stamped = {name.lower() for name, stamps in self._stamps.items() if stamps[: self._n].any()}
-            self.flags.check_room(asked, self._used(), stamped)
+        if not self.flags.has_room(len(asked), len(self.flag_stamps)):
+            stamped = {name.lower() for name, stamps in self.flag_stamps.items() if stamps[: self._n].any()}
+            self.flags.check_room(asked, self.keywords_used(), stamped)
         return names
 
     def _wide_masks(self, where: npt.NDArray[np.intp] | slice) -> dict[str, npt.NDArray[np.bool_]]:
         return {name: self.has_flag(name, where) for name in self.flags.wide}
 
-    def _used(self) -> set[str]:
+    def keywords_used(self) -> set[str]:
         """Return keywords, in lower case, that some mail has; retained mails count."""
         bits = int(np.bitwise_or.reduce(self.bits))
         used = {name for i, name in enumerate(self.flags.names[:NARROW]) if bits >> i & 1}

@@ -34,7 +34,7 @@ class Holders:
     modseq at which it ceased.
     """
 
-    __slots__ = ("_boxes", "_late")
+    __slots__ = ("_late", "by_home")
 
     LATE_MAX: Final = 64
     """At most 64 joins of one mailbox wait to be merged. So a COPY of one mail does not
@@ -44,7 +44,7 @@ class Holders:
     """Holders of one mailbox that are encoded as columns and not one by one."""
 
     def __init__(self) -> None:
-        self._boxes: dict[Guid, tuple[Numbers, Numbers]] = {}
+        self.by_home: dict[Guid, tuple[Numbers, Numbers]] = {}
         self._late: dict[Guid, list[tuple[Numbers, Numbers]]] = {}
 
     @classmethod
@@ -60,17 +60,17 @@ class Holders:
         self._add(guid, keys, np.full(len(keys), released, dtype=np.uint64))
 
     def join(self, other: Holders) -> None:
-        for table in (other._boxes, *({guid: part} for guid, late in other._late.items() for part in late)):
+        for table in (other.by_home, *({guid: part} for guid, late in other._late.items() for part in late)):
             for guid, (keys, released) in table.items():
                 self._add(guid, keys, released)
 
     def copy(self) -> Holders:
         found = Holders()
-        found._boxes = dict(self.merge())
+        found.by_home = dict(self.merge())
         return found
 
     def __bool__(self) -> bool:
-        return bool(self._boxes or self._late)
+        return bool(self.by_home or self._late)
 
     def __len__(self) -> int:
         return sum(len(keys) for keys, _ in self.merge().values())
@@ -142,10 +142,10 @@ class Holders:
     def _add(self, guid: Guid, keys: Numbers, released: Numbers) -> None:
         if len(keys) == 0:
             return
-        mine = self._boxes.get(guid)
+        mine = self.by_home.get(guid)
         late = self._late.get(guid)
         if mine is None and late is None:
-            self._boxes[guid] = keys, released
+            self.by_home[guid] = keys, released
             return
         if late is None:
             late = self._late[guid] = []
@@ -161,7 +161,7 @@ class Holders:
     def merge(self) -> dict[Guid, tuple[Numbers, Numbers]]:
         """Merge what has been joined. Reads do it too."""
         for guid, late in self._late.items():
-            parts = [self._boxes[guid], *late] if guid in self._boxes else late
+            parts = [self.by_home[guid], *late] if guid in self.by_home else late
             keys = np.concatenate([keys for keys, _ in parts])
             released = np.concatenate([released for _, released in parts])
             if not _ascends(keys):
@@ -169,9 +169,9 @@ class Holders:
                 keys, released = keys[order], released[order]
                 first = np.flatnonzero(np.concatenate((_TRUE, keys[1:] != keys[:-1])))
                 keys, released = keys[first], np.maximum.reduceat(released, first)
-            self._boxes[guid] = keys, released
+            self.by_home[guid] = keys, released
         self._late.clear()
-        return self._boxes
+        return self.by_home
 
 
 _TRUE: Final = np.ones(1, dtype=np.bool_)

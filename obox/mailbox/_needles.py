@@ -159,7 +159,7 @@ class Finder:
         """needles: normalised strings."""
         self._needles = list(dict.fromkeys(needles))
         self._longest = max(map(len, self._needles), default=0)
-        self._filter = _Filter(self._needles) if len(self._needles) >= _FILTER_FROM else None
+        self._filter = Filter(self._needles) if len(self._needles) >= _FILTER_FROM else None
 
     def found(self, texts: Iterable[str]) -> set[str]:
         """Return the needles that occur in a text. `texts` are the slices of that text,
@@ -194,7 +194,7 @@ class Finder:
         out.update([needle for needle in needles if needle not in out and needle in text])
 
 
-class _Filter:
+class Filter:
     """The needles that a text may contain: a table of hashes shows whether all their
     trigrams occur.
     """

@@ -118,10 +118,10 @@ def with_wide(bits: list[int], masks: Mapping[str, npt.NDArray[np.bool_]], names
 class Retained:
     """Records of expunged mails, in the order of expunging; see the module's text."""
 
-    __slots__ = ("__weakref__", "_count", "_end", "_parts", "_seen")
+    __slots__ = ("__weakref__", "_count", "_end", "_seen", "parts")
 
     def __init__(self) -> None:
-        self._parts: list[tuple[int, Records]] = []
+        self.parts: list[tuple[int, Records]] = []
         self._count = 0
         self._end = 0
         self._seen: dict[int, int] = {}  # by id: a view leaves before it is gone
@@ -152,22 +152,22 @@ class Retained:
         if len(records) > RETAINED_MAX:
             records = records.take(slice(-RETAINED_MAX, None))
         self._end += 1
-        self._parts.append((self._end, records))
+        self.parts.append((self._end, records))
         self._count += len(records)
         while (excess := self._count - RETAINED_MAX) > 0:
-            number, oldest = self._parts.pop(0)
+            number, oldest = self.parts.pop(0)
             if excess < len(oldest):
-                self._parts.insert(0, (number, oldest.take(slice(excess, None))))
+                self.parts.insert(0, (number, oldest.take(slice(excess, None))))
             self._count -= min(excess, len(oldest))
-        if len(self._parts) > PARTS_MAX:
+        if len(self.parts) > PARTS_MAX:
             half = PARTS_MAX // 2
-            older = Records.joined([part for _, part in self._parts[:half]])
-            self._parts[:half] = [(self._parts[half - 1][0], older)]
+            older = Records.joined([part for _, part in self.parts[:half]])
+            self.parts[:half] = [(self.parts[half - 1][0], older)]
 
     def find(self, uids: UidArray) -> list[Records]:
         """The retained records of `uids`, in parts."""
         found = []
-        for _, part in self._parts:
+        for _, part in self.parts:
             mask = np.isin(part.uids, uids, assume_unique=True)
             if mask.any():
                 found.append(part.take(mask))
@@ -177,17 +177,17 @@ class Retained:
         """Return the flags that some record has."""
         bits = 0
         out: set[str] = set()
-        for _, part in self._parts:
+        for _, part in self.parts:
             bits |= int(np.bitwise_or.reduce(part.columns["bits"]))
             out.update(name for name, mask in part.wide.items() if mask.any())
         return out | {name for i, name in enumerate(names[:64]) if bits >> i & 1}
 
     def _drop(self) -> None:
-        if not self._parts:
+        if not self.parts:
             return
         low = min(self._seen.values(), default=self._end)
-        self._parts = [(number, part) for number, part in self._parts if number > low]
-        self._count = sum(len(part) for _, part in self._parts)
+        self.parts = [(number, part) for number, part in self.parts if number > low]
+        self._count = sum(len(part) for _, part in self.parts)
 
 
 def by_home(

@@ -159,7 +159,7 @@ class State(Columns):
         keep = np.ones(self._n, dtype=np.bool_)
         keep[where] = False
         left = np.flatnonzero(keep)
-        for table in (self._columns, self._stamps):
+        for table in (self._columns, self.flag_stamps):
             for name, column in table.items():
                 table[name] = column.take(left, axis=0)
         self._n -= len(where)
@@ -207,7 +207,7 @@ class State(Columns):
         on = [name for name, values in stamps.items() if bool((values & np.uint64(1)).any())]
         for name in on:
             if name not in self.flags.names:
-                self.flags.allot(name, lambda: self._used().union(name.lower() for name in on))
+                self.flags.allot(name, lambda: self.keywords_used().union(name.lower() for name in on))
         home = rows.home
         if rows.homes:
             table = [self._home_index(guid) for guid in rows.homes]
@@ -222,7 +222,7 @@ class State(Columns):
         for name in FIXED:
             self._columns[name][n : n + count] = home if name == "home" else getattr(rows, name)
         self._columns["bits"][n : n + count] = bits
-        for name, column in self._stamps.items():
+        for name, column in self.flag_stamps.items():
             column[n : n + count] = stamps.get(name, 0)
         self._n += count
         if count == 1:  # a delivery: numpy takes 3 µs for each sum
@@ -235,8 +235,8 @@ class State(Columns):
             order = np.argsort(self.uids, kind="stable")
             for name, array in self._columns.items():
                 self._columns[name] = array[: self._n][order]
-            for name, column in self._stamps.items():
-                self._stamps[name] = column[: self._n][order]
+            for name, column in self.flag_stamps.items():
+                self.flag_stamps[name] = column[: self._n][order]
 
     def _join_flag(self, flag: str, stamp: int, uids: UidArray) -> UidArray:
         where, there = self.positions(uids)
@@ -262,14 +262,14 @@ class State(Columns):
         Returns which rows have the flag now and did not before, or the reverse.
         """
         name = self._stamped_name(flag)
-        column = self._own(self._stamps, name)
+        column = self._own(self.flag_stamps, name)
         before = column[where]
         after = column[where] = np.maximum(before, stamps)
         altered: npt.NDArray[np.bool_] = ((before ^ after) & np.uint64(1)).astype(np.bool_)
         if not altered.any():
             return altered
         if name not in self.flags.names:
-            self.flags.allot(name, self._used)
+            self.flags.allot(name, self.keywords_used)
         index = self.flags.names.index(name)
         if index < NARROW:
             bit = np.uint64(index)
@@ -286,20 +286,20 @@ class State(Columns):
     def _stamped_name(self, flag: str) -> str:
         """Return our spelling of a flag that some mail has had; makes its column if
         needed."""
-        if flag in self._stamps:
+        if flag in self.flag_stamps:
             return flag
         low = flag.lower()
-        name = next((known for known in self._stamps if known.lower() == low), None)
+        name = next((known for known in self.flag_stamps if known.lower() == low), None)
         if name is None:
             name = self.flags.known(flag) or flag
-            self._stamps[name] = np.zeros(len(self._columns["uid"]), dtype=np.uint64)
+            self.flag_stamps[name] = np.zeros(len(self._columns["uid"]), dtype=np.uint64)
         return name
 
     def forgettable(self, before_modseq: int) -> list[str]:
         """Return keywords that no mail has, and that no mail has had since
         `before_modseq`."""
         out = []
-        for name, column in self._stamps.items():
+        for name, column in self.flag_stamps.items():
             stamps = column[: self._n]
             old = int(stamps.max(initial=0)) >> 1 < before_modseq
             if old and name not in SYSTEM_FLAGS and not bool((stamps & np.uint64(1)).any()):
@@ -313,7 +313,7 @@ class State(Columns):
         known to be older. docs/format.md, "Bundles".
         """
         for name in set(names).intersection(self.forgettable(before_modseq)):
-            del self._stamps[name]
+            del self.flag_stamps[name]
 
     def _home_index(self, guid: Guid) -> int:
         if guid == self.guid:

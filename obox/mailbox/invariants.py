@@ -14,7 +14,7 @@ from ._state import State
 
 def fingerprint(state: State) -> tuple[object, ...]:
     """Return the parts in which equal states agree for every order of their joins."""
-    stamps, early_flags, early_purged = state._stamps, state._early_flags, state._early_purged
+    stamps, early_flags, early_purged = state.flag_stamps, state._early_flags, state._early_purged
     mails: dict[int, Any] = {}
     flags = state.flag_bits(slice(0, len(state)))
     for position, uid in enumerate(state.uids.tolist()):
@@ -43,7 +43,7 @@ def check(state: State) -> None:
 
     Raises AssertionError that names the first broken invariant.
     """
-    stamps, early_flags, early_purged = state._stamps, state._early_flags, state._early_purged
+    stamps, early_flags, early_purged = state.flag_stamps, state._early_flags, state._early_purged
     uids, count = state.uids, len(state)
     assert bool((uids[1:] > uids[:-1]).all()), "rows are not sorted by UID"
     assert bool((state.gone_uid[1:] > state.gone_uid[:-1]).all()), "expunged UIDs are not sorted"

@@ -182,7 +182,7 @@ class Pattern:
     for hours. Bit i: the first i signs of the pattern have been matched.
     """
 
-    __slots__ = ("_across", "_by_char", "_final", "_inside", "_prefix", "_tail", "_within", "ends_in_percent")
+    __slots__ = ("_across", "_by_char", "_inside", "_prefix", "_tail", "_within", "ends_in_percent", "final")
 
     def __init__(self, pattern: str) -> None:
         """Raises Invalid for a pattern of more than GIVEN_BYTES_MAX bytes; a sequence
@@ -209,7 +209,7 @@ class Pattern:
             else:
                 self._by_char[sign] = self._by_char.get(sign, 0) | here
                 literals += 1
-        self._final = 1 << literals
+        self.final = 1 << literals
 
     def matches(self, name: str) -> bool:
         """Return whether the pattern covers the whole of `name`, which is canonical."""
@@ -233,7 +233,7 @@ class Pattern:
             states = (states & step) << 1 | states & (across if char == SEPARATOR else within)
             if not states:
                 return False
-        return bool(states & self._final)
+        return bool(states & self.final)
 
 
 _WILDCARDS: Final = re.compile(r"[*%]{2,}")

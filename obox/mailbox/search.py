@@ -226,7 +226,7 @@ class TextSource(Protocol):
         `needle`."""
 
 
-_COMPARE: Final[dict[DateTest, Callable[[Any, Any], Any]]] = {
+COMPARE: Final[dict[DateTest, Callable[[Any, Any], Any]]] = {
     DateTest.BEFORE: operator.lt,
     DateTest.ON: operator.eq,
     DateTest.SINCE: operator.ge,
@@ -391,7 +391,7 @@ class _Evaluator:
                 else:
                     days = self.column("savedate") // (_DAY_S * 1000)
                 day = date.toordinal() - _EPOCH
-                return self.known(_COMPARE[test](days, day))
+                return self.known(COMPARE[test](days, day))
             case Older(seconds):
                 return self.known(self.column("internaldate") <= self.now - seconds)
             case Younger(seconds):
@@ -480,6 +480,6 @@ def _ask_sent(test: DateTest, date: dt.date) -> _Ask:
         day = source.sent_day()
         if day is None or isinstance(day, bool):
             return None if day is None else False
-        return bool(_COMPARE[test](day, date))
+        return bool(COMPARE[test](day, date))
 
     return ask

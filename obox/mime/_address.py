@@ -86,7 +86,7 @@ def read_addresses(value: bytes, most: int) -> tuple[list[Address], int]:
             found.append(Address(None, None, fast[1], fast[2]))
             at = fast.end()
             continue
-        reader = _Reader(value, at)
+        reader = Reader(value, at)
         address = reader.address(group)
         if address is not None:
             found.append(address)
@@ -104,7 +104,7 @@ def read_addresses(value: bytes, most: int) -> tuple[list[Address], int]:
     return found, count
 
 
-class _Reader:
+class Reader:
     """Reads an address; stops at the `,`, `;` or `:` (of a group's name) behind it."""
 
     __slots__ = ("at", "comment", "end", "open", "quoted", "value")

@@ -59,7 +59,7 @@ def _known() -> frozenset[str]:
 
 
 @lru_cache(maxsize=256)
-def _codec(charset: bytes) -> str | None:
+def codec_named(charset: bytes) -> str | None:
     """Return the name of the codec for a charset; None if there is none."""
     if len(charset) > _CHARSET_NAME_MAX:
         return None
@@ -79,7 +79,7 @@ def _codec(charset: bytes) -> str | None:
 
 
 @cache
-def _table(codec: str) -> str | None:
+def table_of(codec: str) -> str | None:
     """Return all 256 characters of a charset with a byte for each character; U+FFFD for
     those that it lacks.
 
@@ -91,8 +91,8 @@ def _table(codec: str) -> str | None:
     return None if table is None else table.replace("\ufffe", "\ufffd").ljust(256, "\ufffd")
 
 
-def _decode(data: bytes, codec: str) -> str:
-    table = _table(codec)
+def decode_piece(data: bytes, codec: str) -> str:
+    table = table_of(codec)
     return codecs.charmap_decode(data, "replace", table)[0] if table else data.decode(codec, "replace")
 
 
@@ -100,23 +100,23 @@ def to_text(data: bytes, charset: bytes | None) -> str:
     """Return bytes in a charset as text. It raises nothing."""
     codec = _codec_of(charset)
     if len(data) > SLICE_BYTES:
-        return "".join(_decoded_slices(lambda: _cut(data), codec))
+        return "".join(_decoded_slices(lambda: slices_of(data), codec))
     if codec is None:
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
             codec = "cp1252"
     try:
-        return _decode(data, codec)
+        return decode_piece(data, codec)
     except (LookupError, ValueError):
         return data.decode("latin-1")
 
 
 def _codec_of(charset: bytes | None) -> str | None:
-    return _codec(charset.strip(b" \"'").lower()) if charset else None
+    return codec_named(charset.strip(b" \"'").lower()) if charset else None
 
 
-def _cut(data: bytes) -> Iterator[bytes]:
+def slices_of(data: bytes) -> Iterator[bytes]:
     for at in range(0, len(data), SLICE_BYTES):
         yield data[at : at + SLICE_BYTES]
 
@@ -128,11 +128,11 @@ def _decoded_slices(slices: Callable[[], Iterator[bytes]], codec: str | None) ->
     """
     if codec is None:
         codec = "utf-8" if _is_utf8(slices()) else "cp1252"
-    if _table(codec):
-        yield from (_decode(piece, codec) for piece in slices())
+    if table_of(codec):
+        yield from (decode_piece(piece, codec) for piece in slices())
         return
     if codec == "utf-7":
-        slices = _utf7_runs(slices)
+        slices = utf7_runs(slices)
     decoder = codecs.getincrementaldecoder(codec)("replace")
     for piece in slices():
         try:
@@ -159,7 +159,7 @@ def _is_utf8(slices: Iterator[bytes]) -> bool:
     return True
 
 
-def _utf7_runs(slices: Callable[[], Iterator[bytes]]) -> Callable[[], Iterator[bytes]]:
+def utf7_runs(slices: Callable[[], Iterator[bytes]]) -> Callable[[], Iterator[bytes]]:
     """Return slices that end where a shift sequence cannot continue (RFC 2152).
 
     The incremental decoder of UTF-7 begins an open sequence anew with each slice, which

@@ -362,7 +362,7 @@ def hand_over(connection: Connection, successor: Member) -> Given:
     connection.send()
     given = Given(
         connection._transport,
-        connection._write_paused,
+        connection.write_paused,
         connection._reading_paused,
         connection._eof,
         connection._stop_reason,

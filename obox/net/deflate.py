@@ -32,10 +32,10 @@ _LEVEL: Final = 1
 class Inflater:
     """What the client sends."""
 
-    __slots__ = ("_inflate", "_more", "_waiting")
+    __slots__ = ("_more", "_waiting", "inflate")
 
     def __init__(self) -> None:
-        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        self.inflate = zlib.decompressobj(-zlib.MAX_WBITS)
         self._waiting: deque[bytes] = deque()
         self._more = False
         """Whether the last piece was full, so that more may follow without input."""
@@ -47,19 +47,19 @@ class Inflater:
         """Return the next octets, at most INFLATED_BYTES, or none if the client has to
         send more. Raises: ConnectionResetError."""
         while True:
-            data = self._inflate.unconsumed_tail
+            data = self.inflate.unconsumed_tail
             if not data and not self._more:
                 if not self._waiting:
                     return b""
                 data = self._waiting.popleft()
             try:
-                piece = self._inflate.decompress(data, INFLATED_BYTES)
+                piece = self.inflate.decompress(data, INFLATED_BYTES)
             except zlib.error as error:
                 raise ConnectionResetError("compressed input is damaged") from error
             self._more = len(piece) == INFLATED_BYTES
             if piece:
                 return piece
-            if self._inflate.eof:
+            if self.inflate.eof:
                 raise ConnectionResetError("compressed input has ended")
 
 
@@ -68,19 +68,19 @@ class Deflated:
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._deflate: Any = None
+        self.deflate: Any = None
 
     def write(self, data: bytes) -> None:
-        if self._deflate is None:
-            self._deflate = zlib.compressobj(_LEVEL, zlib.DEFLATED, -WINDOW_BITS, _MEMORY_LEVEL)
-        deflate = self._deflate
+        if self.deflate is None:
+            self.deflate = zlib.compressobj(_LEVEL, zlib.DEFLATED, -WINDOW_BITS, _MEMORY_LEVEL)
+        deflate = self.deflate
         out = [deflate.compress(data[at : at + DEFLATED_BYTES]) for at in range(0, len(data), DEFLATED_BYTES)]
         out.append(deflate.flush(zlib.Z_SYNC_FLUSH))
         self._transport.write(b"".join(out))
 
     def rest(self) -> None:
         """Release the compressor until there is output again."""
-        self._deflate = None
+        self.deflate = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

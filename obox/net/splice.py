@@ -42,7 +42,7 @@ QUIET_S: Final = 1.0
 """After this time without a byte either way, a stop need not wait for an answer."""
 
 
-class _Side(asyncio.Protocol):
+class Side(asyncio.Protocol):
     """One of the two connections."""
 
     __slots__ = ("bytes_in", "gone", "held", "other", "splice", "transport")
@@ -50,7 +50,7 @@ class _Side(asyncio.Protocol):
     def __init__(self, splice: Splice, transport: asyncio.Transport) -> None:
         self.splice = splice
         self.transport = transport
-        self.other: _Side = self
+        self.other: Side = self
         self.bytes_in = 0
         self.held = self.gone = False
 
@@ -122,7 +122,6 @@ class Splice:
         "_leg",
         "_remote",
         "_service",
-        "_timer",
         "_tls",
         "_user",
         "client",
@@ -133,6 +132,7 @@ class Splice:
         "reason",
         "since",
         "stopping",
+        "timer",
     )
 
     def __init__(self, connection: Connection, leg: Leg, user: str, ahead: bytes) -> None:
@@ -150,9 +150,9 @@ class Splice:
         self._user, self._remote, self._tls = user, connection.remote, client_tls(connection)
         self._service = connection.who().service
         self._leg = leg
-        self._timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | None = None
         given = hand_over(connection, self)
-        self.client, self.owner = _Side(self, given.transport), _Side(self, leg.transport)
+        self.client, self.owner = Side(self, given.transport), Side(self, leg.transport)
         self.client.other, self.owner.other = self.owner, self.client
         for side in (self.client, self.owner):
             side.transport.set_protocol(side)
@@ -222,7 +222,7 @@ class Splice:
         """Note that bytes have come."""
         self.quiet_since = asyncio.get_running_loop().time()
 
-    def ended_by(self, side: _Side) -> bool:
+    def ended_by(self, side: Side) -> bool:
         """Note that a side sends no more. Returns whether its connection stays open, to
         get what the other side still sends.
         """
@@ -237,7 +237,7 @@ class Splice:
             self._arm(HALF_S, self._half)
         return True
 
-    def lost(self, side: _Side, exc: Exception | None) -> None:
+    def lost(self, side: Side, exc: Exception | None) -> None:
         """Note that a side is gone."""
         if not (self.client.gone and self.owner.gone):
             who = "client" if side is self.client else "backend"
@@ -279,9 +279,9 @@ class Splice:
 
     def _arm(self, delay_s: float, then: Callable[[], None]) -> None:
         self._disarm()
-        self._timer = asyncio.get_running_loop().call_later(delay_s, then)
+        self.timer = asyncio.get_running_loop().call_later(delay_s, then)
 
     def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None

@@ -74,13 +74,13 @@ class Stream(asyncio.Protocol, ABC):
         "_send_due",
         "_timer",
         "_transport",
-        "_write_paused",
         "bytes_in",
         "bytes_out",
         "ended",
         "flow",
         "quiet_since",
         "tls",
+        "write_paused",
     )
 
     flow: Flow
@@ -93,7 +93,7 @@ class Stream(asyncio.Protocol, ABC):
         self._out: list[bytes] | tuple[()] = ()  # a list while there is output
         self._out_bytes = 0
         self._closing = self._lost = self._send_due = False
-        self._reading_paused = self._write_paused = False
+        self._reading_paused = self.write_paused = False
         self._last_yield = 0.0
         self.bytes_in = 0
         self.bytes_out = 0
@@ -123,10 +123,10 @@ class Stream(asyncio.Protocol, ABC):
     # -- asyncio.Protocol ------------------------------------------------------------------------------------------
 
     def pause_writing(self) -> None:
-        self._write_paused = True
+        self.write_paused = True
 
     def resume_writing(self) -> None:
-        self._write_paused = False
+        self.write_paused = False
         self._send_soon()
         self._wake_writer()
         self.writable()
@@ -149,7 +149,7 @@ class Stream(asyncio.Protocol, ABC):
     def congested(self) -> bool:
         """Return whether `flush` would wait, because the client reads more slowly than
         we write."""
-        return self._write_paused
+        return self.write_paused
 
     @property
     def gathered_bytes(self) -> int:
@@ -183,7 +183,7 @@ class Stream(asyncio.Protocol, ABC):
 
     def _send_due_now(self) -> None:
         self._send_due = False
-        if not self._write_paused:
+        if not self.write_paused:
             self.send()
 
     async def flush(self) -> None:
@@ -195,7 +195,7 @@ class Stream(asyncio.Protocol, ABC):
         if self._lost:
             raise ConnectionResetError("the client is gone")
         self.send()
-        if self._write_paused:
+        if self.write_paused:
             await self._drain()
         await self.yield_if_due()
 
@@ -228,7 +228,7 @@ class Stream(asyncio.Protocol, ABC):
         loop = asyncio.get_running_loop()
         handle = loop.call_later(self.flow.write_timeout_s, self._stalled)
         try:
-            while self._write_paused and not self._lost:
+            while self.write_paused and not self._lost:
                 self._drained = loop.create_future()
                 await self._drained
         finally:
@@ -286,7 +286,7 @@ class Stream(asyncio.Protocol, ABC):
                 raise ConnectionResetError(f"TLS handshake failed: {error}") from error
             raise
         self._transport.set_write_buffer_limits(high=self.flow.write_buffer_max)
-        self._reading_paused = self._write_paused = False
+        self._reading_paused = self.write_paused = False
         self.tls = True
 
     # -- time and end ----------------------------------------------------------------------------------------------

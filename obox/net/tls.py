@@ -114,7 +114,7 @@ class Certificates:
     """
 
     def __init__(self, certs: Sequence[Path], keys: Sequence[Path]) -> None:
-        self._set = self.prepare(certs, keys)
+        self.current = self.prepare(certs, keys)
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
@@ -137,18 +137,18 @@ class Certificates:
 
         The trusted link is bound to it. RFC 5929 §4 (tls-server-end-point).
         """
-        return self._set.digest
+        return self.current.digest
 
     def figures(self) -> dict[str, float]:
         """Return numbers for metrics."""
-        return {"certificate_expiry_seconds": self._set.expires - time.time()}
+        return {"certificate_expiry_seconds": self.current.expires - time.time()}
 
     def use(self, loaded: _Set) -> None:
         """Use what `prepare` has read for every handshake from now on."""
-        self._set = loaded
+        self.current = loaded
 
     def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext) -> None:
-        connection.context = self._set.choose(name)
+        connection.context = self.current.choose(name)
 
 
 def starttls(context: Callable[[], ssl.SSLContext], handshake_s: float) -> Upgrade:

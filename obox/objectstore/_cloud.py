@@ -211,9 +211,9 @@ class CloudDriver:
         exact: for keys that obstore cannot name. Without it such keys stay, and a LIST
         that meets one is refused.
         """
-        self._store = store
+        self.backing = store
         self._exact = exact
-        self._slots = _Connections(connections_max)
+        self.slots = _Connections(connections_max)
         self._mode: Literal["create", "overwrite"] = "create" if create_only else "overwrite"
         self.copies_create_only = copies_create_only
 
@@ -225,8 +225,8 @@ class CloudDriver:
 
     async def _put(self, key: str, data: bytes, mode: Literal["create", "overwrite"]) -> None:
         try:
-            async with self._slots:
-                await obstore.put_async(self._store, key, data, mode=mode, use_multipart=False)
+            async with self.slots:
+                await obstore.put_async(self.backing, key, data, mode=mode, use_multipart=False)
         except (exceptions.BaseError, OSError, ValueError) as error:
             raise translate("put", key, error) from error
 
@@ -237,8 +237,8 @@ class CloudDriver:
         elif start:
             options = {"range": {"offset": start}}
         try:
-            async with self._slots:
-                answer = await obstore.get_async(self._store, key, options=options)
+            async with self.slots:
+                answer = await obstore.get_async(self.backing, key, options=options)
                 first, after = answer.range
                 data = await _copied(await answer.bytes_async())
         except (exceptions.BaseError, OSError, ValueError) as error:
@@ -259,15 +259,15 @@ class CloudDriver:
         exact_keys = self._exact
         if isinstance(cursor, Token) or (exact and exact_keys is not None):
             assert exact_keys is not None
-            async with self._slots:
+            async with self.slots:
                 return await exact_keys.page(prefix, after, REQUEST_KEYS_MAX, cursor or Token(""))
         stream = cursor
         try:
             if stream is None:
                 # The final `/` is left out, because obstore adds it again.
                 where = prefix.rstrip("/") or None
-                stream = obstore.list(self._store, where, offset=after or None, chunk_size=REQUEST_KEYS_MAX)
-            async with self._slots:
+                stream = obstore.list(self.backing, where, offset=after or None, chunk_size=REQUEST_KEYS_MAX)
+            async with self.slots:
                 rows = await stream.__anext__()
         except StopAsyncIteration:
             return Page([], None)
@@ -275,7 +275,7 @@ class CloudDriver:
             if exact_keys is None:
                 raise translate("list", prefix, error) from error
             # a key that obstore cannot name: begin again with `exact`
-            async with self._slots:
+            async with self.slots:
                 return await exact_keys.page(prefix, after, REQUEST_KEYS_MAX, Token(""))
         except (exceptions.BaseError, OSError, ValueError) as error:
             raise translate("list", prefix, error) from error
@@ -286,12 +286,12 @@ class CloudDriver:
 
     async def list_names(self, prefix: str, *, kind: Kind) -> list[str]:
         try:
-            async with self._slots:
-                found = await obstore.list_with_delimiter_async(self._store, prefix.rstrip("/") or None)
+            async with self.slots:
+                found = await obstore.list_with_delimiter_async(self.backing, prefix.rstrip("/") or None)
         except exceptions.InvalidPathError as error:
             if self._exact is None:
                 raise translate("list", prefix, error) from error
-            async with self._slots:
+            async with self.slots:
                 return await self._exact.names(prefix)
         except (exceptions.BaseError, OSError, ValueError) as error:
             raise translate("list", prefix, error) from error
@@ -301,11 +301,11 @@ class CloudDriver:
         odd = [key for key in keys if unnamable(key)] if self._exact is not None else []
         plain = [key for key in keys if not unnamable(key)] if odd else list(keys)
         try:
-            async with self._slots:
+            async with self.slots:
                 if odd and self._exact is not None:
                     await self._exact.delete(odd)
                 if plain:
-                    await obstore.delete_async(self._store, plain)
+                    await obstore.delete_async(self.backing, plain)
         except FileNotFoundError:
             await self._delete_one_by_one(plain)
         except (exceptions.BaseError, OSError, ValueError) as error:
@@ -315,8 +315,8 @@ class CloudDriver:
         """GCS and Azure stop at a missing key: continue behind it."""
         for key in keys:
             try:
-                async with self._slots:
-                    await obstore.delete_async(self._store, key)
+                async with self.slots:
+                    await obstore.delete_async(self.backing, key)
             except FileNotFoundError as error:
                 if "NoSuchBucket" in str(error):
                     raise translate("delete", key, error) from error
@@ -325,8 +325,8 @@ class CloudDriver:
 
     async def copy(self, source: str, target: str, *, kind: Kind) -> None:
         try:
-            async with self._slots:
-                await obstore.copy_async(self._store, source, target, overwrite=self._mode == "overwrite")
+            async with self.slots:
+                await obstore.copy_async(self.backing, source, target, overwrite=self._mode == "overwrite")
         except (exceptions.BaseError, OSError, ValueError) as error:
             raise translate("copy", target, error) from error
 

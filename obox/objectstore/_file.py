@@ -170,7 +170,7 @@ class FileDriver:
     async def _run(self, work: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, work, *args)
 
-    def _check_root(self) -> None:
+    def check_root(self) -> None:
         """Raises Unreachable if the root is gone, or is not the same directory as
         before.
 
@@ -195,7 +195,7 @@ class FileDriver:
         try:
             return _read(key, path, start, end)
         except Missing:
-            self._check_root()
+            self.check_root()
             raise
 
     def _path(self, key: str, *, foreign: bool = False) -> str:
@@ -272,11 +272,11 @@ class FileDriver:
         """Make `.tmp`, and remove old files in it once."""
         if self._swept:
             return
-        self._check_root()
+        self.check_root()
         self._swept = True
         try:
             os.makedirs(self._temp, exist_ok=True)
-            self._check_root()
+            self.check_root()
             with os.scandir(self._temp) as entries:
                 for entry in entries:
                     if entry.stat().st_mtime < self._wall() - TEMP_AGE_S:
@@ -351,7 +351,7 @@ class FileDriver:
                 self._name(put)
                 return
             except FileNotFoundError:
-                self._check_root()
+                self.check_root()
                 self._forget(put.directory)
             try:
                 os.makedirs(put.directory, exist_ok=True)
@@ -471,7 +471,7 @@ class FileDriver:
         except OSError as error:
             raise _failure(f"list {prefix}", error, maybe_done=False) from error
         if not items:
-            self._check_root()
+            self.check_root()
         return Page(items, None)
 
     def _names(self, prefix: str) -> list[str]:
@@ -487,7 +487,7 @@ class FileDriver:
         except OSError as error:
             raise _failure(f"list {prefix}", error, maybe_done=False) from error
         if not names:
-            self._check_root()
+            self.check_root()
         return names
 
 

@@ -87,22 +87,22 @@ class OpenStore:
         self.stats = stats
         self.driver = driver
         self.settings = settings
-        self._inner = inner
+        self.inner = inner
         self._clock = clock
         self._prefix = prefix
         self._cut = len(prefix)
 
     async def put(self, key: str, data: bytes, *, kind: Kind) -> None:
         """See ObjectStore."""
-        await self._inner.put(self._prefix + key, data, kind=kind)
+        await self.inner.put(self._prefix + key, data, kind=kind)
 
     async def replace(self, key: str, data: bytes, *, kind: Kind) -> None:
         """See ObjectStore."""
-        await self._inner.replace(self._prefix + key, data, kind=kind)
+        await self.inner.replace(self._prefix + key, data, kind=kind)
 
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
         """See ObjectStore."""
-        return await self._inner.get(self._prefix + key, kind=kind, start=start, end=end)
+        return await self.inner.get(self._prefix + key, kind=kind, start=start, end=end)
 
     async def list(
         self, prefix: str, *, kind: Kind, after: str = "", limit: int | None = None, exact: bool = False
@@ -110,13 +110,13 @@ class OpenStore:
         """See ObjectStore."""
         start = self._prefix + after if after else ""
         return await self._below(
-            await self._inner.list(self._prefix + prefix, kind=kind, after=start, limit=limit, exact=exact)
+            await self.inner.list(self._prefix + prefix, kind=kind, after=start, limit=limit, exact=exact)
         )
 
     async def list_as_stored(self, prefix: str, *, kind: Kind, after: str = "") -> Objects:
         """See ObjectStore."""
         start = self._prefix + after if after else ""
-        return await self._below(await self._inner.list_as_stored(self._prefix + prefix, kind=kind, after=start))
+        return await self._below(await self.inner.list_as_stored(self._prefix + prefix, kind=kind, after=start))
 
     async def _below(self, found: Objects) -> Objects:
         """Take the prefix off the keys; others run meanwhile."""
@@ -133,25 +133,25 @@ class OpenStore:
 
     async def list_names(self, prefix: str, *, kind: Kind) -> Names:
         """See ObjectStore."""
-        return await self._inner.list_names(self._prefix + prefix, kind=kind)
+        return await self.inner.list_names(self._prefix + prefix, kind=kind)
 
     @property
     def last_failure(self) -> str:
         """Return the error of the latest attempt that failed, for the log of a caller
         that waits."""
-        return self._inner.last_failure
+        return self.inner.last_failure
 
     async def delete(self, keys: Sequence[str], *, kind: Kind) -> None:
         """See ObjectStore."""
-        await self._inner.delete([self._prefix + key for key in keys], kind=kind)
+        await self.inner.delete([self._prefix + key for key in keys], kind=kind)
 
     async def copy(self, source: str, target: str, *, kind: Kind) -> None:
         """See ObjectStore."""
-        await self._inner.copy(self._prefix + source, self._prefix + target, kind=kind)
+        await self.inner.copy(self._prefix + source, self._prefix + target, kind=kind)
 
     async def close(self) -> None:
         """See ObjectStore."""
-        await self._inner.close()
+        await self.inner.close()
 
 
 def open_store(

@@ -104,10 +104,10 @@ class Retrying:
         rng: random.Random,
         log: Any,
     ) -> None:
-        self._inner = inner
+        self.inner = inner
         self._deadline_s = deadline_s
         self._clock = clock
-        self._sleep = sleep
+        self.sleep = sleep
         self._rng = rng
         self._log = log
         self._answered_at = clock()
@@ -117,13 +117,13 @@ class Retrying:
         await self._try(
             "put",
             key,
-            lambda: self._inner.put(key, data, kind=kind),
+            lambda: self.inner.put(key, data, kind=kind),
             writes=True,
             silence_s=self._silence(len(data)),
         )
 
     async def replace(self, key: str, data: bytes, *, kind: Kind) -> None:
-        await self._try("put", key, lambda: self._inner.replace(key, data, kind=kind))
+        await self._try("put", key, lambda: self.inner.replace(key, data, kind=kind))
 
     async def get(self, key: str, *, kind: Kind, start: int = 0, end: int | None = None) -> bytes:
         if start < 0 or (end is not None and end < 0):
@@ -133,7 +133,7 @@ class Retrying:
         # Of a whole object nobody knows how long its body may take.
         silence_s = self._deadline_s / 2 if end is None else self._silence(end - start)
         return await self._try(
-            "get", key, lambda: self._inner.get(key, kind=kind, start=start, end=end), silence_s=silence_s
+            "get", key, lambda: self.inner.get(key, kind=kind, start=start, end=end), silence_s=silence_s
         )
 
     async def list(
@@ -152,7 +152,7 @@ class Retrying:
         if prefix and not prefix.endswith("/"):
             raise ValueError(f"prefix {prefix!r}: a prefix is empty or ends with /")
         found: dict[str, ObjectInfo] = {}
-        listing = _Listing(self._inner, prefix, kind=kind, after=after, limit=limit, exact=exact)
+        listing = _Listing(self.inner, prefix, kind=kind, after=after, limit=limit, exact=exact)
         empty, restarts, pages = 0, 0, 0
         while not listing.ended and (limit is None or len(found) < limit):
             had = len(found)
@@ -171,25 +171,25 @@ class Retrying:
     async def list_names(self, prefix: str, *, kind: Kind) -> Names:
         if prefix and not prefix.endswith("/"):
             raise ValueError(f"prefix {prefix!r}: a prefix is empty or ends with /")
-        return sorted(set(await self._try("list", prefix, lambda: self._inner.list_names(prefix, kind=kind))))
+        return sorted(set(await self._try("list", prefix, lambda: self.inner.list_names(prefix, kind=kind))))
 
     async def delete(self, keys: Sequence[str], *, kind: Kind) -> None:
         for at in range(0, len(keys), REQUEST_KEYS_MAX):
             batch = keys[at : at + REQUEST_KEYS_MAX]
 
             def send(batch: Sequence[str] = batch) -> Coroutine[Any, Any, None]:
-                return self._inner.delete_batch(batch, kind=kind)
+                return self.inner.delete_batch(batch, kind=kind)
 
             await self._try("delete", batch[0], send)
 
     async def copy(self, source: str, target: str, *, kind: Kind) -> None:
-        if self._inner.copies_create_only:
-            await self._try("copy", target, lambda: self._inner.copy(source, target, kind=kind), writes=True)
+        if self.inner.copies_create_only:
+            await self._try("copy", target, lambda: self.inner.copy(source, target, kind=kind), writes=True)
         else:
             await self.put(target, await self.get(source, kind=kind), kind=kind)
 
     async def close(self) -> None:
-        await self._inner.close()
+        await self.inner.close()
 
     async def _try(
         self,
@@ -215,7 +215,7 @@ class Retrying:
             try:
                 return await attempt.result()
             except TimeoutError:
-                said = f"no answer within {_in_seconds(left)}" + (f"; before: {before}" if before else f" ({op} {key})")
+                said = f"no answer within {in_seconds(left)}" + (f"; before: {before}" if before else f" ({op} {key})")
                 failure = Unreachable(said, maybe_done=attempt.first_sent)
             except (Unreachable, Truncated) as error:
                 failure, before = error, str(error)
@@ -237,7 +237,7 @@ class Retrying:
                 self._log.debug(
                     "request retried", op=op, key=key, attempt=number, pause_s=round(pause, 3), error=str(failure)
                 )
-                await self._sleep(pause)
+                await self.sleep(pause)
                 left = deadline - self._clock()
                 # on a machine under load the pause may have taken all that was left
                 if left > 0:
@@ -269,17 +269,17 @@ class Retrying:
         """Call `then` later: by the loop's timer, or by an injected sleep (a virtual
         clock).
         """
-        if self._sleep is asyncio.sleep:
+        if self.sleep is asyncio.sleep:
             return asyncio.get_running_loop().call_later(seconds, then)
 
         async def wait() -> None:
-            await self._sleep(seconds)
+            await self.sleep(seconds)
             then()
 
         return asyncio.ensure_future(wait())
 
 
-def _in_seconds(seconds: float) -> str:
+def in_seconds(seconds: float) -> str:
     """Format a time for people: what was left of a deadline may be a few
     microseconds."""
     return f"{max(round(seconds, 1), 0.1):g} s"
@@ -419,7 +419,7 @@ class _Listing:
         self.ended = False
         self.pages = 0
         self.restarts = 0
-        self._inner = inner
+        self.inner = inner
         self._prefix = prefix
         self._kind: Kind = kind
         self._after = after
@@ -434,7 +434,7 @@ class _Listing:
         cursor, self._cursor = self._cursor, None
         if cursor is None and self.pages:
             self.restarts += 1
-        return await self._inner.list_page(
+        return await self.inner.list_page(
             self._prefix, kind=self._kind, after=self._after, limit=self._limit, cursor=cursor, exact=self._exact
         )
 

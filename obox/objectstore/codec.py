@@ -291,7 +291,7 @@ class Codec:
         if keys:  # see its text; no mail has to wait for it later
             import obox.objectstore._seal  # noqa: F401 - only its import counts
         self._keys = dict(keys)
-        self._encrypt_with = encrypt_with
+        self.encrypt_with = encrypt_with
         self._level = _parse_compress(compress)
         if require_encryption and encrypt_with is None:
             raise ConfigError("storage.require_encryption is on; allowed: with storage.encryption_keys")
@@ -318,7 +318,7 @@ class Codec:
             packed = [compressor.compress(frame) for frame in frames]
             if sum(map(len, packed)) < len(payload):
                 frames, compression = packed, Compression.ZSTD
-        if self._encrypt_with is not None:
+        if self.encrypt_with is not None:
             self._remember(oid, crc32(payload, crc32(meta, crc32(owner, kind))))
         return self._put_together(
             kind,
@@ -328,7 +328,7 @@ class Codec:
             frames,
             minor=MINOR,
             compression=compression,
-            key_id=self._encrypt_with or "",
+            key_id=self.encrypt_with or "",
             payload_bytes=len(payload),
         )
 
@@ -380,7 +380,7 @@ class Codec:
         if len(prefix) < HEADER_BYTES:
             raise CorruptObject(f"an object of {len(prefix)} bytes has no header")
         key_id = _key_id(prefix[8 : 8 + KEY_ID_BYTES])
-        return prefix[_MAGIC_BYTES] != MAJOR or key_id != (self._encrypt_with or key_id)
+        return prefix[_MAGIC_BYTES] != MAJOR or key_id != (self.encrypt_with or key_id)
 
     def renewed(self, data: bytes, owner: Owner, *, was: Owner | None = None) -> bytes:
         """Return an object as this version writes it, with the oid that it has.
@@ -405,7 +405,7 @@ class Codec:
             frames,
             minor=header.minor if header.major == MAJOR else MINOR,
             compression=header.compression,
-            key_id=self._encrypt_with or header.key_id,
+            key_id=self.encrypt_with or header.key_id,
             payload_bytes=header.payload_bytes,
         )
 

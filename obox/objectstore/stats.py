@@ -60,13 +60,13 @@ class Stats:
     """The counters of a store. `op` or `kind` of None means all of them."""
 
     def __init__(self, counters: Snapshot | None = None) -> None:
-        self._counters: Snapshot = {} if counters is None else counters
+        self.counters: Snapshot = {} if counters is None else counters
 
     def record(self, op: Op, kind: Kind, *, seconds: float, size: int, error: bool) -> None:
         """Count a request."""
-        counter = self._counters.get((op, kind))
+        counter = self.counters.get((op, kind))
         if counter is None:
-            counter = self._counters[op, kind] = Counter()
+            counter = self.counters[op, kind] = Counter()
         counter.requests += 1
         counter.errors += error
         counter.bytes += size
@@ -88,13 +88,13 @@ class Stats:
     def snapshot(self) -> Snapshot:
         """Return a copy of all counters."""
         return {
-            key: Counter(c.requests, c.errors, c.bytes, c.seconds, c.buckets[:]) for key, c in self._counters.items()
+            key: Counter(c.requests, c.errors, c.bytes, c.seconds, c.buckets[:]) for key, c in self.counters.items()
         }
 
     def since(self, before: Snapshot) -> Stats:
         """Return what has been counted since a snapshot."""
         grown: Snapshot = {}
-        for key, now in self._counters.items():
+        for key, now in self.counters.items():
             old = before.get(key) or Counter()
             if now.requests != old.requests:
                 grown[key] = Counter(
@@ -110,10 +110,10 @@ class Stats:
         """Return the number of requests by (op, kind), which a test compares with a
         literal.
         """
-        return {key: counter.requests for key, counter in self._counters.items() if counter.requests}
+        return {key: counter.requests for key, counter in self.counters.items() if counter.requests}
 
     def _select(self, op: Op | None, kind: Kind | None) -> list[Counter]:
-        return [c for (o, k), c in self._counters.items() if op in (None, o) and kind in (None, k)]
+        return [c for (o, k), c in self.counters.items() if op in (None, o) and kind in (None, k)]
 
     def __repr__(self) -> str:
         return f"Stats({self.requests()})"

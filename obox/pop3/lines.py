@@ -19,22 +19,22 @@ has behind the mechanism."""
 class Input:
     """Splits what a client sends into lines."""
 
-    __slots__ = ("_buffer", "_skipping")
+    __slots__ = ("_skipping", "buffered")
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self.buffered = bytearray()
         self._skipping = False
 
     def feed(self, data: bytes) -> None:
         """Take bytes; they may be split anywhere."""
-        self._buffer += data
+        self.buffered += data
 
     def next(self) -> bytes | None:
         """Return the next line without its end, None if there is no whole line.
 
         A line that is too long is returned cut to more than LINE_BYTES_MAX.
         """
-        buffer = self._buffer
+        buffer = self.buffered
         end = buffer.find(b"\n")
         if end < 0:
             if len(buffer) > LINE_BYTES_MAX + 1:
@@ -51,12 +51,12 @@ class Input:
     @property
     def waiting(self) -> bool:
         """Return whether the client is in the middle of a line."""
-        return bool(self._buffer)
+        return bool(self.buffered)
 
     def clear(self) -> bytes:
         """Return the input that has not been used, and forget it."""
-        rest = bytes(self._buffer)
-        self._buffer.clear()
+        rest = bytes(self.buffered)
+        self.buffered.clear()
         self._skipping = False
         return rest
 

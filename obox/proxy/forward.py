@@ -122,7 +122,7 @@ class Forwarder:
         self.member = member
         self.authenticator = authenticator
         self.counters = counters or NoCounters()
-        self._certificate = certificate
+        self.certificate = certificate
         self._tokens = UsedTokens()
         self.moves = Moves(router.known)
         self.waiting = Waiting(router, self.moves, sleep, clock)
@@ -137,7 +137,7 @@ class Forwarder:
         if not tls and not local:
             raise NoPerm("The trusted link needs TLS here")
         await self.authenticator.admit(remote)
-        binding = self._certificate() if tls else b""
+        binding = self.certificate() if tls else b""
         return LinkOwner(
             self.secrets, nonce=self.random_bytes(NONCE_BYTES), unknown=self.random_bytes(NONCE_BYTES), binding=binding
         )

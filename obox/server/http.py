@@ -144,7 +144,7 @@ class Peer:
     exchange: Any = None
 
 
-class _Protocol(H11Protocol, asyncio.BufferedProtocol):
+class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
     """uvicorn's protocol, with a time limit for each step of the client, and with small
     reads.
 
@@ -177,7 +177,7 @@ class _Protocol(H11Protocol, asyncio.BufferedProtocol):
             self._remote = self.client[0] if self.client and not self._unix else ""
         tls = transport.get_extra_info("ssl_object") is not None
         peer = Peer(self._remote, self._unix or is_loopback(self._remote), tls, self._behind)
-        self.app_state = {"local": self._unix and _trusted(transport), "peer": peer}
+        self.app_state = {"local": self._unix and of_own_user(transport), "peer": peer}
         self._quiet()
         self._within(HEADER_S)
 
@@ -318,7 +318,7 @@ class _Places:
             leave()
 
 
-def _trusted(transport: asyncio.BaseTransport) -> bool:
+def of_own_user(transport: asyncio.BaseTransport) -> bool:
     """Return whether the peer is root or our own user. SO_PEERCRED, unix(7): pid, uid,
     gid."""
     sock = transport.get_extra_info("socket")
@@ -336,7 +336,7 @@ class HttpServer:
         self._config = uvicorn.Config(
             _Places(app),
             loop="none",
-            http=_Protocol,
+            http=HttpProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -347,14 +347,14 @@ class HttpServer:
             h11_max_incomplete_event_size=HEADER_BYTES_MAX,
         )
         self._config.load()
-        self._state = ServerState()
+        self.shared = ServerState()
         self._silent = Pending(SILENT_MAX, SILENT_ADDRESS_MAX)
 
     def factory(self, entry: Listen, via: Via | None) -> asyncio.Protocol:
         remote = via.client[0] if via is not None and via.client is not None else None
-        return _Protocol(
+        return HttpProtocol(
             self._config,
-            self._state,
+            self.shared,
             unix=entry.path is not None,
             remote=remote,
             behind=via is not None,
@@ -366,7 +366,7 @@ class HttpServer:
 
         Call it after the listeners have stopped.
         """
-        while self._state.connections:
-            for connection in list(self._state.connections):
+        while self.shared.connections:
+            for connection in list(self.shared.connections):
                 connection.shutdown()
             await asyncio.sleep(0.05)

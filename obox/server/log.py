@@ -83,19 +83,19 @@ class _Named:
         return event
 
 
-_recent: deque[dict[str, Any]] = deque(maxlen=RECENT_MAX)
+recent: deque[dict[str, Any]] = deque(maxlen=RECENT_MAX)
 
 
 def recent_problems() -> list[dict[str, Any]]:
     """Return the last warnings and errors of this process, the oldest first."""
-    return list(_recent)
+    return list(recent)
 
 
-def _remember(_: Any, __: str, event: Event) -> Event:
+def remember(_: Any, __: str, event: Event) -> Event:
     """Keep warnings and errors, masked and on a single line as they are logged."""
     if event.get("level") in ("warning", "error", "critical", "exception"):
         kept = {key: value for key, value in event.items() if not key.startswith("_") and key != "exc_info"}
-        _recent.append({key: value if isinstance(value, int | float) else str(value) for key, value in kept.items()})
+        recent.append({key: value if isinstance(value, int | float) else str(value) for key, value in kept.items()})
     return event
 
 
@@ -135,7 +135,7 @@ def set_up_logging(
         structlog.processors.StackInfoRenderer(),
         _mask,
         _one_line,
-        _remember,
+        remember,
     ]
     if worker:
         shared.insert(0, _Named(worker))

@@ -31,7 +31,7 @@ class FileWatch:
     def __init__(
         self, files: Sequence[Path], changed: Callable[[], Awaitable[None]], *, log: Any, quiet_s: float = QUIET_S
     ) -> None:
-        self._files = files
+        self.watched = files
         self._changed = changed
         self._log = log
         self._quiet_s = quiet_s
@@ -40,12 +40,12 @@ class FileWatch:
 
     def follow(self, files: Sequence[Path]) -> None:
         """Watch other files from now on. Their present contents count as known."""
-        self._files, self._known = files, _stamps(files)
+        self.watched, self._known = files, _stamps(files)
         self._moved.set()
 
     async def run(self) -> None:
         """Watch until cancelled. Without files it only waits."""
-        if not self._files:
+        if not self.watched:
             return
         # The import takes 5 ms, which a backend that watches nothing does not spend.
         from ._watching import Watching
@@ -54,7 +54,7 @@ class FileWatch:
         watching = None
         try:
             while True:
-                places = _directories(self._files)
+                places = _directories(self.watched)
                 if watching is None or watching.places != places:
                     if watching is not None:
                         await asyncio.to_thread(watching.stop)
@@ -70,7 +70,7 @@ class FileWatch:
                 self._moved.clear()
                 while await self._still_changing():
                     pass
-                now = _stamps(self._files)
+                now = _stamps(self.watched)
                 if now != self._known:
                     self._known = now
                     await self._changed()

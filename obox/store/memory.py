@@ -61,19 +61,19 @@ class MemoryMailbox:
         self.state = State(guid)
         self.deleted = False
         self._store = store
-        self._watchers: list[Callable[[], None]] = []
+        self.watchers: list[Callable[[], None]] = []
 
     def apply(self, delta: Delta) -> None:
         """Join a change and wake the sessions."""
         altered = self.state.join(delta)
-        for wake in tuple(self._watchers):
+        for wake in tuple(self.watchers):
             wake()
         if altered:
             self._changes.notify(self.guid)
 
     def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
-        self._watchers.append(wake)
-        return lambda: self._watchers.remove(wake) if wake in self._watchers else None
+        self.watchers.append(wake)
+        return lambda: self.watchers.remove(wake) if wake in self.watchers else None
 
     def take_recent(self) -> int:
         first = self.state.recent

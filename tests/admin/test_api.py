@@ -50,7 +50,7 @@ async def test_a_key_is_asked_for_on_tcp_and_none_on_the_socket(service: Service
 async def test_a_foreign_user_on_a_socket_needs_the_key(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     from obox.server import http
 
-    monkeypatch.setattr(http, "_trusted", lambda transport: False)
+    monkeypatch.setattr(http, "of_own_user", lambda transport: False)
     socket = service.backend.parts.config.state_dir / "admin.sock"
     transport = httpx.AsyncHTTPTransport(uds=str(socket))
     async with httpx.AsyncClient(transport=transport, base_url="http://obox") as client:

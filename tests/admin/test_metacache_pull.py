@@ -42,7 +42,7 @@ async def two(start: Start) -> AsyncIterator[tuple[Service, Service]]:
         journal = one.backend.parts.store.journal
         # The start of the second backend fenced the first. The first backend learns of
         # the fence with its next write, and goes on as a new boot.
-        await journal._wait(journal._writes + 1)
+        await journal.announce()
         yield one, other
 
 
@@ -170,8 +170,8 @@ async def test_keys(start: Start) -> None:
 
 async def test_unreachable(start: Start, unused: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    new = pull._Keyed._new
-    monkeypatch.setattr(pull._Keyed, "_new", lambda source: asked.append(source._name) or new(source))
+    new = pull.Keyed.new
+    monkeypatch.setattr(pull.Keyed, "new", lambda source: asked.append(source.name) or new(source))
     async with two(start) as (_, other):
         assert (await other.fails("metacachePull", allUsers=True, sourceBackendHost=unused))[0] == 69
         assert len(asked) == 1, "asked once, not for each user"
@@ -339,7 +339,7 @@ async def test_cut_in_the_middle(start: Start, monkeypatch: pytest.MonkeyPatch) 
     had arrived stay, and a second run brings the rest."""
     async with two(start) as (one, other):
         await some_mail(one)
-        real = pulling.Outgoing._objects
+        real = pulling.Outgoing.objects
 
         async def breaks(self: Any) -> AsyncIterator[Any]:
             count = 0
@@ -349,7 +349,7 @@ async def test_cut_in_the_middle(start: Start, monkeypatch: pytest.MonkeyPatch) 
                 count += 1
                 yield item
 
-        monkeypatch.setattr(pulling.Outgoing, "_objects", breaks)
+        monkeypatch.setattr(pulling.Outgoing, "objects", breaks)
         code, message = await other.fails("metacachePull", user=ANNA, sourceBackendHost=http(one))
         assert code == 75
         assert "cut short" in message

@@ -92,10 +92,10 @@ async def test_auth_test(service: Service) -> None:
 async def test_log_errors(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     from obox.server import log
 
-    monkeypatch.setattr(log, "_recent", type(log._recent)(maxlen=2))
+    monkeypatch.setattr(log, "recent", type(log.recent)(maxlen=2))
     for number, level in enumerate(("info", "warning", "error", "error")):
         when = f"2026-01-0{number + 1}T00:00:00Z"
-        log._remember(None, "", {"event": f"event {number}", "level": level, "timestamp": when, "n": 1})
+        log.remember(None, "", {"event": f"event {number}", "level": level, "timestamp": when, "n": 1})
     rows = await service.call("logErrors")
     assert [(row["type"], row["text"]) for row in rows] == [("error", "event 2 n=1"), ("error", "event 3 n=1")]
     assert len(await service.call("logErrors", limit=1)) == 1
@@ -126,7 +126,7 @@ async def test_stop_within_its_time(service: Service, monkeypatch: pytest.Monkey
         await asyncio.sleep(60)
         return 0
 
-    monkeypatch.setattr(sessions, "_flush_important", slow)
+    monkeypatch.setattr(sessions, "flush_important", slow)
     rows = await service.call("stop", timeLimit=1)
     assert [row["step"] for row in rows] == [
         "flush (cut short)", "stop logins", "kick", "flush (cut short)", "wait (cut short)", "kick",
@@ -525,7 +525,7 @@ async def test_an_interrupted_deletion_is_begun_again(
 
     async with start() as service:
         await service.deliver(ANNA, [mail(n) for n in range(5)])
-        real = operate._delete
+        real = operate.delete_keys
         done = 0
 
         async def failing(store: Any, batch: Any) -> Any:
@@ -535,7 +535,7 @@ async def test_an_interrupted_deletion_is_begun_again(
                 raise Unavailable("the storage does not answer")
             return await real(store, batch)
 
-        monkeypatch.setattr(operate, "_delete", failing)
+        monkeypatch.setattr(operate, "delete_keys", failing)
         assert (await service.fails("oboxUserDelete", user=ANNA))[0] == 69
         with service.backend.parts.store.pulling(ANNA):
             pass  # the user is not barred any more

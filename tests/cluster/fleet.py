@@ -131,8 +131,8 @@ class Fleet:
         async def begin() -> None:
             await make_settings(way, GROUPS, now=lambda: self.time, sleep=self.sleep, random_bytes=lambda n: b"r" * n)
 
-        member._myself = Myself(Member("backend", "default", "127.0.0.1"), self.joins_as, begin)
-        assert await member._join()
+        member.myself = Myself(Member("backend", "default", "127.0.0.1"), self.joins_as, begin)
+        assert await member.join()
         return member
 
     async def greets(self, member: Member | None) -> bool:

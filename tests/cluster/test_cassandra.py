@@ -98,7 +98,7 @@ def patience() -> Iterator[None]:
     """Lengthen the deadlines, because the machine may be loaded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "DEADLINE_S", PATIENT_S)
-        patch.setattr(engine, "_REQUEST_S", PATIENT_S - 1)
+        patch.setattr(engine, "REQUEST_S", PATIENT_S - 1)
         patch.setattr(engine, "CONNECT_S", PATIENT_S / 2)
         yield
 

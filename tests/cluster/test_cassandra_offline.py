@@ -52,7 +52,7 @@ def test_replicas_of_the_own_data_centre_are_asked_and_the_driver_comes_back(mon
 
     made: dict[str, Any] = {}
     monkeypatch.setattr("cassandra.cluster.Cluster", lambda hosts, **settings: made.update(settings, hosts=hosts))
-    open_cassandra("cassandra://c1,c2/obox?datacenter=north")._new_cluster()
+    open_cassandra("cassandra://c1,c2/obox?datacenter=north").new_cluster()
     profile = made["execution_profiles"][EXEC_PROFILE_DEFAULT]
     assert made["hosts"] == ["c1", "c2"]
     assert profile.consistency_level == ConsistencyLevel.LOCAL_QUORUM
@@ -205,7 +205,7 @@ async def test_a_start_waits_for_cassandra_with_a_line_a_minute(monkeypatch: pyt
 
     monkeypatch.setattr("obox.cluster.cassandra.time", SimpleNamespace(monotonic=lambda: now))
     directory = open_cassandra("cassandra://c1/obox")
-    monkeypatch.setattr(directory, "_new_cluster", lambda: server)
+    monkeypatch.setattr(directory, "new_cluster", lambda: server)
     view = View(directory, clock=lambda: now, now=lambda: now, sleep=sleep)
 
     async def greets(member: Member | None) -> bool:

@@ -208,7 +208,7 @@ def test_a_restart_during_an_outage_serves_what_was_kept() -> None:
 def test_a_view_never_goes_back_while_the_directory_shows_old_rows(seed: int) -> None:
     async def story(world: World) -> None:
         world.faults.old, world.faults.old_s = 0.7, 20.0
-        world.way_in._rng.seed(seed)
+        world.way_in.rng.seed(seed)
         view = world.view()
         last = 0
         for number in range(1, 60):
@@ -407,8 +407,8 @@ def test_many_rows_let_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
         assert turns == [0] * 10
         assert len(view.pins) == 5000
         decoded = []
-        there = module.View._decoded
-        monkeypatch.setattr(module.View, "_decoded", lambda *words: decoded.append(words) or there(*words))
+        there = module.View.decoded
+        monkeypatch.setattr(module.View, "decoded", lambda *words: decoded.append(words) or there(*words))
         await view.poll()
         assert not decoded, "rows that have not changed are not decoded again"
 

@@ -200,10 +200,10 @@ async def test_no_transaction_runs_on_the_loop(tmp_path: Path, monkeypatch: pyte
 async def test_many_writes_at_once_are_few_transactions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = await open_lmdb(tmp_path)
     written: list[int] = []
-    write_once = engine.LmdbDirectory._write_once
+    write_once = engine.LmdbDirectory.write_once
     monkeypatch.setattr(
         engine.LmdbDirectory,
-        "_write_once",
+        "write_once",
         lambda self, env, puts: written.append(len(puts)) or write_once(self, env, puts),
     )
     await asyncio.gather(*(directory.put(Kind.GROUPS, f"{n:05}", b"a", NOW) for n in range(256)))
@@ -223,8 +223,8 @@ async def test_polls_of_very_many_rows_leave_the_loop_to_others(
         txn.put(b"\0format", b"1")
         for number in range(100_000):
             key = f"user{number}@example.org"
-            value = engine._HEAD.pack(NOW, len(key)) + key.encode() + encode(Assigned("mail-1", 1, number))
-            txn.put(engine._place(Kind.PINS, key), value)
+            value = engine.HEAD.pack(NOW, len(key)) + key.encode() + encode(Assigned("mail-1", 1, number))
+            txn.put(engine.place_of(Kind.PINS, key), value)
     directory = await open_lmdb(tmp_path / "cluster")
     keeper = KeptFile(tmp_path / "kept")
     view = View(directory, clock=time.monotonic, now=time.time, sleep=asyncio.sleep, keeper=keeper)

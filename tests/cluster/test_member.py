@@ -236,7 +236,7 @@ async def test_a_tie_is_served_and_marked_for_a_merge_once() -> None:
     store = Store()
     member, _, directory = await make(store)
     await member.view.poll()
-    member._begin()
+    member.begin()
     sid, unit = StorageId("anna"), member.unit_of("anna")
     for _ in range(3):
         route = await member.reread(sid, Assigned("b", 1, 99))
@@ -254,7 +254,7 @@ async def test_a_tie_is_marked_later_if_the_directory_does_not_answer() -> None:
     store = Store()
     member, _, directory = await make(store)
     await member.view.poll()
-    member._begin()
+    member.begin()
     sid, unit = StorageId("anna"), member.unit_of("anna")
     directory.faults.cut = True
     assert isinstance(await member.reread(sid, Assigned("b", 1, 5)), Here), "it is served all the same"

@@ -31,7 +31,7 @@ async def with_forms(fleet: Fleet, **forms: int) -> None:
 async def reading(fleet: Fleet, name: str) -> None:
     """Let a member that reads the new form join."""
     member = await fleet.join(name)
-    await member.view.put(Kind.MEMBERS, name, msgspec.structs.replace(member._myself.member, reads={"test": 2}))
+    await member.view.put(Kind.MEMBERS, name, msgspec.structs.replace(member.myself.member, reads={"test": 2}))
 
 
 async def test_newer_forms_are_written_after_an_upgrade(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,16 +57,16 @@ async def test_a_release_whose_row_was_not_answered_is_not_served_and_written_ag
     only bundles of what was released."""
     monkeypatch.setattr("obox.cluster.writer.WRITES_AT_ONCE", 1)
     member, store = fleet.members["a"], fleet.stores["a"]
-    way = member.view._directory
+    way = member.view.directory
     assert isinstance(way, MemoryDirectory)
     await fleet.put(Kind.ORDERS, "a", Orders(evacuate=True))
     had = set(store.units)
-    way.faults.unanswered, way._rng = 1.0, _Always(arrives)
+    way.faults.unanswered, way.rng = 1.0, _Always(arrives)
     with capture_logs() as logs:
         await member.step()
     assert "groups may have been released" in {entry["event"] for entry in logs}
     (tried,) = had - store.units.keys()
-    row = member._units.row(tried)
+    row = member.owners.row(tried)
     assert row is not None
     assert row.backend == "b", "its clients are forwarded"
     assert (tried in await fleet.of("b")) == arrives
@@ -315,7 +315,7 @@ async def test_rows_of_very_many_units_are_written_a_part_at_a_time(
         waiting -= 1
 
     monkeypatch.setattr(one.view, "put", put)
-    rows = await one._rows.write("one", {user_key(f"u{n}"): "" for n in range(3 * WRITES_AT_ONCE)}, released=False)
+    rows = await one.rows.write("one", {user_key(f"u{n}"): "" for n in range(3 * WRITES_AT_ONCE)}, released=False)
     assert len(rows) == 3 * WRITES_AT_ONCE
     assert 1 < most <= WRITES_AT_ONCE
 
@@ -328,7 +328,7 @@ async def test_a_client_that_comes_before_its_group_has_the_next_pass_begin(flee
     row = Assigned("b", 99, 1, released=True)
     await fleet.put(Kind.GROUPS, unit, row)
     await b.view.poll()
-    pausing = asyncio.ensure_future(b._pause())
+    pausing = asyncio.ensure_future(b.pause())
     real, b._world = b._world, replace(b._world, sleep=lambda _: asyncio.Event().wait())
     await asyncio.sleep(0)
     assert not pausing.done()
@@ -349,7 +349,7 @@ async def test_passes_are_quick_while_groups_may_come(fleet: Fleet) -> None:
             waits.append(seconds)
 
         b._world = replace(real, sleep=sleep)
-        await b._pause()
+        await b.pause()
         b._world = real
         return waits[-1]
 

@@ -127,4 +127,4 @@ async def test_lmtp(tmp_path: Path, fuzz_seconds: float) -> None:
         assert not server.connections
         assert not server.addresses
         print(f"{count} sessions, {deliverer.delivered} deliveries")
-        assert server.budget._used == 0
+        assert server.budget.used_bytes == 0

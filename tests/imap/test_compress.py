@@ -93,10 +93,10 @@ async def test_an_idle_connection_has_no_compressor(running: Running[MemoryStore
     await client.ok("NOOP")
     mine = connection(running)
     await asyncio.gather(*running.imap.context.hub.tasks)
-    assert mine._deflated is not None
-    assert mine._deflated._deflate is not None
+    assert mine.deflated is not None
+    assert mine.deflated.deflate is not None
     mine.timer_due(1.0)
-    assert mine._deflated._deflate is None
+    assert mine.deflated.deflate is None
     await client.ok("NOOP")
 
 

@@ -300,7 +300,7 @@ def test_a_pattern_is_matched_in_bounded_time() -> None:
     """The matcher keeps the states of a pattern as the bits of a number. The size of
     this number is the cost of a step."""
     pattern = names.Pattern("a%*" * 999 + "b")
-    assert pattern._final.bit_length() <= 1_001
+    assert pattern.final.bit_length() <= 1_001
     assert not pattern.matches("a" * 1_000)
     with pytest.raises(Invalid):
         names.Pattern("ab*" * 1_001)

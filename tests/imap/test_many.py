@@ -114,8 +114,8 @@ async def test_many_mails_are_put_into_threads_by_a_thread(
 ) -> None:
     """Some steps take time for each mail: 0.3 s for 500,000."""
     used: list[int] = []
-    plain = thread._lists
-    monkeypatch.setattr(thread, "_lists", lambda *given: _noting(plain(*given), used))
+    plain = thread.lists_of
+    monkeypatch.setattr(thread, "lists_of", lambda *given: _noting(plain(*given), used))
     user = await running.store.open_user("anna", StorageId("anna"))
     await user.append("INBOX", [NewMail(b"Subject: x\r\n\r\nhello")] * 20)
     await user.release()

@@ -215,7 +215,7 @@ async def test_the_client_goes_away_in_the_middle(real: Running) -> None:
             await asyncio.sleep(0.01)
     (user,) = real.store.users.values()
     assert user.sessions == 0
-    assert all(box.sessions == 0 and not box._watchers for box in user.boxes.values())
+    assert all(box.sessions == 0 and not box.watchers for box in user.boxes.values())
 
 
 async def test_end_of_input_is_not_the_end_of_answers(running: Running) -> None:

@@ -143,7 +143,7 @@ def test_a_few_more_do_not_copy_all() -> None:
     for number in range(1, Holders.LATE_MAX + 1):
         found.add(GUIDS[0], uids([number]), uids([number]), 3)
         assert found.late == number
-        assert found._boxes[GUIDS[0]][0] is before
+        assert found.by_home[GUIDS[0]][0] is before
     found.add(GUIDS[0], uids([1]), uids([100_001]), 0)
     assert found.late == 0
     assert len(found) == 100_001

@@ -140,14 +140,14 @@ def test_a_thousand_strings_are_asked_once_each_window(monkeypatch: pytest.Monke
     """The text is normalised once. Strings whose trigrams do not occur are not searched
     for."""
     looked: list[int] = []
-    plain = _needles._Filter.possible
+    plain = _needles.Filter.possible
 
     def possible(self: Any, value: str) -> list[str]:
         found = plain(self, value)
         looked.append(len(found))
         return found
 
-    monkeypatch.setattr(_needles._Filter, "possible", possible)
+    monkeypatch.setattr(_needles.Filter, "possible", possible)
     needles = [normalise(f"needle number {n} \u00fc") for n in range(2_000)]
     value = "The quick brown fox jumps over the lazy dog. " * 5_000
     assert Finder(needles).found((value,)) == set()

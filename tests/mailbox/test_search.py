@@ -18,7 +18,7 @@ from turns import turns
 
 from obox.mailbox import Delta, Needle, Rows, State, normalise
 from obox.mailbox.search import (
-    _COMPARE,
+    COMPARE,
     All,
     And,
     Body,
@@ -413,11 +413,11 @@ async def test_memo_stays_bounded() -> None:
     for _ in range(3):
         assert await box.search(Header("subject", "nümber 42")) == [43, *range(421, 431)]
         assert len(await box.search(Header("from", "a"))) == 1000
-        assert sum(column.bytes for column in box.memo._columns.values()) <= 100_000
-        assert box.memo._bytes <= 100_000
+        assert sum(column.bytes for column in box.memo.columns.values()) <= 100_000
+        assert box.memo.kept_bytes <= 100_000
     for n in range(300):
         await box.search(Header(f"x-{n}", "a"))
-    assert len(box.memo._columns) * _search._MEMO_COLUMN_BYTES <= box.memo._bytes <= 100_000
+    assert len(box.memo.columns) * _search.MEMO_COLUMN_BYTES <= box.memo.kept_bytes <= 100_000
     long = Box(b"To: " + b"a@example.org, " * 1000 + b"\r\n\r\n")
     assert await long.search(Header("to", "a@")) == [1]
     assert long.memo.column(long.state.guid, "to") == {}
@@ -482,8 +482,8 @@ async def test_every_date_is_searchable_or_absent(date: bytes, day: dt.date | bo
     for test in DateTest:
         for asked in (FIRST_DAY, LAST_DAY, dt.date(2016, 12, 31), dt.date(2024, 1, 1)):
             found = await box.search(OnDate(DateField.SENT, test, asked))
-            assert (1 in found) is (day is not False and bool(_COMPARE[test](day, asked)))
-            assert (2 in found) is bool(_COMPARE[test](dt.date(2024, 1, 1), asked))
+            assert (1 in found) is (day is not False and bool(COMPARE[test](day, asked)))
+            assert (2 in found) is bool(COMPARE[test](dt.date(2024, 1, 1), asked))
 
 
 @pytest.mark.parametrize("name", [":sent", "SENT", "Day.SENT", "1", "date"])
@@ -529,7 +529,7 @@ async def test_a_thousand_fields_are_read_once(decoded: list[int]) -> None:
     query = Or((*(Header(name, "x") for name in names), Header("subject", "brown")))
     assert await box.search(query) == [1]
     assert len(decoded) <= 2 * (3 + 1 + 4)
-    assert len(box.memo._columns) <= 32
+    assert len(box.memo.columns) <= 32
 
 
 async def test_names_are_not_compiled_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

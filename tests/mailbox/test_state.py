@@ -353,7 +353,7 @@ def test_what_is_retained_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for first, last in ((1, 1), (2, 2), (3, 60), *((uid, uid) for uid in range(61, 141)), (141, 300)):
         state.join(Delta(gone=Gone.at(90, uids(*range(first, last + 1)))))
         assert len(state.retained) == min(last, 100)
-        assert len(state.retained._parts) <= _records.PARTS_MAX
+        assert len(state.retained.parts) <= _records.PARTS_MAX
         known = state.records(uids(*range(1, last + 1)))[2].tolist()
         assert known == list(range(max(1, last - 99), last + 1))
     assert len(view) == 301

@@ -32,13 +32,13 @@ INNER = b"Content-Type: message/rfc822\r\n\r\n"
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Record how many addresses the slow parser has read, with an entry for each."""
     made: list[int] = []
-    plain = _address._Reader.__init__
+    plain = _address.Reader.__init__
 
     def init(self: Any, value: bytes, at: int) -> None:
         made.append(at)
         plain(self, value, at)
 
-    monkeypatch.setattr(_address._Reader, "__init__", init)
+    monkeypatch.setattr(_address.Reader, "__init__", init)
     return made
 
 

@@ -17,7 +17,7 @@ from obox.mime import _text, decode_header, parse, part_text, text_of, texts_of,
 from obox.mime._fields import SLICE_BYTES, blank_line, find, lines_in
 
 CHARSETS = sorted(
-    {found for module in pkgutil.iter_modules(encodings.__path__) if (found := _text._codec(module.name.encode()))}
+    {found for module in pkgutil.iter_modules(encodings.__path__) if (found := _text.codec_named(module.name.encode()))}
 )
 LETTERS = "aZ 9\né€αЖאあ一가☃"
 
@@ -37,7 +37,7 @@ def test_slices_are_the_whole(charset: str) -> None:
         assert isinstance(to_text(junk, charset.encode()), str)
 
 
-@pytest.mark.parametrize("charset", [name for name in CHARSETS if _text._table(name)])
+@pytest.mark.parametrize("charset", [name for name in CHARSETS if _text.table_of(name)])
 def test_bytes_that_a_charset_lacks(charset: str) -> None:
     every = bytes(range(256))
     assert to_text(every, charset.encode()) == every.decode(charset, "replace")
@@ -81,7 +81,9 @@ def test_no_call_decodes_more_than_a_slice(monkeypatch: pytest.MonkeyPatch) -> N
         return Decoder
 
     monkeypatch.setattr(codecs, "getincrementaldecoder", counted)
-    monkeypatch.setattr(_text, "_decode", lambda data, codec: seen.append(len(data)) or data.decode(codec, "replace"))
+    monkeypatch.setattr(
+        _text, "decode_piece", lambda data, codec: seen.append(len(data)) or data.decode(codec, "replace")
+    )
     for charset in (b"utf-8", b"utf-7", b"windows-1252", b"gb18030", None):
         to_text(b"+" + b"A" * 300_000 + b"\xff", charset)
     assert max(seen) <= 32 * 1024
@@ -92,7 +94,7 @@ def test_utf7_takes_each_byte_once() -> None:
     """The incremental decoder decodes an open shift sequence again at each call. 5 MB
     of such a sequence would take minutes."""
     data = b"+" + b"AGEAYgBj" * 100_000
-    runs = list(_text._utf7_runs(lambda: _text._cut(data))())
+    runs = list(_text.utf7_runs(lambda: _text.slices_of(data))())
     assert b"".join(runs) == data
     assert max(map(len, runs)) <= 32 * 1024
 
@@ -103,7 +105,7 @@ def test_unknown_charsets_are_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> 
     asked: list[str] = []
     plain = codecs.lookup
     monkeypatch.setattr(codecs, "lookup", lambda name: asked.append(name) or plain(name))
-    _text._codec.cache_clear()
+    _text.codec_named.cache_clear()
     value = b" ".join(b"=?x-unknown-%d?Q?=41?=" % n for n in range(500))
     assert decode_header(value) == "A" * 500
     assert not asked

@@ -59,7 +59,7 @@ def test_input_that_inflates_a_thousandfold_is_taken_by_the_piece() -> None:
     inflater.add(bomb)
     for _ in range(20):
         assert len(inflater.read()) == INFLATED_BYTES
-    assert len(inflater._inflate.unconsumed_tail) > len(bomb) * 0.9
+    assert len(inflater.inflate.unconsumed_tail) > len(bomb) * 0.9
 
 
 @given(st.lists(st.binary(min_size=1, max_size=100)))
@@ -96,6 +96,6 @@ def test_output(rests: bool) -> None:
         assert inflate.decompress(transport.written[-1]) == data
         if rests:
             deflated.rest()
-            assert deflated._deflate is None
+            assert deflated.deflate is None
     assert len(transport.written[1]) < 3_000
     assert not inflate.eof

@@ -482,7 +482,7 @@ def test_a_custom_endpoint_has_the_bucket_in_its_path(place: str, monkeypatch: p
     settings = Settings("s3://bucket", access_key_id="i", secret_access_key="s", region="eu-west-1")
     if place == "settings":
         settings = replace(settings, endpoint_url=endpoint)
-    config = open_store(settings).driver.inner._store.config
+    config = open_store(settings).driver.inner.backing.config
     assert str(config["virtual_hosted_style_request"]).lower() == ("false" if place else "true")
 
 
@@ -493,7 +493,7 @@ async def test_no_more_requests_at_a_time_than_connections(
     monkeypatch.setenv("AWS_SESSION_TOKEN", "of somebody else")
     store = open_store(replace(s3_settings(s3_bucket), connections_max=3))
     await store.put("k", b"x", kind="mail")
-    slots = store.driver.inner._slots
+    slots = store.driver.inner.slots
     gets = asyncio.gather(*(store.get("k", kind="mail") for _ in range(20)))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -508,7 +508,7 @@ async def test_a_put_that_never_got_a_connection_is_not_done(then: str) -> None:
     another PUT."""
     settings = Settings("s3://bucket", access_key_id="i", secret_access_key="s", endpoint_url="http://127.0.0.1:9")
     store = open_store(replace(settings, connections_max=1, deadline_s=0.2))
-    slots = store.driver.inner._slots
+    slots = store.driver.inner.slots
     sent = 0
 
     async def hang(*_: object, **__: object) -> None:

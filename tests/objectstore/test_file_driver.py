@@ -291,7 +291,7 @@ async def test_a_new_bucket_is_made_by_another_thread_meanwhile(
         looks += path == str(tmp_path / "bucket")
         if looks == 1:
             (tmp_path / "bucket").mkdir()
-            directory._check_root()
+            directory.check_root()
             raise FileNotFoundError(path)
         return real(path, **more)
 

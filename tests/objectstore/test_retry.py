@@ -26,7 +26,7 @@ from obox.objectstore import (
     open_store,
     put_once,
 )
-from obox.objectstore._retry import _in_seconds
+from obox.objectstore._retry import in_seconds
 from obox.objectstore.faults import FaultyDriver, Plan, Rates
 from obox.types import Oid, Owner
 
@@ -254,7 +254,7 @@ async def test_an_attempt_never_begins_past_the_deadline() -> None:
         # The pause lasts a minute instead of half a second.
         await slept(seconds if seconds < 0.3 else 60.0)
 
-    world.store._inner._sleep = sleep
+    world.store.inner.sleep = sleep
     with pytest.raises(Unreachable) as caught:
         await world.time.run(world.store.put("k", b"x", kind="mail"))
     assert not caught.value.maybe_done
@@ -357,7 +357,7 @@ async def test_everything_hangs_until_the_deadline_and_no_longer() -> None:
 
 @pytest.mark.parametrize(("seconds", "shown"), [(10.0, "10 s"), (1.26, "1.3 s"), (4.83e-05, "0.1 s")])
 def test_what_was_left_of_a_deadline_is_said_in_numbers_for_people(seconds: float, shown: str) -> None:
-    assert _in_seconds(seconds) == shown
+    assert in_seconds(seconds) == shown
 
 
 async def test_a_lost_answer_is_recognised() -> None:

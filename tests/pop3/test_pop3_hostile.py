@@ -29,7 +29,7 @@ async def test_a_line_beyond_the_limit() -> None:
         assert (await client.line()).startswith(b"-ERR The line is too long")
         assert (await client.line()).startswith(b"+OK")
         (connection,) = running.pop3.hub.registry
-        assert len(connection.input._buffer) <= LINE_BYTES_MAX
+        assert len(connection.input.buffered) <= LINE_BYTES_MAX
 
 
 async def test_bad_commands_in_a_row_end_the_session() -> None:
@@ -74,7 +74,7 @@ async def test_a_flood_of_pipelined_commands_waits() -> None:
         async with asyncio.timeout(DEADLINE_S):
             while not (connection.congested and not connection.reading):  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.01)
-        assert len(connection.input._buffer) < MIB
+        assert len(connection.input.buffered) < MIB
         assert connection.unsent_bytes < 2 * MIB
         client.writer.transport.abort()
         await running.idle()

@@ -70,7 +70,7 @@ def test_a_line_that_is_too_long_is_dropped_while_it_arrives() -> None:
     for _ in range(100):
         source.feed(b"x" * 10_000)
         assert source.next() is None
-        most = max(most, len(source._buffer))
+        most = max(most, len(source.buffered))
     assert most <= LINE_BYTES_MAX + 2
     source.feed(b"\r\nNOOP\r\n")
     line = source.next()

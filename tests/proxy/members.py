@@ -67,19 +67,19 @@ class FakeRouter:
         if self.down:
             raise Unavailable("the directory does not answer")
         self.read.setdefault(sid, self.rows.owners[sid])
-        return self._answer(sid)
+        return self.answer_of(sid)
 
     def known(self, sid: StorageId) -> Here | There | None:
-        return self._answer(sid) if sid in self.read else None
+        return self.answer_of(sid) if sid in self.read else None
 
     async def reread(self, sid: StorageId, seen: Assigned) -> Here | There:
         self.rereads.append((sid, seen))
         read = self.read.get(sid)
         if read is None or (read.number, read.token) < (seen.number, seen.token):
             self.read[sid] = self.rows.owners[sid]
-        return self._answer(sid)
+        return self.answer_of(sid)
 
-    def _answer(self, sid: str) -> Here | There:
+    def answer_of(self, sid: str) -> Here | There:
         assigned = self.read[sid]
         if assigned.backend == self.me:
             return Here(assigned)

@@ -99,7 +99,7 @@ async def test_a_member_on_another_machine_is_asked_for_starttls(
     _, b1, b2 = two
     client = await b1.client(login="ben")
     await client.append("INBOX", MAIL)
-    assert elsewhere == [b2.forwarder._certificate()]
+    assert elsewhere == [b2.forwarder.certificate()]
 
 
 @pytest.mark.parametrize(("client_tls", "link_tls"), [(False, True), (True, False)])
@@ -373,7 +373,7 @@ async def test_somebody_in_the_middle_has_another_certificate(two: tuple[Cluster
     made, b1, b2 = two
     made.rows.places["b2"] = ("localhost", {"imaps": b2.tls_port})
     # The owner takes another certificate for its own than the sender sees.
-    b2.forwarder._certificate = lambda: b"x" * 32
+    b2.forwarder.certificate = lambda: b"x" * 32
     client = await b1.client()
     assert (await client.cmd("LOGIN ben secret"))[-1].startswith(b"NO [UNAVAILABLE]")
     assert b1.counts.results == [("imap", "refused")]
@@ -405,7 +405,7 @@ async def test_a_session_leaves_the_address_of_its_proxy(two: tuple[Cluster, Mem
     sender = LinkSender(SECRET, Forward("ben", "ben", "198.51.100.1", backend="b2"), nonce=b"n" * 32, binding=b"")
     connection._remote_given = False
     connection.tls = True
-    b2.forwarder._certificate = bytes
+    b2.forwarder.certificate = bytes
     client.send(b"a AUTHENTICATE X-OBOX-LINK %b\r\n" % sender.first())
     client.send(sender.answer((await client.line()).removeprefix(b"+ ")) + b"\r\n")
     assert (await client.line()).startswith(b"a OK")

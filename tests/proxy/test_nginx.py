@@ -182,7 +182,7 @@ async def test_a_member_that_serves_all_is_named_itself_and_forwards(proxied: tu
 async def test_failures_count_for_the_client_and_not_for_nginx(proxied: tuple[Cluster, Member, Member]) -> None:
     _, proxy, _ = proxied
     await auth_of(proxy).answer(asked(auth_pass="wrong"))
-    assert list(proxy.penalties._table) == ["192.0.2.7"]
+    assert list(proxy.penalties.by_address) == ["192.0.2.7"]
 
 
 # -- the real nginx ----------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ async def test_a_member_on_another_machine_is_asked_for_stls(
     _, b1, b2 = two
     _, answer = await b1.client("ben")
     assert answer.startswith(b"+OK 1 mails")
-    assert elsewhere == [b2.member.forwarder._certificate()]
+    assert elsewhere == [b2.member.forwarder.certificate()]
 
 
 async def test_a_proxy_has_no_store(two: tuple[Cluster, Pop3, Pop3]) -> None:

@@ -56,7 +56,7 @@ async def test_a_mail_for_another_machine_goes_under_starttls(
 ) -> None:
     _, b1, b2 = two
     assert [reply[:5] for reply in await b1.deliver(MAIL, "anna", "ben")] == ["250 2"] * 2
-    assert elsewhere == [b2.forwarder._certificate()]
+    assert elsewhere == [b2.forwarder.certificate()]
     assert MAIL in (await b2.mails("ben"))[0]
 
 

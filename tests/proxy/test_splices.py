@@ -127,7 +127,7 @@ async def test_a_splice_waits_for_hours_without_a_timer(proxied: tuple[Member, O
     await proxy.client(login="ben", strict=False)
     await owner.client()
     found = splice(proxy)
-    assert found._timer is None
+    assert found.timer is None
     await until(lambda: not proxy.hub.tasks)
     for side in (found.client, found.owner):
         sock = side.transport.get_extra_info("socket")
@@ -189,7 +189,7 @@ async def test_reference_counts_free_a_splice(proxied: tuple[Member, Owner], way
     """A connection under TLS has a buffer of 256 KiB, and the garbage collector runs
     too seldom for many of them."""
     proxy, owner = proxied
-    kinds = (Splice, splice_module._Side, Dialogue, Connection, Parser)
+    kinds = (Splice, splice_module.Side, Dialogue, Connection, Parser)
     gc.collect()
     gc.disable()
 
@@ -201,7 +201,7 @@ async def test_reference_counts_free_a_splice(proxied: tuple[Member, Owner], way
     try:
         client = await proxy.client(login="ben", tls=tls, strict=False)
         _, writer = await owner.client()
-        assert {type(one) for one in gc.get_objects()} >= {Splice, splice_module._Side}
+        assert {type(one) for one in gc.get_objects()} >= {Splice, splice_module.Side}
         if way == "client":
             client.writer.transport.abort()
         elif way == "kick":
@@ -297,7 +297,7 @@ async def test_a_client_that_leaves_during_the_login_leaves_nothing(proxied: tup
 
     async def route(sid: str) -> object:
         await gate.wait()
-        return type(proxy.router)._answer(proxy.router, sid)
+        return type(proxy.router).answer_of(proxy.router, sid)
 
     proxy.router.read["ben"] = proxy.rows.owners["ben"]
     proxy.router.route = route

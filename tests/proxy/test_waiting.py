@@ -16,7 +16,7 @@ from obox.cluster import Assigned
 from obox.cluster import Member as MemberRow
 from obox.errors import Elsewhere, Unavailable
 from obox.lmtp import Envelope, Recipient, Settings
-from obox.membership import _greets
+from obox.membership import greets
 from obox.proxy import moves as moves_module
 from obox.proxy import waiting as waiting_module
 from obox.proxy.waiting import FIRST_S
@@ -380,10 +380,10 @@ async def test_both_listeners_of_a_backend_are_greeted_at_the_same_time(monkeypa
 
     servers = [await asyncio.start_server(serve, ADDRESS, 0) for _ in range(2)]
     imap, lmtp = (server.sockets[0].getsockname()[1] for server in servers)
-    assert await _greets(MemberRow("backend", "", ADDRESS, {"imap": imap, "lmtp": lmtp}, {}, ""))
+    assert await greets(MemberRow("backend", "", ADDRESS, {"imap": imap, "lmtp": lmtp}, {}, ""))
     for server in servers:
         server.close()
-    assert not await _greets(MemberRow("backend", "", ADDRESS, {"imap": imap, "lmtp": lmtp}, {}, ""))
+    assert not await greets(MemberRow("backend", "", ADDRESS, {"imap": imap, "lmtp": lmtp}, {}, ""))
 
 
 def test_attempts_end_after_the_patience() -> None:

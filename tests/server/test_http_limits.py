@@ -135,7 +135,7 @@ async def test_an_address_has_a_share_of_the_silent_connections(
         many = []
         for number in range(8):
             many.append(await silent(f"2001:db8::{number}"))
-            while len(served_by._state.connections) < min(number + 2, 4):  # noqa: ASYNC110 - there is no event to wait for
+            while len(served_by.shared.connections) < min(number + 2, 4):  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.001)
         for reader, _ in many[:5]:
             assert await ended(reader) == b""
@@ -331,7 +331,7 @@ async def test_reference_counts_free_a_connection(
     """The client leaves. The garbage collector finds nothing of its connection, and the
     body that it has sent so far is released."""
     made: list[weakref.ref[object]] = []
-    plain = http._Protocol.connection_made
+    plain = http.HttpProtocol.connection_made
 
     def connection_made(protocol: Any, transport: Any) -> None:
         made.append(weakref.ref(protocol))
@@ -339,7 +339,7 @@ async def test_reference_counts_free_a_connection(
 
     async with served(slow.app(), TCP, log) as client:
         assert (await client.get("/healthz")).status_code == 200
-        monkeypatch.setattr(http._Protocol, "connection_made", connection_made)
+        monkeypatch.setattr(http.HttpProtocol, "connection_made", connection_made)
         gc.collect()
         gc.disable()
         try:

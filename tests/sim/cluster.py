@@ -122,7 +122,7 @@ class ClusterStory:
     async def _run(self) -> None:
         self.begin(self.world)
         rng = self.rng
-        await self._found()
+        await self.make_cluster()
         await self._until_served()
         if self.proxied:
             self._start_proxy()
@@ -140,7 +140,7 @@ class ClusterStory:
                 await self._look()
         await self._finish()
 
-    async def _found(self) -> None:
+    async def make_cluster(self) -> None:
         await asyncio.gather(*(self._start(name, Disk()) for name in self.sites))
 
     # -- the proxy -------------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ class ClusterStory:
                 "knows",
                 member.view.groups,
                 "dead",
-                member._watch.dead,
+                member.watch.dead,
             )
             self.world.note(name, "boots", [one.boot.name for one in node.store.takeover.boots] if node.store else "")
         for (kind, key), row in self.replica.rows().items():
@@ -433,7 +433,7 @@ class ClusterStory:
 
     async def _stops(self, node: Node) -> None:
         await self._leave(node)
-        await self._stop(node)
+        await self.stop_node(node)
         await asyncio.sleep(self.rng.choice([0, 2, 30]))
         await self._start(node.name, node.disk)
 
@@ -446,7 +446,7 @@ class ClusterStory:
         async def stop(one: Node, after_s: float) -> None:
             await asyncio.sleep(after_s)
             await self._leave(one)
-            await self._stop(one)
+            await self.stop_node(one)
 
         await asyncio.gather(*(stop(one, number * pause) for number, one in enumerate(up)))
         self.rng.shuffle(up)
@@ -526,7 +526,7 @@ class ClusterStory:
         await asyncio.wait([leaving], timeout=LEAVE_S)
         leaving.cancel()
 
-    async def _stop(self, node: Node) -> None:
+    async def stop_node(self, node: Node) -> None:
         for task in list(node.host.tasks):
             if "BackendMember." in repr(task):
                 task.cancel()
@@ -569,7 +569,7 @@ class ClusterStory:
         for name, node in self.nodes.items():
             if node.up:
                 world.note("last stop", name)
-                await self._stop(node)
+                await self.stop_node(node)
             # This backend never started.
             elif not node.ended:
                 node.kill()

@@ -103,7 +103,7 @@ class Player:
         self.model.tokens.add(token)
         return token
 
-    async def _boxes(self, node: Node) -> list[tuple[str, str]]:
+    async def boxes_of(self, node: Node) -> list[tuple[str, str]]:
         """Return the names and GUIDs of the mailboxes that this node shows."""
         try:
             user = await node.user(USER)
@@ -114,7 +114,7 @@ class Player:
             self.model.box(guid, name)
         return found
 
-    async def _select(self, node: Node, name: str) -> Any:
+    async def select_box(self, node: Node, name: str) -> Any:
         async def select(store: MailStore) -> Any:
             return await (await store.open_user(USER, SID)).select(name)
 
@@ -192,7 +192,7 @@ class Player:
         return token
 
     async def store(self, node: Node, name: str, guid: str, uids: list[int], op: str, flags: list[str]) -> None:
-        box = await self._select(node, name)
+        box = await self.select_box(node, name)
         if box is None:
             return
         uids = [uid for uid in uids if box.state.position(uid) is not None]
@@ -209,7 +209,7 @@ class Player:
         )
 
     async def expunge(self, node: Node, name: str, guid: str, uids: list[int]) -> None:
-        box = await self._select(node, name)
+        box = await self.select_box(node, name)
         if box is None:
             return
         uids = [uid for uid in uids if box.state.position(uid) is not None]
@@ -220,7 +220,7 @@ class Player:
         await self.ask(node, f"expunge {name} {uids}", lambda store: box.expunge(array), changes, durable=False)
 
     async def copy(self, node: Node, name: str, guid: str, uids: list[int], to: str, to_guid: str, move: bool) -> None:
-        box = await self._select(node, name)
+        box = await self.select_box(node, name)
         if box is None:
             return
         uids = [uid for uid in uids if box.state.position(uid) is not None]
@@ -281,7 +281,7 @@ class Player:
         box = self.model.box(guid, name)
         changes: list[tuple[Register, Any]] = [(box.deleted, True)]
         self.model.removable |= {mail.token for mail in box.mails.values()}
-        seen = await self._select(node, name)
+        seen = await self.select_box(node, name)
         if seen is not None:
             await seen.release()
             uids = seen.state.uids.tolist()
@@ -379,7 +379,7 @@ class Player:
     async def act(self, node: Node, rng: random.Random, *, gentle: bool = False) -> None:
         """Run a random command. gentle: only commands that commute with the commands of
         another writer at the same time."""
-        boxes = await self._boxes(node)
+        boxes = await self.boxes_of(node)
         if not boxes:
             return
         name, guid = rng.choice(boxes[:1] * 3 + boxes)
@@ -418,7 +418,7 @@ class Player:
     ) -> None:
         """Run a command on mails that are there."""
         name, guid = of
-        seen = await self._select(node, name)
+        seen = await self.select_box(node, name)
         if seen is None:
             return
         await seen.release()
@@ -465,7 +465,7 @@ class Player:
         there: set[bytes] = set()
         for info in user.mailboxes():
             if info.guid is not None:
-                box = await self._select(node, info.name)
+                box = await self.select_box(node, info.name)
                 there |= set(self._tokens(info.guid, box).values())
                 await box.release()
         lost = self.model.delivered - self.model.removable - there

@@ -25,7 +25,7 @@ class SitesStory(ClusterStory):
     flag = "--sites"
     sites: ClassVar[dict[str, str]] = {"a": "north", "b": "north", "c": "south", "d": "south"}
 
-    async def _found(self) -> None:
+    async def make_cluster(self) -> None:
         north, south = self.replicas.values()
         self.link = north.join(south, 1.5)
         # The settings are in both directories before members start. Two directories
@@ -34,7 +34,7 @@ class SitesStory(ClusterStory):
         chance = random.Random(self.seed)
         await make_settings(way, GROUPS, now=self.world.now, sleep=asyncio.sleep, random_bytes=chance.randbytes)
         await asyncio.sleep(2.0)
-        await super()._found()
+        await super().make_cluster()
 
     def put(self, kind: Kind, key: str, record: Any) -> None:
         """Write a row at one of the sites, as an operator does."""

@@ -43,7 +43,7 @@ class Stage:
         return self.node
 
     async def names(self, node: Node) -> None:
-        self.guids = dict(await self.player._boxes(node))
+        self.guids = dict(await self.player.boxes_of(node))
 
     async def start(self, name: str = "a", disk: Disk | None = None) -> Node:
         return await self.world.node(name, disk or Disk(), **self.settings).start()
@@ -96,7 +96,7 @@ async def move(player: Player, node: Node, guids: dict[str, str]) -> None:
 
 async def mailboxes(player: Player, node: Node, guids: dict[str, str]) -> None:
     await player.create(node, "box1")
-    for name, guid in await player._boxes(node):
+    for name, guid in await player.boxes_of(node):
         if name == "box1":
             await player.append(node, "box1", guid, 2)
             await player.copy(node, "box1", guid, [1], INBOX, guids[INBOX], False)
@@ -403,7 +403,7 @@ def test_claim_races_with_deliveries() -> None:
         two = await stage.start("x")
         player.split = True
         for node in (one, two):
-            await player._select(node, TRASH)
+            await player.select_box(node, TRASH)
         for _ in range(5):
             await asyncio.gather(
                 player.copy(one, INBOX, inbox, [1, 2, 3, 4], TRASH, trash, False),

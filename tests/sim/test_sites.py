@@ -76,7 +76,7 @@ def test_both_sides_of_a_cut_serve_and_no_group_changes_sides() -> None:
     async def main() -> None:
         story = TwoSites(3)
         story.begin(World(3))
-        await story._found()
+        await story.make_cluster()
         await asyncio.sleep(15.0)
         before = story.held()
         assert sum(map(len, before.values())) == GROUPS
@@ -108,7 +108,7 @@ def test_both_sides_of_a_cut_serve_and_no_group_changes_sides() -> None:
         assert not [key for kind, key in of[0] if kind is Kind.MERGES]
         for node in list(story.nodes.values()):
             assert node.store is not None
-            await story._stop(node)
+            await story.stop_node(node)
         fresh = await story.world.node("z", Disk()).start()
         for site, sid in users.items():
 

@@ -108,7 +108,7 @@ async def a_fence_that_comes_late(story: Suspended) -> None:
     user, box = await story.session(first)
     first.freeze()
     for _ in range(10_000):
-        if any(first.name in member._watch.dead for member in story.members.values()):
+        if any(first.name in member.watch.dead for member in story.members.values()):
             break
         await asyncio.sleep(0.002)
     await asyncio.sleep(story.rng.choice([0, 0.01, 0.03, 0.06]))

@@ -143,7 +143,7 @@ class Life:
         try:
             yield out
         finally:
-            out._counters.update(self.bucket.stats.since(before).snapshot())
+            out.counters.update(self.bucket.stats.since(before).snapshot())
 
     async def quiet(self) -> None:
         """Wait until the journal has written what is staged and has renewed its lease.
@@ -228,7 +228,7 @@ class Machine:
                     await user.release()
                 await store.close(upload=upload)
         finally:
-            tasks = list(store._tasks)
+            tasks = list(store.tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

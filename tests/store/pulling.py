@@ -60,7 +60,7 @@ async def two(machine: Machine, tmp_path: Path) -> AsyncIterator[tuple[Life, Lif
     first when it starts, but both go on."""
     async with machine.run() as one, machine.renamed("second", tmp_path / "second").run() as other:
         # The first backend learns of the fence at this write.
-        await one.store.journal._wait(one.store.journal._writes + 1)
+        await one.store.journal.announce()
         yield one, other
 
 

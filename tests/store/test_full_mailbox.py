@@ -82,7 +82,7 @@ async def full(machine: Machine, **how: Any) -> AsyncIterator[tuple[Life, Mailbo
 async def test_a_flush_and_the_flags_that_change_meanwhile(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A flag is changed during the upload. The bundle does not have this change, and
     the mailbox still counts as changed."""
-    before_bundle = Mailbox._before_bundle
+    before_bundle = Mailbox.before_bundle
     meanwhile = asyncio.Event()
 
     async def changing(box: Mailbox) -> None:
@@ -92,7 +92,7 @@ async def test_a_flush_and_the_flags_that_change_meanwhile(machine: Machine, mon
         await before_bundle(box)
 
     async with full(machine) as (life, box):
-        monkeypatch.setattr(Mailbox, "_before_bundle", changing)
+        monkeypatch.setattr(Mailbox, "before_bundle", changing)
         with turns() as found:
             await box.flush(everything=True)
         held(found)

@@ -42,7 +42,7 @@ async def test_what_is_being_loaded_as_another_backend_writes_is_compared(
     machine: Machine, other: Machine, rows: Rows, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     listed, on = asyncio.Event(), asyncio.Event()
-    load, catch_up = discover.load, Boxes._catch_up
+    load, catch_up = discover.load, Boxes.catch_up_root
 
     async def slow_load(self: Any, infos: Any, pending: Any) -> None:
         await load(self, infos, pending)
@@ -59,7 +59,7 @@ async def test_what_is_being_loaded_as_another_backend_writes_is_compared(
         await with_flag(one.life, "anna")
         await two.gain("anna")
         if what == "user":
-            monkeypatch.setattr(Boxes, "_catch_up", slow_catch_up)
+            monkeypatch.setattr(Boxes, "catch_up_root", slow_catch_up)
             opening: asyncio.Future[Any] = asyncio.ensure_future(two.life.user("anna"))
         else:
             monkeypatch.setattr(discover, "load", slow_load)

@@ -96,7 +96,7 @@ async def test_parallel_writers_share_the_last_places(machine: Machine) -> None:
         done = await asyncio.gather(*work, return_exceptions=True)
         assert all(not isinstance(one, BaseException) or isinstance(one, Limit) for one in done)
         assert sum(isinstance(one, Limit) for one in done) == 4
-        assert len(box.state._used()) == KEYWORDS_MAX
+        assert len(box.state.keywords_used()) == KEYWORDS_MAX
         assert before <= flags_of(box)[1]
         assert box.state.flags.coming == set()
 
@@ -136,12 +136,12 @@ async def test_a_keyword_is_forgotten_long_after_its_last_use(machine: Machine, 
         await life.store.journal.sync()
         await box.store_flags(uids(1), "add", ["\\Seen"])
         await box.flush(everything=True)
-        assert "gone" in box.state._stamps
+        assert "gone" in box.state.flag_stamps
         box.stamp = replace(box.stamp, need_base=True)
         await box.store_flags(uids(2), "add", ["\\Seen"])
         await box.flush(everything=True)
         forgotten = days * 86400.0 > KEYWORD_FORGET_S
-        assert ("gone" not in box.state._stamps) == forgotten
+        assert ("gone" not in box.state.flag_stamps) == forgotten
         want = flags_of(box)
         assert want == {1: {"kept", "\\Seen"}, 2: {"\\Seen"}}
     machine.lose_disk()
@@ -149,6 +149,6 @@ async def test_a_keyword_is_forgotten_long_after_its_last_use(machine: Machine, 
         user = await life.user()
         box = await user.box(user.entry("INBOX").guid)
         assert flags_of(box) == want
-        assert ("gone" not in box.state._stamps) == forgotten
+        assert ("gone" not in box.state.flag_stamps) == forgotten
         assert box.state.flags.keywords == ["kept"], "FLAGS names what mails have"
         check(box.state)

@@ -90,7 +90,7 @@ async def test_encrypted_objects_show_nothing(bucket: Bucket, machine: Machine, 
         await user.append("INBOX", [NewMail(secret, ("the-secret-word",))])
         await user.create("the-secret-word")
     store = bucket.open()
-    encrypted = bucket.codec()._encrypt_with is not None
+    encrypted = bucket.codec().encrypt_with is not None
     found = b"".join([await store.get(key, kind="mail") for key in await bucket.keys()])
     assert not (encrypted and b"the-secret-word" in found)
 

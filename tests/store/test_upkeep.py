@@ -275,7 +275,7 @@ async def test_a_boot_that_is_read_again_while_its_users_are_recorded(
     async with machine.run(kill=True) as life:
         store = life.store
         store.takeover.boots, store.takeover.users["b1", "boot1"] = [ended], {"anna"}
-        await store.upkeep._record(ended)
+        await store.upkeep.record_end(ended)
         assert store.takeover.boots == ([later] if again else [])
         store.takeover.boots = []
 

@@ -53,12 +53,12 @@ async def _threads(session: Session, command: ast.Thread) -> bytes:
     numbers = uids if command.uid else view.seqs(uids)
     links = await in_turns(session, _linked(len(uids), values.links())) if by_references else None
     replies = values.numbers(REPLY, np.zeros(len(uids), dtype=np.int64)).astype(np.bool_).tolist()
-    steps = _lists(ranks, dates, None if command.algorithm == "REFS" else replies, links, numbers)
+    steps = lists_of(ranks, dates, None if command.algorithm == "REFS" else replies, links, numbers)
     inline = len(uids) <= INLINE_ROWS
     return await (in_turns(session, steps) if inline else asyncio.to_thread(_at_once, steps))
 
 
-def _lists(
+def lists_of(
     ranks: Numbers,
     dates: Numbers,
     replies: Sequence[bool] | None,

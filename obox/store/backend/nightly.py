@@ -16,7 +16,7 @@ class Nightly:
 
     def __init__(self, at: str, now: float) -> None:
         self._at = at
-        self._next = self._after(now) if at else float("inf")
+        self.next_at = self._after(now) if at else float("inf")
 
     def _after(self, now: float) -> float:
         hour, minute = map(int, self._at.split(":"))
@@ -26,7 +26,7 @@ class Nightly:
 
     def due(self, now: float) -> bool:
         """Return whether the time has come. It returns True once a day."""
-        if now < self._next:
+        if now < self.next_at:
             return False
-        self._next = self._after(now)
+        self.next_at = self._after(now)
         return True

@@ -92,7 +92,7 @@ class MailStore:
         self.pulls: Counter[StorageId] = Counter()
         self._rooming = asyncio.Lock()
         self._opening: dict[StorageId, asyncio.Task[User]] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self.tasks: set[asyncio.Task[Any]] = set()
         self._running: list[asyncio.Task[Any]] = []
         self.takeover = Takeover()
         self._trouble = EveryMinute(env.clock)
@@ -112,7 +112,7 @@ class MailStore:
         An `OboxError` is for the code that awaits the task. Upkeep that nobody awaits
         is a job (`jobs`), whose failures are logged."""
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
+        self.tasks.add(task)
         task.add_done_callback(self._ended)
         return task
 
@@ -122,7 +122,7 @@ class MailStore:
         return self.upkeep.jobs
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+        self.tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None and not isinstance(exc, OboxError):
             log.error("task of the store failed", error=repr(exc), exc_info=exc)
 
@@ -346,7 +346,7 @@ class MailStore:
         await self._end_tasks()
 
     async def _end_tasks(self) -> None:
-        tasks = list(self._tasks)
+        tasks = list(self.tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -240,7 +240,7 @@ class Upkeep:
         for ended in list(takeover.boots):
             if not ended.clean and (not running or self._is_worthwhile(ended)):
                 job = Job("adopt", mailbox=f"{ended.boot.backend}/{ended.boot.name}")
-                await self.jobs.attempt(job, partial(self._record, ended))
+                await self.jobs.attempt(job, partial(self.record_end, ended))
         return not takeover.left and all(ended.clean or self._is_recorded(ended) for ended in takeover.boots)
 
     def _is_worthwhile(self, ended: Ended) -> bool:
@@ -259,7 +259,7 @@ class Upkeep:
         adopted."""
         return self._done_of(ended) <= ended.adopted
 
-    async def _record(self, ended: Ended) -> None:
+    async def record_end(self, ended: Ended) -> None:
         """Record the users of a boot that have been adopted since the last record."""
         takeover = self._store.takeover
         named = takeover.users[ended.boot.backend, ended.boot.name]

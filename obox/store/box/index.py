@@ -115,14 +115,14 @@ class _Watch:
     """Ends a `watch` when it is called; smaller than a closure, for each session has
     one."""
 
-    __slots__ = ("_wake", "_watchers")
+    __slots__ = ("_wake", "watchers")
 
     def __init__(self, watchers: list[Callable[[], None]], wake: Callable[[], None]) -> None:
-        self._watchers, self._wake = watchers, wake
+        self.watchers, self._wake = watchers, wake
 
     def __call__(self) -> None:
-        if self._wake in self._watchers:
-            self._watchers.remove(self._wake)
+        if self._wake in self.watchers:
+            self.watchers.remove(self._wake)
 
 
 async def tidy(boxes: Iterable[Index]) -> None:
@@ -216,7 +216,7 @@ class Index(Box[State, Delta]):
         self._refresh = refresh
         self.slots = Slots(self._show, self._taken, self._chance)
         self.arrivals = Arrivals()
-        self._watchers: list[Callable[[], None]] = []
+        self.watchers: list[Callable[[], None]] = []
 
     # -- the state (box.Box) -------------------------------------------------------------------------------------------
 
@@ -245,7 +245,7 @@ class Index(Box[State, Delta]):
     def _wants_bundle(self, change: Change) -> bool:
         return change is Change.IMPORTANT or self.unflushed_mails > self.env.settings.max_rescan_mail_count
 
-    async def _before_bundle(self) -> None:
+    async def before_bundle(self) -> None:
         """Return when the journal has the effects of copies and expunges on other
         mailboxes. A bundle must not have them earlier."""
         await self.user.journal.sync()
@@ -267,11 +267,11 @@ class Index(Box[State, Delta]):
         self.user.log.stage(edit)
 
     def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
-        self._watchers.append(wake)
-        return _Watch(self._watchers, wake)
+        self.watchers.append(wake)
+        return _Watch(self.watchers, wake)
 
     def wake(self) -> None:
-        for wake in tuple(self._watchers):
+        for wake in tuple(self.watchers):
             wake()
 
     @property
@@ -340,4 +340,4 @@ class Index(Box[State, Delta]):
 
     def busy(self) -> bool:
         writing = self.slots.pending or self.arrivals.writing
-        return bool(self.sessions or writing or self._watchers or self.flushing.locked())
+        return bool(self.sessions or writing or self.watchers or self.flushing.locked())

@@ -161,7 +161,7 @@ class Outgoing:
         failure."""
         env, count, owner = self._store.env, 0, pull_owner(self._sid)
         try:
-            async for kind, meta, payload in self._objects():
+            async for kind, meta, payload in self.objects():
                 if not self._store.started:
                     raise Unavailable("the source is stopping")
                 what = kind, owner, env.new_oid(), msgspec.msgpack.encode(meta), payload
@@ -176,7 +176,7 @@ class Outgoing:
         data = env.codec.encode(ObjectKind.PULL, owner, env.new_oid(), msgspec.msgpack.encode(end), b"")
         yield _LENGTH.pack(len(data)) + data
 
-    async def _objects(self) -> AsyncIterator[tuple[ObjectKind, msgspec.Struct, bytes]]:
+    async def objects(self) -> AsyncIterator[tuple[ObjectKind, msgspec.Struct, bytes]]:
         store, sid, metacache = self._store, self._sid, self._store.env.metacache
         journal = store.journal
         head = Head(MAJOR, store.bucket_id(), sid, journal.backend, journal.boot, len(self._spaces))
@@ -270,7 +270,7 @@ class Incoming:
         self.sid = self._sid = sid
         self._splitter = Splitter()
         self._head: Head | None = None
-        self._objects = 0
+        self.objects = 0
         self._ended = False
         self.mailboxes = 0
         self.kept = 0
@@ -333,15 +333,15 @@ class Incoming:
             end = msgspec.msgpack.decode(one.meta, type=End)
             if end.failure:
                 raise Temporary(f"the source has stopped: {end.failure}")
-            if end.objects != self._objects:
-                raise Corrupt(f"of {end.objects} objects {self._objects} have come")
+            if end.objects != self.objects:
+                raise Corrupt(f"of {end.objects} objects {self.objects} have come")
             self._ended = True
         elif one.kind == ObjectKind.BASE:
             self._base(msgspec.msgpack.decode(one.meta, type=BoxMeta), one.payload)
         elif one.kind == ObjectKind.CACHE:
             box = msgspec.msgpack.decode(one.meta, type=BoxMeta).box
             self._fields(box, msgspec.msgpack.decode(one.payload, type=list[tuple[int, bytes]]))
-        self._objects += 1
+        self.objects += 1
 
     def _accepted(self, head: Head) -> Head:
         """Raises Invalid."""

@@ -128,7 +128,7 @@ async def delete(store: MailStore, sid: StorageId) -> AsyncIterator[Deleted]:
                     store, user_prefix(sid) + (f"{part}/" if part else ""), undeletable
                 ):
                     found = True
-                    for one in await _delete(store, batch):
+                    for one in await delete_keys(store, batch):
                         yield one
             if not found:
                 break
@@ -183,7 +183,7 @@ async def _remaining_objects(
         yield batch
 
 
-async def _delete(store: MailStore, batch: list[ObjectInfo]) -> list[Deleted]:
+async def delete_keys(store: MailStore, batch: list[ObjectInfo]) -> list[Deleted]:
     kinds: dict[str, list[ObjectInfo]] = {}
     for info in batch:
         kinds.setdefault(_kind(info.key), []).append(info)

@@ -79,7 +79,7 @@ has few."""
 _MEMO_ENTRY_BYTES: Final = 150
 """Memory of an entry beside its characters: the head of a string, a number, a slot of
 the table."""
-_MEMO_COLUMN_BYTES: Final = 500
+MEMO_COLUMN_BYTES: Final = 500
 """Memory of an empty column."""
 _MEMO_COLUMNS_MAX: Final = 32
 """Fields that a single search remembers. Further fields are read each time."""
@@ -263,16 +263,16 @@ class Memo:
 
     def __init__(self, bytes_max: int = MEMO_BYTES_MAX) -> None:
         self.bytes_max = bytes_max
-        self._bytes = 0
-        self._columns: OrderedDict[tuple[str, str | Day], MemoColumn] = OrderedDict()
+        self.kept_bytes = 0
+        self.columns: OrderedDict[tuple[str, str | Day], MemoColumn] = OrderedDict()
 
     def column(self, guid: str, of: str | Day) -> MemoColumn:
         """Return a column. of: any name of a field, or a Day, which equals no name."""
-        column = self._columns.get((guid, of))
+        column = self.columns.get((guid, of))
         if column is None:
-            column = self._columns[guid, of] = MemoColumn()
-            self._bytes += _MEMO_COLUMN_BYTES
-        self._columns.move_to_end((guid, of))
+            column = self.columns[guid, of] = MemoColumn()
+            self.kept_bytes += MEMO_COLUMN_BYTES
+        self.columns.move_to_end((guid, of))
         return column
 
     def put(self, column: MemoColumn, uid: int, value: str | dt.date | bool) -> None:
@@ -283,10 +283,10 @@ class Memo:
             return
         column[uid] = value
         column.bytes += _MEMO_ENTRY_BYTES + length
-        self._bytes += _MEMO_ENTRY_BYTES + length
-        while self._bytes > self.bytes_max:
-            _, last = self._columns.popitem(last=False)
-            self._bytes -= _MEMO_COLUMN_BYTES + last.bytes
+        self.kept_bytes += _MEMO_ENTRY_BYTES + length
+        while self.kept_bytes > self.bytes_max:
+            _, last = self.columns.popitem(last=False)
+            self.kept_bytes -= MEMO_COLUMN_BYTES + last.bytes
             last.drop()  # a search may still use it
 
 
@@ -319,16 +319,16 @@ class _Remembering:
         self.inner: HeaderSource | MailSource | None = None
         self._memo = memo
         self._guid = guid
-        self._columns: dict[str | Day, MemoColumn] = {}
+        self.columns: dict[str | Day, MemoColumn] = {}
 
     def _column(self, of: str | Day) -> MemoColumn | None:
-        column = self._columns.get(of)
-        if column is None and len(self._columns) < _MEMO_COLUMNS_MAX:
-            column = self._columns[of] = self._memo.column(self._guid, of)
+        column = self.columns.get(of)
+        if column is None and len(self.columns) < _MEMO_COLUMNS_MAX:
+            column = self.columns[of] = self._memo.column(self._guid, of)
         return column
 
     def header(self, name: str, needle: Needle) -> bool | None:
-        column = self._columns.get(name)
+        column = self.columns.get(name)
         if column is None:
             column = self._column(name)
         value = None if column is None else column.get(self.uid)

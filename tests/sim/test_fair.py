@@ -14,15 +14,19 @@ import pytest
 from obox.errors import OboxError
 from obox.objectstore import Kind, Unreachable
 from obox.store import MailStore, NewMail
+from obox.store.box.arrivals import BATCH_MAILS_MAX
 from obox.store.box.slots import WAIT_S, YIELD_S
+from obox.store.mails.beside import LOOK_BATCHES, LOOK_S
 
 from .caches import Disk
 from .loop import simulate
 from .player import SID, USER
 from .world import Node, World
 
-MEET_S = 0.8
-"""By this time both backends have lost a UID, and so know of each other."""
+MEET_S = {False: 0.8, True: 2.8}
+"""By this time both backends know of each other: they have lost a UID, or one whose
+mails lie in batches has found an object of the other between its own (LOOK_S, and the
+time of LOOK_BATCHES batches)."""
 
 RUN_S = 0.7
 """The virtual time of the run after that. It is enough for some hundred mails."""
@@ -38,9 +42,14 @@ FAST, SPREAD = (0.002, 0.004), (0.001, 0.03)
 """The seconds that a request takes."""
 
 
-SEEDS = [seed for seed in range(1, 100) if World(seed).page_keys == 1000]
+ALL = [seed for seed in range(1, 100) if World(seed).page_keys == 1000]
 """In the worlds of these seeds a page of LIST has 1,000 keys, as in real stores. Nobody
 writes as many mails while a page is read."""
+
+SEEDS = [seed for seed in ALL if not World(seed).old]
+"""Their buckets may have batches."""
+
+BOTH = pytest.mark.parametrize("batches", [False, True], ids=["single", "batches"])
 
 
 async def deliver(store: MailStore, mails: int = 1) -> None:
@@ -90,21 +99,26 @@ def contend(
     groups: tuple[int, int] = (1, 1),
     conflicts: bool = False,
     begins_s: tuple[float, float] = (0.0, 0.0),
-    ends_s: tuple[float, float] = (MEET_S + RUN_S, MEET_S + RUN_S),
-    count_from_s: float = MEET_S,
+    ends_s: tuple[float, float] | None = None,
+    count_from_s: float | None = None,
+    batches: bool = False,
 ) -> Result:
     """Let senders of two backends deliver to the same mailbox.
 
     senders: how many senders each backend has, each of which sends mail after mail
     until its backend's end; 0: there is no such backend. groups: how many mails a
     sender sends at a time, as with MULTIAPPEND. Times count from the moment when both
-    backends are ready. Only what began at `count_from_s` or later is counted.
+    backends are ready. Only what began at `count_from_s` or later is counted. batches:
+    whether the bucket may have them.
     """
     result = Result()
+    count_from_s = MEET_S[batches] if count_from_s is None else count_from_s
+    ends_s = (MEET_S[batches] + RUN_S,) * 2 if ends_s is None else ends_s
 
     async def main() -> None:
         world = World(seed)
         world.latency_s = latency_s
+        world.batches = batches
         if conflicts:
             answer_409(world)
         names = [name for name, count in zip(("a", "x"), senders, strict=True) if count]
@@ -153,19 +167,36 @@ def contend(
     return result
 
 
+@BOTH
 @pytest.mark.parametrize("latency_s", [FAST, SPREAD])
 @pytest.mark.parametrize("senders", [(1, 1), (3, 3), (10, 10), (10, 1), (3, 10)])
 @pytest.mark.parametrize("seed", SEEDS[:3])
-def test_neither_starves(seed: int, senders: tuple[int, int], latency_s: tuple[float, float]) -> None:
+def test_neither_starves(seed: int, senders: tuple[int, int], latency_s: tuple[float, float], batches: bool) -> None:
     """Before the rule, 8 mails of a backend and 8,450 of the other were delivered: the
-    writer that had lost a UID read the mailbox while the other wrote on."""
-    result = contend(seed, latency_s, senders, conflicts=seed == SEEDS[2])
+    writer that had lost a UID read the mailbox while the other wrote on. With batches
+    it was 3 and 2,360, because the other never lost a UID."""
+    result = contend(seed, latency_s, senders, conflicts=seed == SEEDS[2], batches=batches)
     # A fair share is a half.
     assert result.least >= 1 / 8, result.done
     assert result.refused == 0
     assert max(result.waits_s) < WAIT_S
-    assert result.keys - result.burnt >= sum(result.done.values())
+    # A batch has the mails of all senders of a backend, and of one that has one sender
+    # each mail is an object.
+    assert result.keys - result.burnt >= sum(result.done.values()) / (max(senders) if batches else 1)
     assert result.burnt < result.keys / 5
+
+
+@pytest.mark.parametrize("senders", [(3, 100), (100, 3), (1, 300), (300, 1), (100, 100)])
+@pytest.mark.parametrize("latency_s", [FAST, SPREAD])
+def test_large_batches_leave_the_other_its_turns(senders: tuple[int, int], latency_s: tuple[float, float]) -> None:
+    """The other's mail lies behind the first UID of a batch, so that no UID is lost to
+    it. A sender among 300 waits longer, since a turn has few UIDs."""
+    result = contend(SEEDS[1], latency_s, senders, begins_s=(0.0, 0.01), ends_s=(5.0, 5.0), batches=True)
+    assert result.least >= 1 / 8, result.done
+    assert result.refused == 0
+    assert max(result.waits_s) < WAIT_S
+    # The UIDs that were skipped once: no more than a batch has.
+    assert result.burnt <= BATCH_MAILS_MAX
 
 
 @pytest.mark.parametrize("senders", [1, 10])
@@ -177,33 +208,71 @@ def test_alone_a_delivery_is_one_put(senders: int) -> None:
     assert result.burnt == 0
 
 
+@pytest.mark.parametrize("senders", [1, 10])
+def test_alone_a_writer_of_batches_lists_seldom(senders: int) -> None:
+    """All senders that wait share a PUT. A LIST is made in each LOOK_S at most, and for
+    LOOK_BATCHES batches at most. A writer without batches makes none."""
+    seconds = 4.0
+    result = contend(
+        SEEDS[0], SPREAD, (senders, 0), batches=True, count_from_s=0.0, ends_s=(seconds, seconds)
+    )  # fmt: skip
+    puts, lists = result.requests["a", "put"], result.requests["a", "list"]
+    assert result.requests == {("a", "put"): puts} | ({("a", "list"): lists} if senders > 1 else {})
+    assert puts == result.done["a"] / senders
+    assert lists <= min(seconds / LOOK_S, puts / LOOK_BATCHES)
+    assert lists > 0 or senders == 1
+    assert max(result.waits_s) <= 2 * SPREAD[1]
+    assert result.burnt == 0
+
+
+@BOTH
 @pytest.mark.parametrize(("groups", "latency_s"), [((40, 1), FAST), ((40, 1), SPREAD), ((40, 40), SPREAD)])
-def test_a_group_of_mails_is_not_broken_by_the_other(groups: tuple[int, int], latency_s: tuple[float, float]) -> None:
+def test_a_group_of_mails_is_not_broken_by_the_other(
+    groups: tuple[int, int], latency_s: tuple[float, float], batches: bool
+) -> None:
     """A group must win all its UIDs, or it begins again. After some attempts it fails
     for good."""
-    result = contend(SEEDS[0], latency_s, (1, 3), groups=groups)
+    result = contend((SEEDS if batches else ALL)[0], latency_s, (1, 3), groups=groups, batches=batches)
     assert result.refused == 0
     assert min(result.done.values()) > 0
     assert max(result.waits_s) < WAIT_S
-    assert result.burnt < result.keys / 100
+    assert result.burnt < (result.keys if not batches else sum(result.done.values())) / 100
 
 
+@BOTH
 @pytest.mark.parametrize("latency_s", [FAST, SPREAD])
 @pytest.mark.parametrize("senders", [1, 10])
-def test_who_comes_upon_a_busy_writer_gets_a_mail_through_within_a_second(
-    senders: int, latency_s: tuple[float, float]
+def test_who_comes_upon_a_busy_writer_gets_a_mail_through(
+    senders: int, latency_s: tuple[float, float], batches: bool
 ) -> None:
     """The busy writer has not lost a UID, so it does not know of another writer. It
-    stops only when another writer takes a UID ahead of it."""
-    result = contend(SEEDS[0], latency_s, (10, senders), begins_s=(0.0, 0.2), count_from_s=0.2, ends_s=(1.2, 1.2))
+    stops only when another writer takes a UID ahead of it, and if its mails lie in
+    batches after the next LIST of them."""
+    most_s = LOOK_S + 1.0 if batches else 1.0
+    ends_s = (most_s + 0.2, most_s + 0.2)
+    result = contend(
+        SEEDS[0], latency_s, (10, senders), begins_s=(0.0, 0.2), count_from_s=0.2, ends_s=ends_s, batches=batches
+    )
     assert result.done["x"] >= senders
-    assert max(result.waits_s) < 1.0
+    assert max(result.waits_s) < most_s
     assert result.burnt < result.keys / 5
 
 
+@BOTH
 @pytest.mark.parametrize("senders", [1, 10])
-def test_when_the_other_has_ended_a_delivery_is_one_put_again(senders: int) -> None:
-    result = contend(SEEDS[0], SPREAD, (senders, 10), ends_s=(3.0, 1.0), count_from_s=1.0 + 2 * YIELD_S + SPREAD[1])
+def test_when_the_other_has_ended_a_delivery_is_one_put_again(senders: int, batches: bool) -> None:
+    ended_s = MEET_S[batches] + 0.2
+    result = contend(
+        SEEDS[0],
+        SPREAD,
+        (senders, 10),
+        ends_s=(ended_s + 2.0, ended_s),
+        count_from_s=ended_s + 2 * YIELD_S + SPREAD[1],
+        batches=batches,
+    )
     assert result.done["x"] == 0
-    assert result.requests == {("a", "put"): result.done["a"]}
-    assert max(result.waits_s) <= SPREAD[1]
+    puts, lists = result.requests["a", "put"], result.requests["a", "list"]
+    assert sum(result.requests.values()) == puts + lists
+    assert puts == result.done["a"] / (senders if batches else 1)
+    assert lists <= (puts / LOOK_BATCHES if batches else 0)
+    assert max(result.waits_s) <= SPREAD[1] * (2 if batches else 1)

@@ -103,6 +103,8 @@ class World:
         self.unraised = batches.ON and not self.old and seed % 5 == 1
         """The bucket was made before batches. They are written only once `_format`
         allows them."""
+        self.batches = batches.ON
+        """Whether a backend may write batches if `_format` says so."""
         chance = random.Random(seed + 3)
         kind = chance.choice(["memory", "minio", "seaweed"])
         self.page_keys = chance.choice([1000, 5])
@@ -299,7 +301,7 @@ class Node:
             sleep=asyncio.sleep,
             random_bytes=chance.randbytes,
         )
-        if batches.ON and not (world.old or world.unraised):
+        if world.batches and not (world.old or world.unraised):
             self.env.forms.rise({"mails": 2})
         self.store: MailStore | None = None
         self.events: Events | None = None

@@ -39,6 +39,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from ...errors import Unavailable
@@ -97,6 +98,23 @@ class Slot:
         another must be taken."""
 
 
+@dataclass(slots=True)
+class Noted:
+    """What we have written since a LIST: the UIDs from `first` on that we have handed
+    out as keys, and how many batches were written after `since`. at: the time of the
+    last of them. looking: whether a LIST compares it with the bucket (mails.beside)."""
+
+    first: int
+    since: float
+    at: float = 0.0
+    batches: int = 0
+    looking: bool = False
+    uids: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.at = self.since
+
+
 class Slots:
     """The slots of a mailbox."""
 
@@ -143,9 +161,16 @@ class Slots:
         """Slots that became visible in this turn of the loop."""
         self._asking = False
         """Whether a refresh that looks for the other writer's turn is scheduled."""
+        self.noted: Noted | None = None
+        """None while no batches are written, and after a refresh."""
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    @property
+    def end(self) -> int:
+        """Return a UID above all that were handed out."""
+        return self._next
 
     @property
     def pending(self) -> bool:
@@ -179,6 +204,8 @@ class Slots:
             self._next += count
             self._queue.append(slot)
             slots.append(slot)
+        if self.noted is not None:
+            self.noted.uids.update([slot.uid for slot in slots])
         self._idle.clear()
         return slots
 
@@ -285,14 +312,27 @@ class Slots:
         self._finish(slot, not (slot.fate == "taken" or lost(slot)))
         return True
 
-    def refreshed(self, uidnext: int, seen: int, others: int) -> None:
+    def meet(self) -> None:
+        """Take turns from now on, because there is another writer. It is the other's
+        turn once our slots in flight are resolved."""
+        self._turns = True
+        if self._refresh or self._over:
+            return
+        self._refresh = True
+        self.open.clear()
+        if all(slot.fate != "pending" for slot in self._queue):
+            self._taken()
+
+    def refreshed(self, uidnext: int, seen: int, others: int, batch: int = 0) -> None:
         """Hand out UIDs again after a refresh, or wait for the other writer's turn.
 
         seen: the highest UID that was listed, also above uidnext. others: mails that
-        others wrote since the last time.
+        others wrote since the last time. batch: the largest number of them that lie in
+        one object, 0 if they wrote no batches.
         """
         lost, asked = self._lost, self._asking
         self._lost = self._asking = self._refresh = False
+        self.noted = None
         reach = max(uidnext, seen + 1)
         behind, self._reach = reach - self._reach, reach
         self._next, self._ahead = uidnext, 0
@@ -309,7 +349,9 @@ class Slots:
             self._left = max(TURN_UIDS, 2 * others)
             self._ahead = reach - uidnext
             if self._losses >= LOSSES:
-                self._ahead += min(AHEAD_MAX, 1 + int(behind * (0.5 + self._chance())))
+                # A writer of batches finds our object between its own.
+                most = batch * self._chance() if batch else behind * (0.5 + self._chance())
+                self._ahead += min(AHEAD_MAX, 1 + int(most))
         self._over = False
         self.open.set()
 

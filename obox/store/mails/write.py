@@ -33,6 +33,7 @@ from ..box.slots import Fate, Slot
 from ..env import TRY_LATER
 from ..fields import Fields
 from .batch import BATCHES, FORM
+from .beside import wrote_batch
 from .meta import INLINE_MAX, quick_fields, ready_fields
 from .put import CLAIM_INLINE, FIELDS_S, decided, meta_of, put_slot
 from .quota import Room
@@ -52,7 +53,11 @@ The mails of a larger MULTIAPPEND are objects of their own."""
 
 ATTEMPTS_MAX: Final = 8
 """UIDs that may be lost in a row to other writers before the write fails as
-temporary."""
+temporary, if it has taken LOST_S as well."""
+
+LOST_S: Final = 5.0
+"""How long a write whose UIDs are lost to others tries again at least. A writer of
+batches that has not lost a UID notices us after one or two seconds (mails.beside)."""
 
 
 async def write_mails(mailbox: Index, drafts: list[Draft], room: Room) -> list[Uid]:
@@ -73,7 +78,9 @@ async def write_mails(mailbox: Index, drafts: list[Draft], room: Room) -> list[U
         len(drafts[0].source) <= SHARED_MAX if len(drafts) == 1 else _may_share(drafts)
     )
     with _keywords_held(mailbox, (flag for draft in drafts for flag in draft.flags)) as held:
-        for _ in range(ATTEMPTS_MAX):
+        tries, until = 0, mailbox.env.clock() + LOST_S
+        while tries < ATTEMPTS_MAX or mailbox.env.clock() < until:
+            tries += 1
             if not shared:
                 uids = await _write_singly(mailbox, drafts, room, held)
             else:
@@ -173,6 +180,7 @@ async def _write_arrivals(mailbox: Index) -> None:
                 from .put_batch import put_batch
 
                 fate, delta = await put_batch(mailbox, slot, drafts)
+                wrote_batch(mailbox)
             slots.resolve(slot, fate, delta)
     except BaseException as error:
         arrivals.fail(error if isinstance(error, Exception) else Unavailable(TRY_LATER))

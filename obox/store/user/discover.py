@@ -323,6 +323,7 @@ async def after_loss(mailbox: Index) -> None:
     if deltas or lost:
         mailbox.stamp = mailbox.stamp.for_new_base()
     others = sum(len(delta.rows) for delta in deltas if delta.rows is not None)
+    batch = max([count for delta in deltas for count in delta.batches.values()], default=0)
     deltas.reverse()
 
     turn = mailbox.env.turn(mailbox.sid)
@@ -350,7 +351,7 @@ async def after_loss(mailbox: Index) -> None:
             # visible.
             await _journaled(mailbox)
     await show(uidnext)
-    mailbox.slots.refreshed(uidnext, seen, others)
+    mailbox.slots.refreshed(uidnext, seen, others, batch)
 
 
 def _is_anothers(state: State, slot: Slot) -> bool:

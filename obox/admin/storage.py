@@ -8,15 +8,16 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import structlog
+from msgspec import Meta
 
 from ..errors import Unavailable
 from .exits import Incomplete
-from .params import Nothing
+from .params import Params
 from .parts import Admin
-from .table import Event, Needs, Row, verb
+from .table import Event, Needs, Progress, Row, verb
 
 if TYPE_CHECKING:
     from ..objectstore import ObjectStore, StoreError
@@ -49,8 +50,14 @@ SIBLINGS: Final = ("s-t/2", "s.t/1", "s/1", "s/2", "s/3", "st/1")
 of their names."""
 
 
-@verb("storage check", Nothing, needs=Needs.BUCKET, columns=("check", "result", "detail", "ms"))
-async def storage_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
+class StorageCheckParams(Params, kw_only=True):
+    count: Annotated[
+        bool, Meta(description="Also count how the mails of all users lie in objects; reads the header of each object")
+    ] = False
+
+
+@verb("storage check", StorageCheckParams, needs=Needs.BUCKET, columns=("check", "result", "detail", "ms"))
+async def storage_check(admin: Admin, params: StorageCheckParams) -> AsyncIterator[Event]:
     """Check that the bucket does everything that obox needs, and show its settings.
 
     It checks rights, create-only PUT, ranges, the order of LIST, deletion, the clock
@@ -96,6 +103,9 @@ async def storage_check(admin: Admin, params: Nothing) -> AsyncIterator[Event]:
                 log.warning("probe objects cannot be removed", prefix=prefix, error=str(error))
     async for row in _rules(admin):
         yield row
+    if params.count:
+        async for event in _count(admin):
+            yield event
     if wrong:
         raise Incomplete(f"the bucket does not do what obox needs: {', '.join(wrong)}")
 
@@ -241,6 +251,23 @@ async def _delete(bucket: ObjectStore, prefix: str) -> tuple[str, str]:
         if not left:
             return "ok", "DELETE in bulk; gone at once"
     return "wrong", f"{len(left)} objects are still listed"
+
+
+async def _count(admin: Admin) -> AsyncIterator[Event]:
+    """Show how many mails are objects of their own, and how many lie in batches."""
+    from ..store.operate import count
+
+    began, done = time.perf_counter(), count.Counted()
+    async for done in count.count(admin.store):
+        yield Progress("objects counted", done.objects)
+    ms = round((time.perf_counter() - began) * 1000, 1)
+    others = f"{done.claims} claims, {done.burnt} burnt UIDs"
+    yield {"check": "mails", "result": "ok", "detail": f"{done.single} objects of one mail; {others}", "ms": ms}
+    detail = f"{done.batches} with {done.mails} mails, {done.bytes} bytes, {done.dead} of them of expunged mails"
+    yield {"check": "batches", "result": "ok", "detail": detail, "ms": ms}
+    if done.damaged:
+        detail = f"{done.damaged} objects do not decode; the log names them"
+        yield {"check": "damaged", "result": "warning", "detail": detail, "ms": ms}
 
 
 async def _rules(admin: Admin) -> AsyncIterator[Row]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from adminservice import Service, mail
 from patience import PATIENT_S
@@ -15,6 +16,8 @@ from structlog.testing import capture_logs
 
 from obox import mime
 from obox.admin import TABLE
+from obox.store import NewMail
+from obox.types import StorageId
 
 ANNA = "anna@example.org"
 BEN = "ben@example.org"
@@ -450,6 +453,35 @@ async def test_storage_check(service: Service) -> None:
     assert [row["check"] for row in rows][:5] == ["rights", "create-only", "race", "range", "list order"]
     env = service.backend.parts.store.env
     assert await env.listing("_probe/", kind="format") == []
+
+
+async def test_storage_check_counts_mails_alone_and_in_batches(service: Service) -> None:
+    store = service.backend.parts.store
+    before = {row["check"]: row for row in await service.call("storageCheck", count=True)}
+    user = await store.open_user("count", StorageId("count"))
+    await user.append("INBOX", [NewMail(b"Subject: 0\r\n\r\n")])
+    await user.append("INBOX", [NewMail(b"Subject: %d\r\n\r\n" % number) for number in range(3)])
+    box = await user.select("INBOX")
+    await user.copy(box, np.array([2, 3], dtype=np.uint32), "Trash")
+    await box.expunge(np.array([3, 4], dtype=np.uint32))
+    await box.release()
+    await user.flush(everything=True)
+    room = int(box.state.column("place")[1, 2])
+    await user.release()
+    rows = {row["check"]: row for row in await service.call("storageCheck", count=True)}
+
+    def numbers(row: Mapping[str, Any]) -> list[int]:
+        return [int(word) for word in row["detail"].replace(",", "").split() if word.isdigit()]
+
+    alone = [now - was for now, was in zip(numbers(rows["mails"]), numbers(before["mails"]), strict=True)]
+    assert alone == [1, 1, 0], "a mail, and the claim of the copy"
+    batches, mails, size, dead = (
+        now - was for now, was in zip(numbers(rows["batches"]), numbers(before["batches"]), strict=True)
+    )
+    # Mail 3 is expunged, and its copy needs it. Nobody needs mail 4.
+    assert (batches, mails, dead) == (1, 3, room)
+    assert size > 3 * room
+    assert "damaged" not in rows
 
 
 async def test_storage_check_finds_a_store_that_overwrites(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,7 @@ def store_settings(config: Config) -> StoreSettings:
         backend=escape((config.cluster.backend or socket.gethostname()).lower()),
         durability="bucket" if storage.durability == "bucket" else "local",
         journal_interval_s=storage.journal_interval,
+        batch_linger_s=storage.batch_linger,
         delete_delay_s=storage.delete_delay,
         upload_interval_s=metacache.upload_interval,
         max_rescan_mail_count=metacache.max_rescan_mail_count,

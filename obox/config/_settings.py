@@ -89,6 +89,11 @@ class Storage:
         "1s",
         "flag changes and expunges are in the bucket within this time; they are refused if the journal is 10s late",
     )
+    batch_linger: float = _set(
+        kinds.duration("0", "2s"),
+        "0",
+        "a mail waits this long for others to its mailbox, to be one object with them; fewer PUTs, later answers",
+    )
     delete_delay: float = _set(
         kinds.duration(),
         "1d",

@@ -189,6 +189,7 @@ def both(*probes: Callable[[Backend], object]) -> Callable[[Backend], object]:
 PROBES: dict[str, tuple[object, Callable[[Backend], object]]] = {
     "storage.durability": ("bucket", store("durability")),
     "storage.journal_interval": ("2s", lambda backend: backend.parts.store.journal.interval_s),
+    "storage.batch_linger": ("20ms", store("batch_linger_s")),
     "storage.delete_delay": ("2d", lambda backend: backend.parts.store.env.delete_delay_s),
     "storage.autofix_storage": (True, both(store("autofix_storage"), imap("autofix_storage"))),
     "storage.fetch_lost_mails_as_empty": (True, imap("lost_as_empty")),

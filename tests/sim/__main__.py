@@ -19,12 +19,12 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--cluster", action="store_true", help="of a cluster of three backends")
     parser.add_argument("--sites", action="store_true", help="a cluster of two sites whose link is late, or cut")
-    parser.add_argument("--batches", action="store_true", help="several mails may be one object")
+    parser.add_argument("--no-batches", action="store_true", help="each mail is an object of its own")
     parser.add_argument("--steps", type=int, default=30, help="things that happen in a life")
     parser.add_argument("--keep-going", action="store_true", help="not only until the first failure")
     parser.add_argument("-v", action="store_true", help="show what the store logs")
     args = parser.parse_args()
-    batches.ON = args.batches
+    batches.ON = not args.no_batches
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(20 if args.v else 50))
     began, failed = time.process_time(), []
     for seed in range(args.start, args.start + args.seeds):

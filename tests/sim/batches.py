@@ -10,9 +10,8 @@ from obox.cluster import Kind, MemoryReplica, decode
 from obox.cluster.records import SETTINGS_KEY, Settings
 from obox.forms import reads
 
-ON = False
-"""Whether lives have batches: `python -m tests.sim --batches`. They are off, because
-docs/packs.md, "What is missing", names lives that do not end."""
+ON = True
+"""Whether lives have batches: not with `python -m tests.sim --no-batches`."""
 
 READS = reads()
 """What a simulated backend registers."""

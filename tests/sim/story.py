@@ -49,7 +49,7 @@ class Story:
         self.split_at = 0.0
         self.pulls = 0
         self.upgraded = 0
-        if world.unraised:
+        if world.unraised or world.old or not world.batches:
             await world.make_without_batches()
         self.owner = await world.node("a", Disk(), **self.settings).start()
         self.faulty = rng.random() < 0.6

@@ -119,6 +119,8 @@ def contend(
         world = World(seed)
         world.latency_s = latency_s
         world.batches = batches
+        if not batches:
+            await world.make_without_batches()
         if conflicts:
             answer_409(world)
         names = [name for name, count in zip(("a", "x"), senders, strict=True) if count]

@@ -42,7 +42,7 @@ def test_same_seed_same_life() -> None:
         assert play(seed).trace == play(seed).trace
 
 
-@pytest.mark.parametrize("option", [[], ["--cluster"], ["--sites"]])
+@pytest.mark.parametrize("option", [[], ["--cluster"], ["--sites"], ["--no-batches"]])
 def test_a_seed_can_be_played_by_hand(option: list[str]) -> None:
     """`python -m tests.sim` starts outside of pytest, whose settings add folders to the
     path of modules."""

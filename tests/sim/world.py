@@ -131,7 +131,7 @@ class World:
     async def make_without_batches(self) -> None:
         """Make the bucket as an obox made it that knew no batches."""
         payload = msgspec.msgpack.encode({"major": 2, "minor": 0})
-        data = CODEC.encode(ObjectKind.FORMAT, owner_of(FORMAT_KEY), Oid(bytes(16)), b"", payload)
+        data = self.codec.encode(ObjectKind.FORMAT, owner_of(FORMAT_KEY), Oid(bytes(16)), b"", payload)
         await self.memory.put(FORMAT_KEY, data, kind="format")
 
     def now(self) -> float:

@@ -45,3 +45,10 @@ def any_codec(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Co
 @pytest.fixture
 def machine(bucket: Bucket, tmp_path: Path) -> Machine:
     return Machine(bucket, tmp_path / "disk")
+
+
+@pytest.fixture
+def single_mails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each mail is an object of its own, for tests of such objects. tests/store/
+    test_batch.py has those of batches."""
+    monkeypatch.setattr(Machine, "batches", False)

@@ -9,6 +9,7 @@ flushes nothing and writes nothing more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from fscache import Fscache
@@ -25,7 +27,8 @@ from metacache import Metacache
 from obox.forms import Gate
 from obox.mailbox import UidArray
 from obox.mailbox.invariants import check
-from obox.objectstore import Codec, Driver, OpenStore, Settings, open_store
+from obox.objectstore import AlreadyExists, Codec, Driver, ObjectKind, OpenStore, Settings, open_store
+from obox.objectstore.keys import FORMAT_KEY, owner_of
 from obox.objectstore.stats import Stats
 from obox.store import Env, Mailbox, MailStore, StoreSettings
 from obox.store.owned import Cluster
@@ -160,11 +163,19 @@ def _gate(*, batches: bool) -> Gate:
     return gate
 
 
+async def _begin_without_batches(env: Env) -> None:
+    """Make a new bucket as an obox made it that knew no batches."""
+    payload = msgspec.msgpack.encode({"major": 2, "minor": 0})
+    data = env.codec.encode(ObjectKind.FORMAT, owner_of(FORMAT_KEY), env.new_oid(), b"", payload)
+    with contextlib.suppress(AlreadyExists):
+        await env.bucket.put(FORMAT_KEY, data, kind="format")
+
+
 class Machine:
     """The name and the local disk of a backend. batches: whether it may write several
     mails as one object."""
 
-    batches = False
+    batches = True
 
     def __init__(self, bucket: Bucket, path: Path, **settings: Any) -> None:
         self.bucket = bucket
@@ -221,6 +232,8 @@ class Machine:
         life = Life(store, bucket, clock, self.settings)
         try:
             if start:
+                if not self.batches:
+                    await _begin_without_batches(env)
                 await store.start()
             yield life
             if not kill:

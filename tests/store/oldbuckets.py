@@ -40,6 +40,7 @@ class Old:
         self.memory.keys.sort()
         bucket = Bucket("memory://", self.codec, driver=self.memory)
         self.machine = Machine(bucket, tmp_path / "disk", delete_delay_s=1e10)
+        self.machine.batches = False
 
     def _add(self, key: str, data: bytes, modified: float) -> None:
         self.memory.objects[key] = (data, modified)

@@ -25,6 +25,8 @@ from obox.store.operate.pull import Outgoing, Splitter, opened
 from obox.store.user.discover import recheck
 from obox.types import Guid, Oid, StorageId, Uid
 
+pytestmark = pytest.mark.usefixtures("single_mails")
+
 BEN = StorageId("ben")
 
 

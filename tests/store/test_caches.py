@@ -176,6 +176,7 @@ async def test_a_mailbox_let_go_of_takes_deliveries_as_before(machine: Machine) 
         await box.release()
 
 
+@pytest.mark.usefixtures("single_mails")
 async def test_sessions_deliveries_and_the_cleaner_at_once(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The metacache has room for a tenth of the users in use. No operation fails, no
     mail is missing, and the counts of the cache are right."""

@@ -141,6 +141,7 @@ async def foreign_in(bucket: Bucket, guid: Guid, data: bytes) -> list[str]:
     return keys
 
 
+@pytest.mark.usefixtures("single_mails")
 @pytest.mark.parametrize("data", [b"", b"some text"])
 async def test_foreign_objects_are_reported_and_left_alone(bucket: Bucket, tmp_path: Path, data: bytes) -> None:
     bucket.url = "memory://"

@@ -7,6 +7,7 @@ import ast
 from pathlib import Path
 
 from layers import files
+import pytest
 from machines import Machine, Time, uids
 from mails import simple
 
@@ -15,6 +16,8 @@ from obox.store import MailStore, NewMail
 from obox.store.operate import users as operate
 from obox.store.user.flush import sweep
 from obox.types import Guid, StorageId
+
+pytestmark = pytest.mark.usefixtures("single_mails")
 
 STORE = {name: path for name, path in files().items() if name.startswith("obox.store")}
 LATER_S = 3 * 86400.0

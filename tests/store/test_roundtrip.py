@@ -110,6 +110,7 @@ async def test_metadata_of_an_append(machine: Machine) -> None:
         assert box.state.flags.of_bits(int(box.state.bits[0])) == ["\\Seen", "$Forwarded"]
 
 
+@pytest.mark.usefixtures("single_mails")
 async def test_a_damaged_object_is_an_error_and_never_another_mail(bucket: Bucket, machine: Machine) -> None:
     from obox.errors import Corrupt, NotFound
 

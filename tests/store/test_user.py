@@ -317,6 +317,7 @@ async def after_the_delay(life: Life, user: User, *mailboxes: str) -> None:
     await flushed(life)
 
 
+@pytest.mark.usefixtures("single_mails")
 async def test_an_object_goes_after_the_delay_and_no_other_does(bucket: Bucket, machine: Machine) -> None:
     async with machine.run() as life:
         user = await life.user()
@@ -337,6 +338,7 @@ async def test_an_object_goes_after_the_delay_and_no_other_does(bucket: Bucket, 
         assert await box.mail(4) == simple(3)
 
 
+@pytest.mark.usefixtures("single_mails")
 @pytest.mark.parametrize("restart", [False, True], ids=["left", "restarted"])
 async def test_objects_of_a_mailbox_that_nobody_changes_any_more_go_too(
     bucket: Bucket, machine: Machine, restart: bool
@@ -371,6 +373,7 @@ async def test_objects_of_a_mailbox_that_nobody_changes_any_more_go_too(
             assert await mails_in(bucket) == 0
 
 
+@pytest.mark.usefixtures("single_mails")
 @pytest.mark.parametrize("restart", ["none", "stopped", "killed", "lost"])
 async def test_the_object_stays_until_its_last_copy_is_expunged(bucket: Bucket, machine: Machine, restart: str) -> None:
     kill = restart in ("killed", "lost")
@@ -411,6 +414,7 @@ async def gone_with_the_last(bucket: Bucket, life: Life, user: User) -> None:
     assert await inbox.mail(2) == simple(2)
 
 
+@pytest.mark.usefixtures("single_mails")
 async def test_a_deleted_mailbox_keeps_what_copies_need_and_then_goes_whole(bucket: Bucket, machine: Machine) -> None:
     async with machine.run() as life:
         user = await life.user()

@@ -5,9 +5,9 @@ themselves are compared, so that it does not matter how they are replaced. A fil
 written in place, another file may be renamed to its name, or a symbolic link may be
 changed.
 
-Invariant: `changed` runs once after none of the files has changed for QUIET_S, and never
-twice at the same time. Other files of the same directories do not matter, however often
-they are written. This module does not know what the files contain. Diagnostics: a
+Invariant: `changed` runs once after none of the files has changed for QUIET_S, and
+never twice at the same time. Other files of the same directories do not matter, however
+often they are written. This module does not know what the files contain. Diagnostics: a
 directory that cannot be watched is logged once. The operator can still send SIGHUP.
 """
 

@@ -195,4 +195,4 @@ class Machine:
         if not self.log.exists():
             return []
         lines = self.log.read_text(errors="replace").splitlines()
-        return [f"{self.name}: {line[:400]}" for line in lines if '"level": "error"' in line or "Traceback" in line]
+        return [f"{self.name}: {line[:400]}" for line in lines if '"level":"error"' in line or "Traceback" in line]

@@ -17,6 +17,7 @@ ESCAPED_BYTES_MAX = 600
 and the prefix of the bucket's URL may come before it."""
 
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789@._+-")
+_UNCHANGED = re.compile(r"[a-z0-9@+-][a-z0-9@._+-]*", re.ASCII)
 _ELEMENT = re.compile(r"(?:[a-z0-9@+-]|%[0-9a-f]{2})(?:[a-z0-9@._+-]|%[0-9a-f]{2})*", re.ASCII)
 
 
@@ -27,6 +28,8 @@ def escape(name: str) -> str:
     Raises: ValueError when name is empty or the result is longer than
     ESCAPED_BYTES_MAX.
     """
+    if len(name) <= ESCAPED_BYTES_MAX and _UNCHANGED.fullmatch(name):
+        return name
     raw = name.encode("utf-8")
     if not raw:
         raise ValueError("an empty name has no escaped form")

@@ -163,7 +163,7 @@ class Columns:
         stamped = len(self.flag_stamps) - sum(name in self.flag_stamps for name in SYSTEM_FLAGS)
         if stamped >= KEYWORDS_STAMPED_MAX:
             return True
-        return len(self.flags.names) - len(SYSTEM_FLAGS) >= KEYWORDS_MAX and len(self.keywords_used()) >= KEYWORDS_MAX
+        return len(self.flags.names) - len(SYSTEM_FLAGS) >= KEYWORDS_MAX and len(self._used()) >= KEYWORDS_MAX
 
     def has_flag(self, flag: str, where: npt.NDArray[np.intp] | slice) -> npt.NDArray[np.bool_]:
         """Return which of the mails at `where` have a flag."""
@@ -193,13 +193,13 @@ class Columns:
         asked = {name.lower() for name in names if name not in SYSTEM_FLAGS}
         if not self.flags.has_room(len(asked), len(self.flag_stamps)):
             stamped = {name.lower() for name, stamps in self.flag_stamps.items() if stamps[: self._n].any()}
-            self.flags.check_room(asked, self.keywords_used(), stamped)
+            self.flags.check_room(asked, self._used(), stamped)
         return names
 
     def _wide_masks(self, where: npt.NDArray[np.intp] | slice) -> dict[str, npt.NDArray[np.bool_]]:
         return {name: self.has_flag(name, where) for name in self.flags.wide}
 
-    def keywords_used(self) -> set[str]:
+    def _used(self) -> set[str]:
         """Return keywords, in lower case, that some mail has; retained mails count."""
         bits = int(np.bitwise_or.reduce(self.bits))
         used = {name for i, name in enumerate(self.flags.names[:NARROW]) if bits >> i & 1}

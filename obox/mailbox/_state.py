@@ -207,7 +207,7 @@ class State(Columns):
         on = [name for name, values in stamps.items() if bool((values & np.uint64(1)).any())]
         for name in on:
             if name not in self.flags.names:
-                self.flags.allot(name, lambda: self.keywords_used().union(name.lower() for name in on))
+                self.flags.allot(name, lambda: self._used().union(name.lower() for name in on))
         home = rows.home
         if rows.homes:
             table = [self._home_index(guid) for guid in rows.homes]
@@ -269,7 +269,7 @@ class State(Columns):
         if not altered.any():
             return altered
         if name not in self.flags.names:
-            self.flags.allot(name, self.keywords_used)
+            self.flags.allot(name, self._used)
         index = self.flags.names.index(name)
         if index < NARROW:
             bit = np.uint64(index)

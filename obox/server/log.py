@@ -2,20 +2,28 @@
 
 Invariant: the log has no secrets. Values under a name that means a secret are masked,
 and `Secret` masks itself. Control characters are escaped, so that a client cannot forge
-a line.
+a line. Lines come in the order in which they were logged.
+
+The lines of one turn of the loop are one write. A warning, an error, or a line of
+another thread is written at once, with all lines before it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import atexit
+import json
 import logging
 import re
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, MutableMapping
 from functools import lru_cache
 from typing import Any, Protocol, TextIO
 
+import msgspec.json
 import structlog
 
 MASK = "********"
@@ -27,6 +35,11 @@ RECENT_MAX = 1000
 
 _SECRET = re.compile(r"pass(word|wd)?|secret(_access_key)?|token|authorization|api_key|credentials?|master_key", re.I)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_ENCODER = msgspec.json.Encoder()
+_LEVEL_NAMES = {"warn": "warning", "exception": "error"}
+PENDING_BYTES = 65_536
+"""Lines that wait for the end of the turn are written when they are this long."""
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 Event = MutableMapping[str, Any]
@@ -37,20 +50,13 @@ def _is_secret(key: str) -> bool:
     return _SECRET.fullmatch(key) is not None
 
 
-def _mask(_: Any, __: str, event: Event) -> Event:
-    for key in event:
-        if _is_secret(key) and event[key] not in (None, ""):
-            event[key] = MASK
-    return event
-
-
-def _one_line(_: Any, __: str, event: Event) -> Event:
-    for key, value in event.items():
-        if isinstance(value, bytes):
-            event[key] = value.decode("utf-8", "backslashreplace")
-        if isinstance(event[key], str) and not event[key].isprintable():
-            event[key] = _CONTROL.sub(lambda match: repr(match[0])[1:-1], event[key])
-    return event
+def _shown(value: Any) -> Any:
+    """Return a value as the log shows it: on a single line."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    if isinstance(value, str) and not value.isprintable():
+        return _CONTROL.sub(lambda match: repr(match[0])[1:-1], value)
+    return value
 
 
 @lru_cache(maxsize=2)
@@ -58,29 +64,41 @@ def _second(now_s: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now_s))
 
 
-def _stamped(_: Any, __: str, event: Event) -> Event:
-    """Add the time in UTC with microseconds. The date is formatted once a second, not
-    for each line."""
-    seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
-    event["timestamp"] = f"{_second(seconds)}.{microseconds:06d}Z"
-    return event
+class _Prepared:
+    """Makes an event ready to be rendered: time, level and event come first, in every
+    line. It is a single step, since a mail makes a line.
 
-
-def _ordered(_: Any, __: str, event: Event) -> Event:
-    """Put time, level and event first in every line."""
-    first = {key: event[key] for key in ("timestamp", "level", "event") if key in event}
-    return {**first, **event}
-
-
-class _Named:
-    """Adds the name of this process to each line."""
+    worker: the name of this process, "" for none.
+    """
 
     def __init__(self, worker: str) -> None:
-        self._worker = worker
+        self._worker = {"worker": worker} if worker else {}
 
-    def __call__(self, _: Any, __: str, event: Event) -> Event:
-        event["worker"] = self._worker
-        return event
+    def __call__(self, _: Any, method: str, event: Event) -> Event:
+        seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+        out: dict[str, Any] = {
+            # The date is formatted once a second.
+            "timestamp": f"{_second(seconds)}.{microseconds:06d}Z",
+            "level": _LEVEL_NAMES.get(method, method),
+            "event": "",
+        }
+        for key, value in event.items():
+            out[key] = MASK if _is_secret(key) and value not in (None, "") else _shown(value)
+        out.update(self._worker)
+        return out
+
+
+def _as_json(_: Any, __: str, event: Event) -> str:
+    """Return a line of JSON. Values that JSON does not have are shown as text.
+
+    msgspec would look into a dataclass, which may have a secret.
+    """
+    if _PLAIN.issuperset(map(type, event.values())):
+        try:
+            return _ENCODER.encode(event).decode()
+        except (ValueError, OverflowError):
+            pass  # half of a surrogate pair, or a number above 64 bits
+    return json.dumps(event, default=str, ensure_ascii=False, separators=(",", ":"))
 
 
 recent: deque[dict[str, Any]] = deque(maxlen=RECENT_MAX)
@@ -102,6 +120,63 @@ def remember(_: Any, __: str, event: Event) -> Event:
 class _Leveled(structlog.BoundLoggerBase):
     """The class of every logger of the process. Modules keep their loggers for ever, so
     `set_level` replaces methods of this class instead."""
+
+
+class _Output:
+    """Writes lines, those of a turn of the loop together. Lines may come from any
+    thread."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.RLock()
+        self._lines: list[str] = []
+        self._bytes = 0
+
+    def add(self, line: str, *, at_once: bool = False) -> None:
+        loop = None if at_once else asyncio._get_running_loop()
+        with self._lock:
+            self._lines.append(line)
+            self._bytes += len(line)
+            if loop is None or self._bytes >= PENDING_BYTES:
+                self.flush()
+            elif len(self._lines) == 1:
+                loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        with self._lock:
+            if self._lines:
+                lines, self._lines, self._bytes = self._lines, [], 0
+                self._stream.write("\n".join(lines) + "\n")
+                self._stream.flush()
+
+
+class _Writer:
+    """What structlog gives its lines to: a method for each level."""
+
+    def __init__(self, output: _Output) -> None:
+        self._output = output
+
+    def msg(self, line: str) -> None:
+        self._output.add(line)
+
+    def urgent(self, line: str) -> None:
+        self._output.add(line, at_once=True)
+
+    debug = info = msg
+    warn = warning = error = exception = critical = fatal = urgent
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Lines of libraries that use the standard library's logging."""
+
+    def __init__(self, stream: TextIO, output: _Output) -> None:
+        super().__init__(stream)
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._output.flush()
+        super().emit(record)
 
 
 def set_level(level: str) -> None:
@@ -130,32 +205,25 @@ def set_up_logging(
         format = "console" if out.isatty() else "json"
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        _stamped,
         structlog.processors.StackInfoRenderer(),
-        _mask,
-        _one_line,
+        _Prepared(worker),
         remember,
     ]
-    if worker:
-        shared.insert(0, _Named(worker))
     end: list[structlog.typing.Processor]
     if format == "console":
         end = [structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback)]
     else:
-        render: structlog.typing.Processor = (
-            structlog.processors.JSONRenderer(sort_keys=False, default=str, ensure_ascii=False)
-            if format == "json"
-            else structlog.processors.LogfmtRenderer()
-        )
-        end = [structlog.processors.format_exc_info, _ordered, render]
+        render: structlog.typing.Processor = _as_json if format == "json" else structlog.processors.LogfmtRenderer()
+        end = [structlog.processors.format_exc_info, render]
+    output = _Output(out)
+    atexit.register(output.flush)
     structlog.configure(
         processors=[*shared, *end],
         wrapper_class=_Leveled,
-        logger_factory=structlog.WriteLoggerFactory(out),
+        logger_factory=lambda *_: _Writer(output),
         cache_logger_on_first_use=stream is None,
     )
-    handler = logging.StreamHandler(out)
+    handler = _Handler(out, output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],

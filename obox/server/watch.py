@@ -5,8 +5,9 @@ themselves are compared, so that it does not matter how they are replaced. A fil
 written in place, another file may be renamed to its name, or a symbolic link may be
 changed.
 
-Invariant: `changed` runs once after no file has changed for QUIET_S, and never twice at
-the same time. This module does not know what the files contain. Diagnostics: a
+Invariant: `changed` runs once after none of the files has changed for QUIET_S, and
+never twice at the same time. Other files of the same directories do not matter, however
+often they are written. This module does not know what the files contain. Diagnostics: a
 directory that cannot be watched is logged once. The operator can still send SIGHUP.
 """
 
@@ -54,7 +55,7 @@ class FileWatch:
         watching = None
         try:
             while True:
-                places = _directories(self.watched)
+                places = _places(self.watched)
                 if watching is None or watching.places != places:
                     if watching is not None:
                         await asyncio.to_thread(watching.stop)
@@ -97,14 +98,17 @@ def _set_event(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
         pass
 
 
-def _directories(files: Sequence[Path]) -> set[str]:
-    """Return the directories of the files, and of each symbolic link in their paths."""
-    out: set[str] = set()
+def _places(files: Sequence[Path]) -> dict[str, frozenset[str]]:
+    """Return the directories of the files and of each symbolic link in their paths, and
+    for each directory the names in it that matter."""
+    out: dict[str, frozenset[str]] = {}
     for file in files:
         at = Path(os.path.abspath(file))
         for _ in range(LINKS_MAX):
-            if at.parent.is_dir():
-                out.add(str(at.parent))
+            links = [above for above in at.parents if above.is_symlink()]
+            for one in (at, *links):
+                if one.parent.is_dir():
+                    out[str(one.parent)] = out.get(str(one.parent), frozenset()) | {one.name}
             if not at.is_symlink():
                 break
             at = Path(os.path.normpath(at.parent / at.readlink()))

@@ -1,9 +1,14 @@
 """Log lines: a line for each event, times in UTC, no secrets, no repetition."""
 
+import asyncio
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,6 +103,76 @@ def test_another_level_holds_for_loggers_in_use(
         *["an error"] * 3,
         *usual,
     ]
+
+
+class Stream(io.StringIO):
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[int] = []
+
+    def write(self, text: str) -> int:
+        self.writes.append(text.count("\n"))
+        return super().write(text)
+
+
+async def test_lines_of_a_turn_are_a_single_write() -> None:
+    """A delivery makes a line, and many deliveries end in a turn."""
+    out = Stream()
+    set_up_logging("info", "json", stream=out)
+    log = structlog.get_logger()
+    for number in range(100):
+        log.info("delivery", number=number)
+    assert out.writes == []
+    await asyncio.sleep(0)
+    assert out.writes == [100]
+    log.info("before")
+    log.warning("at once")
+    assert out.writes == [100, 2]
+    log.info("of the loop")
+    await asyncio.to_thread(log.info, "of a thread")
+    logging.getLogger("botocore").warning("of a library")
+    await asyncio.sleep(0)
+    said = [json.loads(line)["event"] for line in out.getvalue().splitlines()]
+    assert said[100:] == ["before", "at once", "of the loop", "of a thread", "of a library"]
+
+
+async def test_lines_of_a_turn_are_bounded() -> None:
+    out = Stream()
+    set_up_logging("info", "json", stream=out)
+    for _ in range(100):
+        structlog.get_logger().info("long", text="x" * 10_000)
+    assert len(out.getvalue()) > 900_000
+
+
+@dataclass
+class Account:
+    name: str
+    password: Secret
+
+
+def test_values_that_json_does_not_have() -> None:
+    out, log = logged("info", "json")
+    log.info("one", account=Account("anna", Secret("hush")), among=[Secret("hush")], path=Path("/x"), big=1 << 80)
+    log.info("two", text="half \ud800", number=1.5, none=None, yes=True)
+    one, two = map(json.loads, out.getvalue().splitlines())
+    assert "hush" not in out.getvalue()
+    assert (one["path"], one["big"]) == ("/x", 1 << 80)
+    assert (two["number"], two["none"], two["yes"]) == (1.5, None, True)
+
+
+def test_the_last_lines_are_written_at_the_end_of_the_process() -> None:
+    """The process ends in the turn in which it has logged."""
+    code = """if True:
+        import asyncio, structlog
+        from obox.server import set_up_logging
+        async def main():
+            set_up_logging("info", "json")
+            structlog.get_logger().info("the last line")
+            raise SystemExit(3)
+        asyncio.run(main())
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, json.loads(done.stderr)["event"]) == (3, "the last line")
 
 
 def test_once_a_minute(log: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from patience import PATIENT_S
 
+from obox.server._watching import Watching
 from obox.server.watch import FileWatch
 
 QUIET_S = 0.05
@@ -122,3 +124,48 @@ async def test_a_directory_behind_a_link(tmp_path: Path, log: Any) -> None:
         os.rename(tmp_path / "new", tmp_path / "data")
         await seen.wait()
         assert seen.count == 1
+
+
+async def test_a_directory_that_is_always_written_hides_no_change(tmp_path: Path, log: Any) -> None:
+    """A log lies beside the certificate, and other files come and go there. A backend
+    used to wait for a quiet second of the directory, which never came."""
+    path = tmp_path / "cert.pem"
+    path.write_text("one")
+
+    async def busy() -> None:
+        with (tmp_path / "log").open("a", buffering=1) as written:
+            for number in itertools.count():
+                written.write("a line\n")
+                (tmp_path / f"other{number % 3}").write_text("x")
+                await asyncio.sleep(QUIET_S / 10)
+
+    writing = asyncio.create_task(busy())
+    try:
+        async with watching(log, path) as seen:
+            renamed(path)
+            await seen.wait()
+            await asyncio.sleep(4 * QUIET_S)
+            assert seen.count == 1
+    finally:
+        writing.cancel()
+
+
+async def test_lines_of_a_log_beside_the_file_make_no_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each event costs a turn of a thread and the interpreter's lock: a quarter of a
+    delivery."""
+    heard: list[str] = []
+    monkeypatch.setattr(Watching, "on_any_event", lambda _, event: heard.append(os.path.basename(event.src_path)))
+    done = tmp_path / "done"
+    watched = Watching({str(tmp_path): frozenset({"done"})}, lambda: None)
+    watched.start()
+    try:
+        with (tmp_path / "log").open("w", buffering=1) as written:
+            for _ in range(1_000):
+                written.write("a line\n")
+            done.write_text("the last event")
+            async with asyncio.timeout(PATIENT_S):
+                while "done" not in heard:  # noqa: ASYNC110 - a thread appends to the list
+                    await asyncio.sleep(0.01)
+            assert heard.count("log") <= 1
+    finally:
+        watched.stop()

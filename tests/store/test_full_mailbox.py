@@ -22,7 +22,7 @@ from obox.mailbox import Delta, Rows, UidArray, joined
 from obox.mailbox.invariants import check, fingerprint
 from obox.objectstore import ObjectKind
 from obox.objectstore.keys import bundle_key
-from obox.store.box.bundles import BundleMeta
+from obox.store.box.bundles import BundleMeta, Bundles
 from obox.store.user import discover, flush
 from obox.store.user.journaled import join_journaled
 from obox.store.user.mailbox import Mailbox
@@ -82,17 +82,18 @@ async def full(machine: Machine, **how: Any) -> AsyncIterator[tuple[Life, Mailbo
 async def test_a_flush_and_the_flags_that_change_meanwhile(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A flag is changed during the upload. The bundle does not have this change, and
     the mailbox still counts as changed."""
-    before_bundle = Mailbox.before_bundle
+    put = Bundles.put
     meanwhile = asyncio.Event()
 
-    async def changing(box: Mailbox) -> None:
-        if not meanwhile.is_set():
-            meanwhile.set()
-            await box.store_flags(uids(7, 300_000), "remove", ["\\Seen"])
-        await before_bundle(box)
-
     async with full(machine) as (life, box):
-        monkeypatch.setattr(Mailbox, "before_bundle", changing)
+
+        async def changing(self: Bundles, *given: Any, **more: Any) -> Any:
+            if not meanwhile.is_set():
+                meanwhile.set()
+                await box.store_flags(uids(7, 300_000), "remove", ["\\Seen"])
+            return await put(self, *given, **more)
+
+        monkeypatch.setattr(Bundles, "put", changing)
         with turns() as found:
             await box.flush(everything=True)
         held(found)

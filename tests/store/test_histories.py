@@ -13,8 +13,7 @@ from owners import ANNA, MAIL, Member, Rows, member, with_flag
 
 from obox.store.backend import handover
 from obox.store.log.takeover import one_history
-from obox.store.user import discover
-from obox.store.user.boxes import Boxes
+from obox.store.user import boxes, discover
 
 
 async def writes_and_gives_up(one: Member) -> None:
@@ -42,24 +41,24 @@ async def test_what_is_being_loaded_as_another_backend_writes_is_compared(
     machine: Machine, other: Machine, rows: Rows, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     listed, on = asyncio.Event(), asyncio.Event()
-    load, catch_up = discover.load, Boxes.catch_up_root
+    load, catch_up = discover.load, boxes.catch_up
 
     async def slow_load(self: Any, infos: Any, pending: Any) -> None:
         await load(self, infos, pending)
         listed.set()
         await on.wait()
 
-    async def slow_catch_up(self: Any, worth: Any, infos: Any, *, make: bool) -> Any:
+    async def slow_catch_up(box: Any, worth: Any, infos: Any) -> Any:
         listed.set()
         await on.wait()
-        return await catch_up(self, worth, infos, make=make)
+        return await catch_up(box, worth, infos)
 
     async with member(machine, rows) as one, member(other, rows) as two:
         await one.gain("anna")
         await with_flag(one.life, "anna")
         await two.gain("anna")
         if what == "user":
-            monkeypatch.setattr(Boxes, "catch_up_root", slow_catch_up)
+            monkeypatch.setattr(boxes, "catch_up", slow_catch_up)
             opening: asyncio.Future[Any] = asyncio.ensure_future(two.life.user("anna"))
         else:
             monkeypatch.setattr(discover, "load", slow_load)

@@ -133,7 +133,7 @@ class Box(ABC, Generic[S, D]):
         True if there was. Raises Unavailable."""
         return False
 
-    async def before_bundle(self) -> None:
+    async def _before_bundle(self) -> None:
         """Return when a bundle of the present state may be written. Raises
         Unavailable."""
 
@@ -249,7 +249,7 @@ class Box(ABC, Generic[S, D]):
         journal = self.log.journal
         position, seen, modseq, uidnext = journal.position(), self.changes, self.state.highestmodseq, self.uidnext
         payload = joined(parts) if len(parts) == 1 else await asyncio.to_thread(joined, parts)
-        await self.before_bundle()
+        await self._before_bundle()
         await self.bundles.put(form, payload, modseq=modseq, uidnext=uidnext, clean=clean)
         if landed is not None:
             landed()

@@ -245,7 +245,7 @@ class Index(Box[State, Delta]):
     def _wants_bundle(self, change: Change) -> bool:
         return change is Change.IMPORTANT or self.unflushed_mails > self.env.settings.max_rescan_mail_count
 
-    async def before_bundle(self) -> None:
+    async def _before_bundle(self) -> None:
         """Return when the journal has the effects of copies and expunges on other
         mailboxes. A bundle must not have them earlier."""
         await self.user.journal.sync()

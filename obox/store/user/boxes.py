@@ -214,7 +214,7 @@ class Boxes:
         box = self.rootbox
         if not exact:
             current, sure = assignment.covers(box.stamp), not pending and not self._unclean
-            found = await self.catch_up_root(worth, self._infos or {}, make=make)
+            found = await self._catch_up(worth, self._infos or {}, make=make)
             exact = found is Found.NOTHING and (current or (box.stamp.clean and sure))
             if worth is Trust.REBUILD:
                 exact = box.stamp.clean and sure
@@ -250,7 +250,7 @@ class Boxes:
                 # A writer that did not know of the deletion has left them.
                 self.chores.note("clear", entry.guid, partial(Bundles(env, self.storage_id, entry.guid).remove, left))
 
-    async def catch_up_root(self, worth: Trust, infos: dict[str, list[ObjectInfo]], *, make: bool) -> Found:
+    async def _catch_up(self, worth: Trust, infos: dict[str, list[ObjectInfo]], *, make: bool) -> Found:
         """Read new bundles of the list of mailboxes, or create the user. infos: all
         bundles of the user. Raises NotFound, Unavailable, Corrupt."""
         if worth is Trust.REBUILD and ROOT not in infos:

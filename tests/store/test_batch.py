@@ -21,8 +21,6 @@ from obox.objectstore.keys import mail_key, user_prefix
 from obox.store import Mailbox, NewMail
 from obox.store.backend import mark
 from obox.store.box.arrivals import BATCH_MAILS_MAX
-from obox.store.box.slots import YIELD_S
-from obox.store.mails.beside import LOOK_BATCHES
 from obox.store.mails.write import GROUP_BYTES_MAX, SHARED_MAX
 from obox.store.operate import repair, upgrade, users
 from obox.store.user.flush import sweep
@@ -337,36 +335,6 @@ async def test_a_single_mail_in_the_range_of_a_batch_is_void(plain: Site) -> Non
     async with plain.machine.run() as life:
         box = await (await life.user()).select("INBOX")
         assert [await box.mail(uid) for uid in box.state.uids.tolist()] == [simple(0), simple(1)]
-        await box.release()
-
-
-@pytest.mark.parametrize("other", [False, True])
-async def test_a_writer_of_batches_looks_for_another_writer(plain: Site, other: bool) -> None:
-    """Beside batches that follow each other, one LIST is made. Our own claims and single
-    mails are no other writer's."""
-    async with plain.machine.run() as life:
-        user = await life.user()
-        await user.append("INBOX", [NewMail(simple(0))])
-        box = await user.select("INBOX")
-        with life.counting() as requests:
-            for number in range(LOOK_BATCHES + 10):
-                life.time.move(0.1)
-                await user.append("INBOX", [NewMail(b"%d" % number), NewMail(b"%d" % number)])
-                if number == 5:
-                    await user.copy(box, uids(1, 2), "INBOX")
-                    await user.append("INBOX", [NewMail(simple(0))])
-                if other and number == 7:
-                    key = key_of(box.guid, box.state.uidnext + 1)
-                    await plain.memory.put(key, plain.memory.objects[key_of(box.guid, 1)][0], kind="mail")
-            await asyncio.sleep(0.05)
-        assert len(box.state) == 1 + 2 + 1 + 2 * (LOOK_BATCHES + 10)
-        assert (requests.count("list", "mail") > 1) == other
-        assert not other or requests.count("list", "mail") < 20
-        await asyncio.sleep(YIELD_S)
-        life.time.move(YIELD_S)
-        with life.counting() as requests:
-            await user.append("INBOX", [NewMail(simple(1))])
-        assert requests.count("list", "mail") == 0
         await box.release()
 
 

@@ -32,6 +32,7 @@ MAIL: Final = b"Subject: only-for-ben\r\n\r\nonly-for-ben\r\n"
 
 pytestmark = pytest.mark.usefixtures("single_mails")
 
+
 class Copied:
     """A bucket with the mail of Anna and Ben, as a killed backend left it.
 

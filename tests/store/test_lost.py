@@ -33,6 +33,7 @@ LARGE = b"Subject: large\r\n\r\n" + bytes(range(33, 123)) * 20_000
 
 pytestmark = pytest.mark.usefixtures("single_mails")
 
+
 def plain() -> Codec:
     return Codec({}, None)
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from layers import files
 import pytest
+from layers import files
 from machines import Machine, Time, uids
 from mails import simple
 

@@ -32,7 +32,8 @@ LOOK_S: Final = 1.0
 its first mail. A sender waits for 15 s at most."""
 
 KEYS_MAX: Final = 1000
-"""Keys of a LIST: one page. A writer that writes an object in 2 ms writes 500 a second."""
+"""Keys of a LIST: one page. A writer that needs 2 ms for an object writes 500 a
+second."""
 
 
 def wrote_batch(mailbox: Index) -> None:

@@ -1,7 +1,7 @@
 """Counts how the mails of the whole bucket lie in objects, for `storage check`.
 
-It reads the beginning of each object below m/, and the heads of batches. What a batch
-has that nobody needs any more is told by the bundles of its mailbox.
+It reads the beginning of each object below m/, and the heads of batches. The bundles of
+a mailbox say which mails of its batches nobody needs any more.
 
 Invariant: it changes nothing. One mailbox at a time is in memory. Diagnostics: objects
 and bundles that do not decode are counted, and logged by name.

@@ -29,7 +29,6 @@ LARGE: dict[str, str] = {}
 LONG: dict[str, str] = {
     "tests.e2e.test_clients.test_mbsync_both_ways_and_then_nothing": "one story of a client, read from top to bottom",
     "tests.objectstore.test_faultproxy.test_what_is_reported_is_true": "one story: each fault and its report",
-    "tests.sim.test_fair.contend": "two backends and their senders, started, run and counted in one place",
     "tests.servers.run_seaweedfs": "starts a server in the order that it needs, and stops it in reverse",
 }
 WIDE: dict[str, str] = {

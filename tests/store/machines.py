@@ -232,9 +232,7 @@ class Machine:
         life = Life(store, bucket, clock, self.settings)
         try:
             if start:
-                if not self.batches:
-                    await _begin_without_batches(env)
-                await store.start()
+                await self._start(store)
             yield life
             if not kill:
                 for user in life.users:
@@ -254,6 +252,11 @@ class Machine:
             if kill:
                 shutil.rmtree(self.path / "metacache")
                 (self.path / "killed").rename(self.path / "metacache")
+
+    async def _start(self, store: MailStore) -> None:
+        if not self.batches:
+            await _begin_without_batches(store.env)
+        await store.start()
 
     def _keep_as_it_is(self) -> None:
         shutil.copytree(self.path / "metacache", self.path / "killed")

@@ -21,6 +21,7 @@ from obox.imap.parser import Parser
 from obox.imap.session import Session
 from obox.imap.settings import ImapSettings
 from obox.imap.states import BEFORE_LOGIN
+from obox.imap.together import ended
 from obox.imap.updates import report
 from obox.net import Why
 
@@ -79,7 +80,7 @@ class Connection(login.Connection[ImapSettings]):
                 self.parser.feed(data)
                 await self.yield_if_due()
                 continue
-            await self.machine.handle(session, event)
+            await self.machine.handle(session, event, more=self.parser.in_command)
             if session.leg is not None:
                 self.splice()
                 return
@@ -95,6 +96,8 @@ class Connection(login.Connection[ImapSettings]):
         return wire.status(None, "BYE", text, CODES.get(why))
 
     async def finish(self) -> None:
+        if self.session.appending:  # the connection failed meanwhile
+            await ended(self.session)
         if self.session.idling:
             self.context.counters.idle(-1)
         await super().finish()

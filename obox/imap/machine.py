@@ -18,6 +18,9 @@ logged, and the session continues. If the selected mailbox is deleted, the sessi
 leaves it. The client gets `* OK [CLOSED]` with its next command, or at once in IDLE.
 Commands that need a mailbox are then answered NO [NONEXISTENT].
 
+APPEND commands that a client sends without waiting for answers run side by side
+(`obox.imap.together`).
+
 The machine gets the table (`obox.imap.states`). It knows no transports and no timers,
 and does not know how a command works. A server has a single machine for all of its
 sessions.
@@ -30,7 +33,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from obox.errors import OboxError
-from obox.imap import ast, events, wire
+from obox.imap import ast, events, together, wire
 from obox.imap.replies import SERVER_BUG, Reply, bad, no, of_error
 from obox.imap.session import NO_UIDS, BadSet, Session, State, UidRequired
 from obox.imap.updates import report, write_flags
@@ -38,6 +41,9 @@ from obox.mailbox import united
 
 SHARED_COMMIT_MAX: Final = 256
 """STORE commands that share a commit. Each costs its session some 100 bytes."""
+
+WITHOUT_ANSWER: Final = (events.NeedFlush, events.NeedParse, events.NeedContinuation)
+"""Events of a command that is not complete."""
 
 Handler = Callable[[Any, Any], Awaitable[Reply | None]]
 """Takes the session and the parsed command."""
@@ -66,8 +72,16 @@ class Machine:
     def __init__(self, table: Table) -> None:
         self._table = table
 
-    async def handle(self, session: Session, event: events.Event) -> None:
-        """Answer an event of the parser."""
+    async def handle(self, session: Session, event: events.Event, *, more: bool = False) -> None:
+        """Answer an event of the parser. more: the next command has begun to arrive."""
+        if type(event) is ast.Append and (more or session.appending) and not session.committing:
+            if together.may_share(session, event):
+                handler = self._table.rows[session.state][ast.Append]
+                if together.begin(session, event, _current(session, event, handler)):
+                    await self.settle(session)
+                return
+        if session.appending and not isinstance(event, WITHOUT_ANSWER):
+            await self.settle(session)
         if session.committing and (type(event) is not ast.Store or len(session.committing) >= SHARED_COMMIT_MAX):
             await self.commit(session)
         if isinstance(event, ast.Command):
@@ -88,12 +102,28 @@ class Machine:
         elif isinstance(event, events.TooBig | events.BadCommand):
             await _refused(session, event)
 
+    async def settle(self, session: Session) -> None:
+        """Wait for APPEND commands that run side by side, and write their tagged
+        lines."""
+        replies = await together.ended(session)
+        try:
+            await report(session)
+        except ConnectionError:
+            raise
+        except Exception:
+            session.log_bug(ast.Append.NAME)
+        for command, reply in replies:
+            session.finish_command(command.tag, command.NAME, reply)
+
     async def commit(self, session: Session) -> None:
-        """Commit what STORE commands have changed, and write their tagged lines.
+        """Commit what STORE commands have changed, and write their tagged lines. Also
+        those of APPEND commands.
 
         If that fails the flags are changed all the same, and may be lost with this
         machine. A client may take NO for "nothing has changed", so it gets the flags.
         """
+        if session.appending:
+            await self.settle(session)
         if not (waiting := session.committing):
             return
         changed, session.committing, session.uncommitted = session.uncommitted, (), ()
@@ -170,6 +200,13 @@ def _finish(session: Session, command: ast.Command, reply: Reply) -> None:
         session.committing = (*session.committing, (command.tag, command.NAME, reply))
     else:
         session.finish_command(command.tag, command.NAME, reply)
+
+
+async def _current(session: Session, command: ast.Append, handler: Handler) -> Reply | None:
+    """Return the reply to a command that runs beside others."""
+    assert session.user is not None
+    refusal = await _answered(session, command.NAME, session.user.current())
+    return refusal or await _answered(session, command.NAME, handler(session, command))
 
 
 async def _uid_required() -> Reply:

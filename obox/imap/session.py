@@ -9,6 +9,7 @@ an event (`obox.imap.machine`), transports or timers (it sees only `Channel`).
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from obox import login
 from obox.errors import Invalid
-from obox.imap import wire
+from obox.imap import ast, wire
 from obox.imap.capabilities import capabilities
 from obox.imap.context import Context
 from obox.imap.intake import Incoming
@@ -53,6 +54,8 @@ class Session(login.Session[ImapSettings]):
     __slots__ = (
         "_earlier",
         "_unwatch",
+        "appended",
+        "appending",
         "changed",
         "client_id",
         "committing",
@@ -103,6 +106,10 @@ class Session(login.Session[ImapSettings]):
         """For each STORE that is not committed yet, the mails that it has changed."""
         self.committing: tuple[tuple[bytes, str, Reply], ...] = ()
         """Tags, names and replies of STORE commands that wait for the commit."""
+        self.appended = ("", 0.0)
+        """The mailbox and the time of the last APPEND."""
+        self.appending: tuple[tuple[ast.Append, asyncio.Task[Reply | None]], ...] = ()
+        """APPEND commands that run side by side (`imap.together`)."""
         self.idling = False
         self.changed = False
         """Whether the mailbox has changed since the last poll."""

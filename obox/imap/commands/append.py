@@ -8,6 +8,8 @@ one after the other.
 
 from __future__ import annotations
 
+import asyncio
+
 from obox.errors import NotFound
 from obox.imap import ast
 from obox.imap.intake import Incoming
@@ -20,7 +22,10 @@ from obox.store.api import Appended, NewMail, Source
 
 async def append(session: Session, command: ast.Append) -> Reply:
     done = await store(session, command)
-    return done if isinstance(done, Reply) else Reply("Append completed", appenduid(done))
+    if isinstance(done, Reply):
+        return done
+    session.appended = command.mailbox, asyncio.get_running_loop().time()
+    return Reply("Append completed", appenduid(done))
 
 
 def appenduid(done: Appended) -> bytes:

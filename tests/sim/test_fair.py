@@ -42,12 +42,9 @@ FAST, SPREAD = (0.002, 0.004), (0.001, 0.03)
 """The seconds that a request takes."""
 
 
-ALL = [seed for seed in range(1, 100) if World(seed).page_keys == 1000]
+SEEDS = [seed for seed in range(1, 100) if World(seed).page_keys == 1000 and not World(seed).old]
 """In the worlds of these seeds a page of LIST has 1,000 keys, as in real stores. Nobody
-writes as many mails while a page is read."""
-
-SEEDS = [seed for seed in ALL if not World(seed).old]
-"""Their buckets may have batches."""
+writes as many mails while a page is read. Their buckets may have batches."""
 
 BOTH = pytest.mark.parametrize("batches", [False, True], ids=["single", "batches"])
 
@@ -240,11 +237,13 @@ def test_a_group_of_mails_is_not_broken_by_the_other(
 ) -> None:
     """A group must win all its UIDs, or it begins again. After some attempts it fails
     for good."""
-    result = contend((SEEDS if batches else ALL)[0], latency_s, (1, 3), groups=groups, batches=batches)
+    ends_s = (MEET_S[batches] + 4.0,) * 2  # some groups of mails that are written singly
+    result = contend(SEEDS[2], latency_s, (1, 3), groups=groups, ends_s=ends_s, batches=batches)
     assert result.refused == 0
     assert min(result.done.values()) > 0
     assert max(result.waits_s) < WAIT_S
-    assert result.burnt < (result.keys if not batches else sum(result.done.values())) / 100
+    # Without batches few UIDs; with batches what was skipped once.
+    assert result.burnt < (BATCH_MAILS_MAX if batches else result.keys / 100)
 
 
 @BOTH

@@ -114,9 +114,10 @@ async def _lost_mails(box: Mailbox, listed: dict[int, int]) -> dict[int, str]:
         if at is None:
             continue  # it was expunged meanwhile
         home, home_uid = state.home_of(at)
-        if home not in homes:
-            homes[home] = await listed_uids(box.env, sid, home)
         under = int(state.column("place")[at, 0]) or home_uid
+        if home not in homes:
+            # The positions change meanwhile.
+            homes[home] = await listed_uids(box.env, sid, home)
         key = mail_key(sid, home, Uid(under))
         if not homes[home].get(under) and not await box.env.get(key, kind="mail", end=1):
             out[uid] = key

@@ -162,8 +162,9 @@ async def discover(mailbox: Index, ours: list[Slot], pauses: Sequence[float] = (
     env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
     start = mailbox.state.uidnext
     resolved = [slot for slot in ours if slot.fate in ("landed", "void", "orphan")]
-    # A bundle of another writer may have passed our slots. What it says is known.
-    skip = {slot.uid: slot.count for slot in resolved if slot.uid + slot.count > start}
+    # A bundle of another writer may have passed the first UID of a slot of ours. Then
+    # the slot is known if it counts, and otherwise it covers no UID from `start` on.
+    skip = {slot.uid: slot.count for slot in resolved if slot.uid >= start}
     waits, waited, left = iter(pauses), 0.0, 0
     bodies: dict[int, bytes | None] = {}
     least: int | None = None
@@ -224,9 +225,6 @@ async def read_listed(
             await turn.end()
         free = range(max(uid, void_until), known)
         holes.extend(free[: HOLES_MAX - len(holes)])
-        if known < start:
-            void_until = max(void_until, known + skip[known])
-            continue
         uid = known
         if uid in skip and uid >= void_until:
             void_until = max(void_until, uid + skip[uid])

@@ -74,12 +74,12 @@ class Machine:
 
     async def handle(self, session: Session, event: events.Event, *, more: bool = False) -> None:
         """Answer an event of the parser. more: the next command has begun to arrive."""
-        if type(event) is ast.Append and (more or session.appending) and not session.committing:
-            if together.may_share(session, event):
-                handler = self._table.rows[session.state][ast.Append]
-                if together.begin(session, event, _current(session, event, handler)):
-                    await self.settle(session)
-                return
+        beside = (more or session.appending) and not session.committing
+        if beside and type(event) is ast.Append and together.may_share(session, event):
+            handler = self._table.rows[session.state][ast.Append]
+            if together.begin(session, event, _current(session, event, handler)):
+                await self.settle(session)
+            return
         if session.appending and not isinstance(event, WITHOUT_ANSWER):
             await self.settle(session)
         if session.committing and (type(event) is not ast.Store or len(session.committing) >= SHARED_COMMIT_MAX):

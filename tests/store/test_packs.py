@@ -18,6 +18,7 @@ from obox.objectstore.keys import mail_key, owner_of, pack_key
 from obox.store import Mailbox, NewMail
 from obox.store.mails import pack
 from obox.store.mails.batch import cut
+from obox.store.operate import repair
 from obox.types import Uid
 
 GET, LIST, HEADS = ("get", "mail"), ("list", "mail"), ("list", "index")
@@ -298,4 +299,23 @@ async def test_mails_of_a_batch_and_new_mails_are_read_beside_packs(site: Site) 
         await site.memory.delete_batch([gone], kind="index")
         await forget(life, box)
         assert [mail async for _, mail in box.mails(box.state.uids.tolist())] == expected
+        await box.release()
+
+
+async def test_resync_does_not_take_packed_mails_for_lost(site: Site) -> None:
+    async with site.machine.run() as life:
+        user = await life.user()
+        await fill(user, "INBOX", [simple(n) for n in range(4)])
+        allow(life)
+        box = await user.select("INBOX")
+        await user.copy(box, uids(1, 4), "Archive")
+        await site.pack(life, box, [1, 2])
+        await site.drop(box, [1, 2, 4])
+        done = await repair.resync(user, box.guid, keep_lost=False)
+        assert (done.mails, done.lost, done.dropped) == (3, 1, 1)
+        assert box.state.uids.tolist() == [1, 2, 3]
+        archive = await user.select("Archive")
+        done = await repair.resync(user, archive.guid, keep_lost=True)
+        assert (done.mails, done.lost, done.dropped) == (2, 1, 0)
+        await archive.release()
         await box.release()

@@ -68,12 +68,12 @@ async def check_again(mailbox: Index, lost: Mapping[int, Place], *, end: int | N
         for key in there:
             log.warning("mail that seemed lost is there", user=mailbox.user.name, key=key)
         if possible(env) and len(there) < len(places):
-            await _renew(mailbox)
+            await renew(mailbox)
         await expunge(mailbox, {uid: place.under for uid, place in here.items() if place.key not in there})
         return there
 
 
-async def _renew(mailbox: Index) -> None:
+async def renew(mailbox: Index) -> None:
     """Return when the lease has been renewed after the LISTs: nobody else has packed
     the mailbox unnoticed. Raises Unavailable."""
     await mailbox.user.journal.announce()

@@ -68,7 +68,7 @@ def site(tmp_path: Path) -> Site:
 
 
 def allow(*lives: Life) -> None:
-    """Let the bucket have packs."""
+    """Let the bucket have packs. What is written before are single objects."""
     for life in lives:
         life.store.env.forms.rise({"mails": 3})
 
@@ -154,7 +154,7 @@ async def test_a_place_that_is_stale_is_looked_for_again(site: Site) -> None:
     async with site.machine.run() as life:
         user = await life.user()
         await fill(user, "INBOX", [simple(n) for n in range(4)])
-        allow(life)  # from here on, so that these are single objects
+        allow(life)
         box = await user.select("INBOX")
         old = await site.pack(life, box, [1, 2, 3])
         new = await site.pack(life, box, [2, 3, 4], 2, [old.rsplit("/", 1)[1]])
@@ -181,7 +181,7 @@ async def test_a_foreign_object_under_the_key_of_a_packed_mail_is_not_the_mail(s
     async with site.machine.run() as life:
         user = await life.user()
         await fill(user, "INBOX", [simple(n) for n in range(2)])
-        allow(life)  # from here on, so that these are single objects
+        allow(life)
         box = await user.select("INBOX")
         await site.pack(life, box, [1, 2])
         env, key = life.store.env, mail_key(SID, box.guid, Uid(1))
@@ -214,11 +214,13 @@ async def test_copies_and_parts_of_large_mails_are_read_from_the_pack_of_their_h
         await archive.release()
 
 
-async def test_a_mail_is_lost_only_after_a_list_and_a_renewed_lease(site: Site) -> None:
+async def test_a_mail_is_lost_only_after_a_list_and_a_renewed_lease(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with site.machine.run() as life:
         user = await life.user()
         await fill(user, "INBOX", [simple(n) for n in range(3)])
-        allow(life)  # from here on, so that these are single objects
+        allow(life)
         box = await user.select("INBOX")
         await site.pack(life, box, [1, 2])
         await site.drop(box, [1, 2, 3])
@@ -226,18 +228,17 @@ async def test_a_mail_is_lost_only_after_a_list_and_a_renewed_lease(site: Site) 
         assert await box.mail(1, autofix=True) == simple(0)
         await life.quiet()
         announced: list[int] = []
-        announce = user.journal.announce
 
         async def refused() -> None:
             announced.append(1)
             raise Unavailable("fenced")
 
-        user.journal.announce = refused  # type: ignore[method-assign]
+        monkeypatch.setattr(user.journal, "announce", refused)
         with pytest.raises(Unavailable):
             await box.mail(3, autofix=True)
         assert announced
         assert box.state.uids.tolist() == [1, 2, 3]
-        user.journal.announce = announce  # type: ignore[method-assign]
+        monkeypatch.delattr(user.journal, "announce")
         with pytest.raises(Expunged):
             await box.mail(3, autofix=True)
         assert box.state.uids.tolist() == [1, 2]
@@ -249,7 +250,7 @@ async def test_a_damaged_pack_hides_no_other(site: Site, damage: str) -> None:
     async with site.machine.run() as life:
         user = await life.user()
         await fill(user, "INBOX", [simple(n) for n in range(3)])
-        allow(life)  # from here on, so that these are single objects
+        allow(life)
         box = await user.select("INBOX")
         await site.pack(life, box, [1, 2], 1)
         bad = await site.pack(life, box, [1, 2, 3], 2)
@@ -289,7 +290,8 @@ async def test_mails_of_a_batch_and_new_mails_are_read_beside_packs(site: Site) 
         await forget(life, box)
         expected = [simple(n) for n in range(7)]
         assert [mail async for _, mail in box.mails(box.state.uids.tolist())] == expected
-        # The places in the pack become known. Then the pack is gone, and the batch is there.
+        # The places in the pack become known. Then the pack is gone, and the batch is
+        # there.
         key = mail_key(SID, box.guid, Uid(1))
         batch = site.memory.objects[key][0]
         await site.drop(box, [1])

@@ -396,8 +396,8 @@ async def _get_envelope(mailbox: Index, place: Place, oid: bytes, *, expunged: b
 
 
 def _there(mailbox: Index, place: Place, data: bytes | None, *, expunged: bool, part: bool = False) -> bytes:
-    """Return what a GET has found at a place; see `_get_envelope`. part: it is a part of
-    the envelope."""
+    """Return what a GET has found at a place; see `_get_envelope`. part: it is a part
+    of the envelope."""
     if data is None:
         if expunged:
             raise Expunged("the mail has been expunged")

@@ -117,9 +117,10 @@ async def _lost_mails(box: Mailbox, listed: dict[int, int]) -> dict[int, str]:
         if at is None:
             continue  # it was expunged meanwhile
         home, home_uid = state.home_of(at)
-        if home not in homes:
-            homes[home] = await listed_uids(box.env, sid, home)
         under = int(state.column("place")[at, 0]) or home_uid
+        if home not in homes:
+            # The positions change meanwhile.
+            homes[home] = await listed_uids(box.env, sid, home)
         key = mail_key(sid, home, Uid(under))
         if homes[home].get(under) or await box.env.get(key, kind="mail", end=1):
             continue

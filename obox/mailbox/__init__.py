@@ -23,6 +23,7 @@ from ._delta import (
 )
 from ._holders import Holders
 from ._needles import Finder, Needle, collated, collated_octets, normalise
+from ._packs import Pack, Packs, counting, spots
 from ._records import Table, by_home, home_of
 from ._root import Annotation, MailboxEntry, Root, RootDelta, Totals, annotation_key
 from ._state import DELETED, MODSEQ_MAX, SEEN, State
@@ -47,6 +48,8 @@ __all__ = [
     "Holders",
     "MailboxEntry",
     "Needle",
+    "Pack",
+    "Packs",
     "Root",
     "RootDelta",
     "Rows",
@@ -59,6 +62,7 @@ __all__ = [
     "by_home",
     "collated",
     "collated_octets",
+    "counting",
     "dead_batches",
     "distinct",
     "expunge_delta",
@@ -70,6 +74,7 @@ __all__ = [
     "normalise",
     "pack_ranges",
     "renewal",
+    "spots",
     "takeover_delta",
     "uid_array",
     "united",

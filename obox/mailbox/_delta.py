@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ..types import Guid
 from ._holders import Holders
+from ._packs import Pack, Packs
 from ._uidset import UidArray, pack_ranges, unpack_ranges
 
 SYSTEM_FLAGS: Final = ("\\Answered", "\\Flagged", "\\Deleted", "\\Seen", "\\Draft")
@@ -113,6 +114,7 @@ class _Raw(msgspec.Struct):
     holders: Sequence[Any] = ()
     claims: Sequence[Any] = ()
     batches: Sequence[Any] = ()
+    packs: dict[str, Any] = {}
     purged: bytes | None = None
     gaps: Sequence[Any] = ()
     uidnext: int = 0
@@ -272,7 +274,7 @@ class Delta:
     ceased. claims: first UID to count, of ranges that a COPY claimed and of burnt UIDs
     (count 1); CLAIM_PURGED once the object is deleted. batches: first UID to count, of
     objects that have several mails of this mailbox; CLAIM_PURGED is added once the
-    object is deleted. purged:
+    object is deleted. packs: by name, see `Pack`. purged:
     expunged UIDs that have no object of their own in the bucket, or none any more, so
     that nothing is left to delete for them. gaps: (low, high] intervals of MODSEQ in
     which a client's value cannot be trusted. uidnext, highestmodseq, recent (the lowest
@@ -285,6 +287,7 @@ class Delta:
     holders: Holders = field(default_factory=Holders)
     claims: dict[int, int] = field(default_factory=dict)
     batches: dict[int, int] = field(default_factory=dict)
+    packs: Packs = field(default_factory=dict)
     purged: UidArray | None = None
     gaps: list[tuple[int, int]] = field(default_factory=list)
     uidnext: int = 0
@@ -336,6 +339,8 @@ class Delta:
             out["claims"] = sorted(self.claims.items())
         if self.batches:
             out["batches"] = sorted(self.batches.items())
+        if self.packs:
+            out["packs"] = {name: pack.pack() for name, pack in sorted(self.packs.items())}
         if self.purged is not None and len(self.purged):
             out["purged"] = pack_ranges(self.purged)
         if self.gaps:
@@ -357,6 +362,7 @@ class Delta:
                 holders=Holders.unpack(raw.holders),
                 claims={int(uid): int(count) for uid, count in raw.claims},
                 batches={int(uid): int(count) for uid, count in raw.batches},
+                packs={name: Pack.unpack(pack) for name, pack in raw.packs.items()},
                 purged=None if raw.purged is None else unpack_ranges(raw.purged),
                 gaps=[(int(low), int(high)) for low, high in raw.gaps],
                 uidnext=raw.uidnext,

@@ -30,6 +30,7 @@ from ._delta import (
 )
 from ._flags import NARROW
 from ._holders import Holders
+from ._packs import Packs, join_packs, lasting_packs
 from ._records import RETAINED_MAX
 from ._uidset import UidArray, merged, uid_array, united
 
@@ -52,6 +53,7 @@ class State(Columns):
         self.holders = Holders()
         self.claims: dict[int, int] = {}
         self.batches: dict[int, int] = {}
+        self.packs: Packs = {}
         self.gaps: list[tuple[int, int]] = []
         self.bytes = 0
         self.unseen = 0
@@ -121,6 +123,8 @@ class State(Columns):
             self.claims[uid] = max(self.claims.get(uid, 0), count)
         for uid, count in delta.batches.items():
             self.batches[uid] = max(self.batches.get(uid, 0), count)
+        if delta.packs:
+            join_packs(self.packs, delta.packs)
         if delta.gaps:
             self.gaps = sorted({*self.gaps, *delta.gaps})
         self.uidnext = max(self.uidnext, delta.uidnext)
@@ -345,6 +349,7 @@ class State(Columns):
             holders=self.holders.copy(),
             claims={uid: count for uid, count in self.claims.items() if since or count < CLAIM_PURGED},
             batches=dict(self.batches) if since else lasting(self),
+            packs={} if since else lasting_packs(self.packs),
             purged=united(self.gone_uid[self.gone_purged], uid_array(self._early_purged)),
             gaps=list(self.gaps),
             uidnext=self.uidnext,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ._flags import NARROW
+from ._packs import counting
 from ._state import State
 
 
@@ -33,7 +34,8 @@ def fingerprint(state: State) -> tuple[object, ...]:
             early[flag.lower(), uid] = max(early.get((flag.lower(), uid), 0), stamp)
     gone = tuple(zip(state.gone_uid.tolist(), state.gone_modseq.tolist(), state.gone_purged.tolist(), strict=True))
     ranges = tuple(sorted(state.claims.items())), tuple(sorted(state.batches.items()))
-    rest = (tuple(sorted(state.holders.items())), *ranges, tuple(state.gaps))
+    packs = tuple((name, state.packs[name]) for name in counting(state.packs))
+    rest = (tuple(sorted(state.holders.items())), *ranges, packs, tuple(state.gaps))
     late = (tuple(sorted(early.items())), tuple(sorted(early_purged)))
     return state.uidnext, state.highestmodseq, state.recent, mails, gone, rest, late
 

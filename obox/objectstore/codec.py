@@ -8,7 +8,7 @@ All integers are little-endian.
       4     1  major version, 2; 1 is read, any other version is not
       5     1  minor version, 0; a newer version is read: its additions are in the meta
       6     1  kind: 1 mail, 2 claim, 3 base, 4 diff, 5 cache, 6 journal, 7 format,
-               8 pull, 9 cursor, 10 dead letter; others are kept as numbers
+               8 pull, 9 cursor, 10 dead letter, 11 pack; others are kept as numbers
       7     1  compression of the frames: 0 none, 1 zstd
       8     8  key id, ASCII, NUL padded; all NUL: not encrypted
      16    16  oid
@@ -150,6 +150,7 @@ class ObjectKind(IntEnum):
 
     CURSOR = 9
     DEAD_LETTER = 10
+    PACK = 11
 
 
 class ShortPrefix(ValueError):

@@ -4,6 +4,7 @@
 <hh>/<sid>/m/<guid>/<uid:08x>                         mail, claim or burnt claim
 <hh>/<sid>/x/<guid|root>/<version:016x>.<writer>.<form>
                                                       index bundle: base, diff, cache
+<hh>/<sid>/x/<guid>/<serial:016x>.<writer>.pack       many mails of a mailbox
 _journal/<backend>/<boot>/<seq:016x>                  journal object
 _events/<group>/cursor/<backend>/<boot>/<seq:016x>.<writer>
                                                       how far a group of events is
@@ -23,7 +24,7 @@ to its key:
 
 ```
 <sid>/m/<guid>/<uid:08x>              mail, claim: storage id, home mailbox, UID
-<sid>/x/<guid|root>                   base, diff, cache
+<sid>/x/<guid|root>                   base, diff, cache, the head of a pack
 _journal/<backend>/<boot>/<seq:016x>  journal object
 _events/…                             cursor, dead letter: the whole key
 _format                               version of the whole
@@ -72,6 +73,7 @@ _MAIL = re.compile(r"([0-9a-f]{2})/([^/]+)/m/([0-9a-f]{32})/([0-9a-f]{8})", re.A
 _BUNDLE = re.compile(
     r"([0-9a-f]{2})/([^/]+)/x/([0-9a-f]{32}|root)/([0-9a-f]{16})\.([^/]+)\.(base|diff|cache)", re.ASCII
 )
+_PACK = re.compile(r"([0-9a-f]{2})/([^/]+)/x/([0-9a-f]{32})/([0-9a-f]{16})\.([^/]+)\.pack", re.ASCII)
 _JOURNAL = re.compile(r"_journal/([^/]+)/([^/]+)/([0-9a-f]{16})", re.ASCII)
 
 
@@ -91,6 +93,15 @@ class BundleKey(NamedTuple):
     version: int
     writer: str
     form: Form
+
+
+class PackKey(NamedTuple):
+    """The content of a pack's key."""
+
+    sid: StorageId
+    guid: Guid
+    serial: int
+    writer: str
 
 
 class JournalKey(NamedTuple):
@@ -182,6 +193,26 @@ def parse_bundle_key(key: str) -> BundleKey:
     return BundleKey(StorageId(m[2]), m[3], int(m[4], 16), element(m[5]), cast(Form, m[6]))
 
 
+def pack_key(sid: StorageId, guid: Guid, serial: int, writer: str) -> str:
+    """Return the key of a pack."""
+    if not 0 <= serial <= _U64_MAX or _GUID.fullmatch(guid) is None:
+        raise ValueError(f"not a pack: serial {serial}, mailbox {guid[:80]!r}")
+    return f"{_home(sid)}/x/{guid}/{serial:016x}.{element(writer)}.pack"
+
+
+def parse_pack_key(key: str) -> PackKey:
+    """Return the arguments of pack_key. Raises: ValueError on any other key."""
+    m = _PACK.fullmatch(key)
+    if m is None or hh(element(m[2])) != m[1]:
+        raise ValueError(f"not the key of a pack: {key[:200]!r}")
+    return PackKey(StorageId(m[2]), Guid(m[3]), int(m[4], 16), element(m[5]))
+
+
+def is_pack(key: str) -> bool:
+    """Return whether a key is that of a pack."""
+    return key.endswith(".pack") and _PACK.fullmatch(key) is not None
+
+
 def journal_key(backend: str, boot: str, seq: int) -> str:
     """Return the key of a journal object."""
     if not 0 <= seq <= _U64_MAX:
@@ -246,6 +277,7 @@ def owner_in(path: str) -> Owner | None:
     parsers: tuple[tuple[Callable[[str], object], int], ...] = (
         (parse_mail_key, 5),
         (parse_bundle_key, 5),
+        (parse_pack_key, 5),
         (parse_journal_key, 4),
         (parse_cursor_key, 6),
         (parse_dead_key, 5),

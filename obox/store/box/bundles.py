@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from ...errors import Corrupt, Unavailable
 from ...objectstore import CorruptObject, NewerFormat, ObjectInfo, ObjectKind
-from ...objectstore.keys import BundleKey, Form, bundle_key, bundles_prefix, owner_of, parse_bundle_key
+from ...objectstore.keys import BundleKey, Form, bundle_key, bundles_prefix, is_pack, owner_of, parse_bundle_key
 from ...types import StorageId
 from ..env import TRY_LATER, Env
 from ..stamp import Stamp, name_of
@@ -68,10 +68,12 @@ class Loaded:
 
 
 def by_box(infos: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
-    """Group a LIST of a user's bundles by box. Foreign keys are logged and left
-    alone."""
+    """Group a LIST of a user's bundles by box, without packs. Foreign keys are logged
+    and left alone."""
     boxes: dict[str, list[ObjectInfo]] = {}
     for info in infos:
+        if is_pack(info.key):
+            continue
         try:
             key = parse_bundle_key(info.key)
             if key.form != "cache" and key.version >= VERSIONS_MAX:
@@ -253,9 +255,11 @@ class Bundles:
         return bool(old)
 
     async def clear_all(self) -> None:
-        """Delete every bundle of a box that was deleted. Nobody writes another."""
+        """Delete every bundle and pack of a box that was deleted. Nobody writes
+        another."""
         self.cleared = True
-        await self.remove(await self.listing())
+        infos = await self._env.listing(self._prefix, kind="index")
+        await self.remove([*by_box(infos).get(self._box, []), *(info for info in infos if is_pack(info.key))])
 
     async def remove(self, infos: Iterable[ObjectInfo]) -> None:
         """Delete these bundles of a box that was deleted."""

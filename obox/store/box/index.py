@@ -212,6 +212,9 @@ class Index(Box[State, Delta]):
         """UIDs that were expunged since the last flush. The next flush drops their
         ready fields."""
         self.mending = asyncio.Lock()
+        self.finding = asyncio.Lock()
+        """Held while packs are LISTed, so that readers who miss mails at the same time
+        share the LIST."""
         """Held while lost mails are looked for again."""
         self._refresh = refresh
         self.slots = Slots(self._show, self._taken, self._chance)

@@ -22,10 +22,12 @@ from collections.abc import Mapping
 
 import structlog
 
+from ...errors import Unavailable
 from ...mailbox import UidArray, uid_array
 from ..box.expunge import expunge_now, homes_of
 from ..box.index import Index
-from ..env import GETS_AT_ONCE
+from ..env import GETS_AT_ONCE, TRY_LATER
+from .packed import find, possible
 from .places import Place, envelope_at
 
 log = structlog.get_logger()
@@ -44,6 +46,9 @@ async def check_again(mailbox: Index, lost: Mapping[int, Place], *, end: int | N
 
     async def look(place: Place) -> bytes | None:
         async with gate:
+            if possible(env):
+                found = await find(mailbox, place, oids[place.key], sure=True)
+                return None if found is None else found[1]
             if not await _listed(mailbox, place.under):
                 return None
             most = place.length if end is None else min(end, place.length or end)
@@ -55,13 +60,25 @@ async def check_again(mailbox: Index, lost: Mapping[int, Place], *, end: int | N
         here = {uid: place for uid, place in lost.items() if mailbox.state.position(uid) is not None}
         if not here or mailbox.deleted:
             return {}
+        positions = {place.key: mailbox.state.position(uid) for uid, place in here.items()}
+        oids = {key: mailbox.state.column("oid")[at].tobytes() for key, at in positions.items()}
         places = list(dict.fromkeys(here.values()))
         found = dict(zip(places, await asyncio.gather(*map(look, places)), strict=True))
         there = {place.key: data for place, data in found.items() if data is not None}
         for key in there:
             log.warning("mail that seemed lost is there", user=mailbox.user.name, key=key)
+        if possible(env) and len(there) < len(places):
+            await renew(mailbox)
         await expunge(mailbox, {uid: place.under for uid, place in here.items() if place.key not in there})
         return there
+
+
+async def renew(mailbox: Index) -> None:
+    """Return when the lease has been renewed after the LISTs: nobody else has packed
+    the mailbox unnoticed. Raises Unavailable."""
+    await mailbox.user.journal.announce()
+    if not mailbox.assignment.covers(mailbox.stamp):
+        raise Unavailable(TRY_LATER)
 
 
 async def _listed(mailbox: Index, key: str) -> bool:

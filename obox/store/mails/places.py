@@ -1,4 +1,5 @@
-"""Where the envelope of a mail lies: alone under the key of its UID, or in a batch.
+"""Where the envelope of a mail lies: alone under the key of its UID, in a batch, or in
+a pack.
 
 A place does not say which mail lies there. The envelope is bound to the key of the
 mail, and its oid is in the index, so a wrong place is found as damage.
@@ -29,12 +30,13 @@ less time than another request."""
 class Place(NamedTuple):
     """key: of the mail, which names it in fscache and is its owner. under: the key of
     the object that has it. start, length: where in the object; length 0: it is the
-    whole object."""
+    whole object. recorded: the place that the record has, if this is one in a pack."""
 
     key: str
     under: str
     start: int = 0
     length: int = 0
+    recorded: Place | None = None
 
 
 def place_of(table: Table, position: int, sid: StorageId, home: Guid, home_uid: int) -> Place:

@@ -20,7 +20,7 @@ import structlog
 
 from ...errors import Corrupt, Expunged, NotFound
 from ...loading import loaded
-from ...mailbox import home_of
+from ...mailbox import Packs, home_of
 from ...objectstore import CorruptObject, Header, NewerFormat, ShortPrefix, StoreError
 from ...objectstore.codec import OLD_MAJOR, Decoded
 from ...objectstore.keys import mail_prefix, owner_of
@@ -31,6 +31,7 @@ from ..env import INLINE_DECODED_BYTES
 from ..fields import Fields, opened
 from ..recent import name_of
 from .meta import MailMeta, check_meta, opaque_fields, ready_fields
+from .packed import find, fits, hinted, known, possible
 from .places import Place, Ranges, envelope_at, place_of
 
 log = structlog.get_logger()
@@ -38,6 +39,9 @@ log = structlog.get_logger()
 AHEAD: Final = 64
 """Mails that are read at a time: a single call in the disk's thread, or as many GETs,
 some in parallel."""
+
+AHEAD_PACKED: Final = 1024
+"""Mails that are read at a time if some of them lie in packs, where a GET has many."""
 
 AHEAD_BYTES: Final = 4 << 20
 """Octets of mails that are read at a time, if they are several."""
@@ -151,7 +155,11 @@ async def mails(
     """See `api.Mailbox.mails`."""
     at = 0
     while at < len(uids):
-        batch = _where(mailbox, uids, at)
+        packs = await _packs(mailbox, uids[at : at + AHEAD_PACKED]) if possible(mailbox.env) else {}
+        batch = _where(mailbox, uids, at, AHEAD_PACKED if packs else AHEAD)
+        if packs:
+            spot = hinted([place for _, place, _, _ in batch if place is not None], packs)
+            batch = [(uid, place and spot.get(place.key, place), oid, size) for uid, place, oid, size in batch]
         at += len(batch)
         sources = await _load(mailbox, batch, autofix=autofix)
         for uid, place, oid, _ in batch:
@@ -190,9 +198,12 @@ async def _load(mailbox: Index, batch: list[_Found], *, autofix: bool) -> dict[b
 
     async def fetch(key: str) -> bytes:
         fetched.add(key)
-        return _there(mailbox, places[key], await ranges.get(places[key]), expunged=key in expunged)
+        place, data = places[key], await ranges.get(places[key])
+        if possible(env) and not fits(place, keys[key], data):
+            place, data = await find(mailbox, place, keys[key]) or (place, data)
+        return _there(mailbox, place, data, expunged=key in expunged)
 
-    found = await env.fscache.get_many(list(keys), fetch, parallel=AHEAD, absent=(NotFound, Expunged))
+    found = await env.fscache.get_many(list(keys), fetch, parallel=len(keys), absent=(NotFound, Expunged))
     objects = {key: data for key, data in zip(keys, found, strict=True) if data is not None}
     if autofix and len(objects) < len(keys):
         lost = {uid: place for uid, place, _, _ in batch if place and place.key in keys and place.key not in objects}
@@ -233,7 +244,7 @@ async def whole(mailbox: Index, place: Place, oid: bytes, *, expunged: bool) -> 
     fetched: list[bytes] = []
 
     async def fetch() -> bytes:
-        fetched.append(await get_envelope(mailbox, place, expunged=expunged))
+        fetched.append(await _get_envelope(mailbox, place, oid, expunged=expunged))
         return fetched[0]
 
     key = place.key
@@ -253,21 +264,29 @@ async def _read_again(mailbox: Index, place: Place, oid: bytes, *, expunged: boo
     Unavailable."""
     key = place.key
     await mailbox.env.fscache.drop(key)
-    data = await get_envelope(mailbox, place, expunged=expunged)
+    data = await _get_envelope(mailbox, place, oid, expunged=expunged)
     mail = await _decode(mailbox, key, oid, data)
     await mailbox.env.fscache.put(key, data)
     return mail
 
 
-def _where(mailbox: Index, uids: Sequence[int], begin: int) -> list[_Found]:
-    """Return the places of the next mails: at most AHEAD mails, and AHEAD_BYTES if
+async def _packs(mailbox: Index, uids: Sequence[int]) -> dict[str, Packs]:
+    """Return the known packs of the mailboxes that have the objects of these mails."""
+    state = mailbox.state
+    table, where, _ = state.records(np.asarray(uids, dtype=np.uint32))
+    homes = set(table.column("home")[where].tolist())
+    return await known(mailbox, [mailbox.guid if home < 0 else state.homes[home] for home in homes])
+
+
+def _where(mailbox: Index, uids: Sequence[int], begin: int, most: int) -> list[_Found]:
+    """Return the places of the next mails: at most `most` mails, and AHEAD_BYTES if
     there are several."""
     state, sid = mailbox.state, mailbox.user.storage_id
     if len(uids) == 1 and (at := state.position(uids[0])) is not None:
         place = place_of(state, at, sid, *state.home_of(at))
         oid, octets = state.column("oid")[at].tobytes(), state.column("size").item(at)
         return [(uids[0], place, oid, octets)]
-    part = np.asarray(uids[begin : begin + AHEAD], dtype=np.uint32)
+    part = np.asarray(uids[begin : begin + most], dtype=np.uint32)
     table, where, known = state.records(part)
     there = np.ones(len(part), dtype=np.bool_) if known is part else np.isin(part, known, assume_unique=True)
     sizes = np.zeros(len(part), dtype=np.int64)
@@ -301,17 +320,23 @@ async def part(mailbox: Index, uid: int, start: int, end: int) -> bytes:
     position, expunged = int(where[0]), table is not state
     home, home_uid = home_of(table, position, mailbox.guid, state.homes)
     oid = bytes(table.column("oid")[position])
+    size = int(table.column("size")[position])
     place = place_of(table, position, mailbox.user.storage_id, home, home_uid)
     key = place.key
-    if int(table.column("size")[position]) <= WHOLE_MAX:
+    if possible(env):
+        place = hinted([place], await _packs(mailbox, [uid])).get(key, place)
+    if size <= WHOLE_MAX:
         return (await _read(mailbox, place, oid, expunged=expunged))[start:end]
 
     async def read(low: int, high: int) -> bytes:
         return await env.fscache.read_range(key, low, high, fetch)
 
     async def fetch(low: int, high: int) -> bytes:
+        nonlocal place
         begin, most = place.start, place.length or sys.maxsize
         found = await env.get(place.under, kind="mail", start=begin + min(low, most), end=begin + min(high, most))
+        if found is None and possible(env) and (moved := await find(mailbox, place, oid)) is not None:
+            place, found = moved[0], moved[1][low:high]
         return _there(mailbox, place, found, expunged=expunged, part=True)
 
     async def cut() -> bytes:
@@ -357,7 +382,7 @@ async def _read(mailbox: Index, place: Place, oid: bytes, *, expunged: bool) -> 
     return mail
 
 
-async def get_envelope(mailbox: Index, place: Place, *, expunged: bool = False) -> bytes:
+async def _get_envelope(mailbox: Index, place: Place, oid: bytes, *, expunged: bool) -> bytes:
     """GET a mail's envelope. Raises NotFound if it is lost.
 
     expunged: whether the mail is expunged. Then its object may have been deleted; this
@@ -365,12 +390,14 @@ async def get_envelope(mailbox: Index, place: Place, *, expunged: bool = False) 
     """
     end = place.start + place.length if place.length else None
     data = await mailbox.env.get(place.under, kind="mail", start=place.start, end=end)
+    if possible(mailbox.env) and not fits(place, oid, data):
+        place, data = await find(mailbox, place, oid) or (place, data)
     return _there(mailbox, place, data, expunged=expunged)
 
 
 def _there(mailbox: Index, place: Place, data: bytes | None, *, expunged: bool, part: bool = False) -> bytes:
-    """Return what a GET has found at a place; see `get_envelope`. part: it is a part of
-    the envelope."""
+    """Return what a GET has found at a place; see `_get_envelope`. part: it is a part
+    of the envelope."""
     if data is None:
         if expunged:
             raise Expunged("the mail has been expunged")

@@ -30,6 +30,9 @@ from ..box.index import give_modseq
 from ..env import ANSWER_S
 from ..mails.listed import listed_uids, near
 from ..mails.lost import expunge as expunge_lost
+from ..mails.lost import renew
+from ..mails.packed import find, possible
+from ..mails.places import place_of
 from ..mails.write import write_claim
 from ..user.discover import read_listed, recheck
 from ..user.mailboxes import first_list
@@ -119,8 +122,16 @@ async def _lost_mails(box: Mailbox, listed: dict[int, int]) -> dict[int, str]:
             # The positions change meanwhile.
             homes[home] = await listed_uids(box.env, sid, home)
         key = mail_key(sid, home, Uid(under))
-        if not homes[home].get(under) and not await box.env.get(key, kind="mail", end=1):
-            out[uid] = key
+        if homes[home].get(under) or await box.env.get(key, kind="mail", end=1):
+            continue
+        # It may have been expunged meanwhile.
+        if possible(box.env) and (at := state.position(uid)) is not None:
+            place = place_of(state, at, sid, home, home_uid)
+            if await find(box, place, state.column("oid")[at].tobytes()) is not None:
+                continue
+        out[uid] = key
+    if out and possible(box.env):
+        await renew(box)
     return out
 
 

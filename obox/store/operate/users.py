@@ -24,6 +24,7 @@ from ...objectstore import ObjectInfo
 from ...objectstore.keys import (
     ROOT,
     bundles_prefix,
+    is_pack,
     mail_prefix,
     mails_prefix,
     parse_bundle_key,
@@ -196,6 +197,8 @@ def _kind(key: str) -> str:
     obox."""
     if is_mail(key):
         return "mails"
+    if is_pack(key):
+        return "packs"
     try:
         parse_bundle_key(key)
         return "index"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from obox import login
+from obox.accounts import Account
 from obox.errors import Invalid
 from obox.imap import wire
 from obox.imap.capabilities import capabilities
@@ -26,6 +27,7 @@ from obox.imap.settings import ImapSettings
 from obox.mailbox import UidArray
 from obox.mailbox.search import UidSet
 from obox.mailbox.view import View
+from obox.sharing import Visitor
 from obox.store.api import Mailbox, User
 
 if TYPE_CHECKING:
@@ -139,6 +141,7 @@ class Session(login.Session[ImapSettings]):
             append_limit=self.settings.mail_bytes_max,
             forwarded=self.out.spoken_for,
             compressed=self.out.compressed,
+            shared=self.context.sharing is not None,
         )
 
     def greeting(self) -> bytes:
@@ -148,6 +151,12 @@ class Session(login.Session[ImapSettings]):
         if self.user is None:
             raise AssertionError("the table lets no such command through before login")
         return self.user
+
+    @property
+    def visitor(self) -> Visitor | None:
+        """Return the user's mail with what others share, if users share mailboxes
+        here."""
+        return self.user if isinstance(self.user, Visitor) else None
 
     def need_mailbox(self) -> tuple[Mailbox, View]:
         if self.mailbox is None or self.view is None:
@@ -246,6 +255,11 @@ class Session(login.Session[ImapSettings]):
         return UidSet.of(self.saved).ranges
 
     # -- life ------------------------------------------------------------------------------------------------------
+
+    async def open(self, account: Account) -> User:
+        user = await super().open(account)
+        sharing = self.context.sharing
+        return user if sharing is None else sharing.visitor(user, account.name)
 
     def incoming(self) -> Incoming:
         """Return where the mails of an APPEND go."""

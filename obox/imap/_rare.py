@@ -108,8 +108,8 @@ def _identifier(scan: Scan) -> str:
 
 
 def setacl(scan: Scan, tag: bytes) -> Command:
-    """setacl = "SETACL" SP mailbox SP identifier SP mod-rights; mod-rights = ["+" / "-"]
-    rights. RFC 4314 §7."""
+    """setacl = "SETACL" SP mailbox SP identifier SP mod-rights; mod-rights = ["+" /
+    "-"] rights. RFC 4314 §7."""
     scan.sp("a mailbox name")
     mailbox = scan.mailbox()
     scan.sp("an identifier")

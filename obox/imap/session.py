@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from obox import login
-from obox.accounts import Account
 from obox.errors import Invalid
 from obox.imap import wire
 from obox.imap.capabilities import capabilities
@@ -150,13 +149,14 @@ class Session(login.Session[ImapSettings]):
     def need_user(self) -> User:
         if self.user is None:
             raise AssertionError("the table lets no such command through before login")
-        return self.user
+        return self.visitor or self.user
 
     @property
     def visitor(self) -> Visitor | None:
-        """Return the user's mail with what others share, if users share mailboxes
-        here."""
-        return self.user if isinstance(self.user, Visitor) else None
+        """Return the user's mail with what others share, if users share mailboxes here.
+        It is made for each command, so that idle sessions have none."""
+        sharing = self.context.sharing
+        return None if sharing is None or self.user is None else sharing.visitor(self.user, self.user_name)
 
     def need_mailbox(self) -> tuple[Mailbox, View]:
         if self.mailbox is None or self.view is None:
@@ -255,11 +255,6 @@ class Session(login.Session[ImapSettings]):
         return UidSet.of(self.saved).ranges
 
     # -- life ------------------------------------------------------------------------------------------------------
-
-    async def open(self, account: Account) -> User:
-        user = await super().open(account)
-        sharing = self.context.sharing
-        return user if sharing is None else sharing.visitor(user, account.name)
 
     def incoming(self) -> Incoming:
         """Return where the mails of an APPEND go."""

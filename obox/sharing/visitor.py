@@ -5,8 +5,8 @@ with the owner's login name. All other names go to the user's own mail. A mailbo
 user's own that has had such a name before keeps it. See docs/sharing.md.
 
 Each method that reaches another user's mail first asks the owner's ACL, and nothing is
-waited for between the answer and the use of the name. Without the right to look up, a
-mailbox is answered as one that does not exist.
+waited for between the answer and the use of the name. Without the right to look up, the
+answer is that the mailbox does not exist.
 """
 
 from __future__ import annotations
@@ -185,8 +185,10 @@ class Visitor:
     # -- the list of mailboxes -----------------------------------------------------------------------------------------
 
     async def shared(self) -> dict[str, str]:
-        """Return what others share: rights by name, of mailboxes that LIST may show. An
-        owner who does not answer is left out; one who shares nothing is forgotten."""
+        """Return what others share: rights by name, of mailboxes that LIST may show.
+
+        Owners who do not answer are left out. Owners who share nothing are forgotten.
+        """
         found = {}
         for login in self.rights.owners():
             try:
@@ -209,8 +211,8 @@ class Visitor:
         return found
 
     async def _learn(self, login: str) -> None:
-        """Note an owner whose mailbox the user has opened by its name. A failure
-        matters only for LIST."""
+        """Note an owner whose mailbox the user has opened by its name. Only LIST needs
+        the note, so a failure is logged."""
         if login not in self.rights.owners():
             try:
                 await self.rights.note_owner(login, on=True)
@@ -377,7 +379,8 @@ class Visitor:
             yield visit.owner, visit.login, visit.name
 
     async def acl(self, name: str) -> Mapping[str, str]:
-        """Return the ACL of a mailbox, with the owner first. Raises NotFound, NoPerm."""
+        """Return the ACL of a mailbox, with the owner first. Raises NotFound,
+        NoPerm."""
         async with self._administered(name) as (owner, login, there):
             return {login: ALL, **dict(sorted(owner.rights.of(there).items()))}
 
@@ -396,7 +399,7 @@ class Visitor:
             after = changed(before, how, rights)
             await owner.rights.change(there, {who: after})
             if after and not who.startswith("-") and who not in EVERYBODY:
-                await self._tell(who, login)
+                await self._note_at(who, login)
 
     async def grantable(self, name: str, identifier: str) -> tuple[str, str]:
         """Return the rights that an identifier always has in a mailbox, and those that
@@ -416,10 +419,10 @@ class Visitor:
             return sign + login
         return sign + self._sharing.accounts.normalise(bare)
 
-    async def _tell(self, grantee: str, login: str) -> None:
+    async def _note_at(self, grantee: str, login: str) -> None:
         """Note the owner at a user who has got rights, so that LIST finds the mailbox.
-        A user who has no mail yet finds it by its name. A failure matters only for
-        LIST."""
+        A user who has no mail yet finds it by its name. Only LIST needs the note, so
+        a failure is logged."""
         try:
             async with self._sharing.opened(grantee) as (user, _):
                 if login not in user.rights.owners():

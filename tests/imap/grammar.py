@@ -242,9 +242,8 @@ class _Reader(Structures):
         return name, roots
 
     def rights(self, word: str) -> Any:
-        """mailbox and (identifier, rights) pairs; mailbox, identifier, required rights
-        and those that are granted together; mailbox and rights. RFC 4314 §3.6 to
-        §3.8."""
+        """Return the mailbox, and identifiers and rights as the word has them. RFC 4314
+        §3.6 to §3.8."""
         name, texts = self.mailbox(), []
         while self.take(b" "):
             texts.append(self.astring())

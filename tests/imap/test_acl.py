@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from harness import STORES, Client, Running, serving_real
+from harness import STORES, Client, Passwords, Running, serving_real
 
-from obox.accounts import storage_id
+from obox.accounts import Quota, storage_id
 from obox.sharing import across
 from obox.store import rights as limits
 from obox.store.operate.users import delete
@@ -141,7 +141,7 @@ async def test_append_copy_and_move_across_owners(running: Running) -> None:
     assert b" 1-Jan-2020 10:00:00 +0200" in got[1]
     assert any(b"COPYUID" in line for line in await ben.ok("MOVE 2 shared/anna/Work"))
     assert len((await ben.ok("SEARCH ALL"))[0].split()) == 3
-    # From the other's mailbox into an own one, and within the other's mail.
+    # Now ben copies from anna's mailbox into his own, and within her mail.
     await ben.ok("SELECT shared/anna/Work")
     assert (await ben.ok("COPY 1 Mine"))[-1].startswith(b"OK [COPYUID")
     assert (await said(ben, "MOVE 1 Mine")).startswith(b"NO [NOPERM]")
@@ -170,7 +170,8 @@ async def test_a_copy_to_another_user_is_bounded(running: Running, monkeypatch: 
 async def test_the_owners_quota_counts(running: Running) -> None:
     anna, ben = await pair(running, "lrite")
     users = running.imap.context.authenticator
-    users.quota = users.quota.__class__(storage_bytes=3 * len(MAIL))  # type: ignore[attr-defined]
+    assert isinstance(users, Passwords)
+    users.quota = Quota(storage_bytes=3 * len(MAIL))
     await ben.append("shared/anna/Work", MAIL)
     await ben.append("INBOX", MAIL)
     await ben.append("INBOX", MAIL)
@@ -270,10 +271,11 @@ async def test_what_is_hidden_is_answered_as_what_is_not_there(running: Running,
     assert (await anna.ok("STATUS Work (MESSAGES)"))[0] == b"* STATUS Work (MESSAGES 1)"
 
 
-async def test_list_tells_nothing_that_is_hidden(running: Running) -> None:
+async def test_list_shows_nothing_that_is_hidden(running: Running) -> None:
     anna, ben = await pair(running, "r")
     assert [name for name in await listed(ben, "*") if b"shared" in name] == []
-    await ben.ok("SELECT shared/anna/Work")  # r alone is enough for one who knows the name
+    # The right r is enough for a user who knows the name.
+    await ben.ok("SELECT shared/anna/Work")
     assert [name for name in await listed(ben, "*") if b"shared" in name] == []
     assert await said(ben, "SUBSCRIBE shared/anna/Work") == GONE % b"shared/anna/Work"
     assert (await said(ben, "DELETE shared/anna/Work")) == GONE % b"shared/anna/Work"
@@ -287,7 +289,7 @@ async def test_a_session_whose_right_is_revoked_is_closed(running: Running) -> N
     lines = await ben.cmd("FETCH 1 (FLAGS BODY[])")
     assert lines == [b"* OK [CLOSED] Mailbox was deleted", b"NO [NONEXISTENT] Mailbox was deleted"]
     assert (await said(ben, "FETCH 1 FLAGS")).startswith(b"BAD ")
-    # In IDLE at once.
+    # A session in IDLE leaves the mailbox at once.
     await anna.ok("SETACL Work ben lr")
     await ben.ok("SELECT shared/anna/Work")
     ben.send("i IDLE\r\n")

@@ -42,10 +42,11 @@ async def said(life: Life) -> dict[str, object]:
     return msgspec.msgpack.decode(life.store.env.codec.decode(data, owner_of(FORMAT_KEY)).payload)
 
 
-async def test_today_nothing_above_the_first_versions_is_written(machine: Machine) -> None:
+async def test_today_a_new_bucket_has_sharing_and_nothing_else_above_the_first_versions(machine: Machine) -> None:
     async with machine.run() as life:
-        assert await said(life) == {"major": 2, "minor": 0}
-        assert life.store.env.forms.raised == {}
+        content = await said(life)
+        assert (content["major"], content["forms"]) == (3, {"sharing": 1})
+        assert life.store.env.forms.raised == {"sharing": 1}
 
 
 async def test_a_backend_alone_begins_a_new_bucket_with_the_newest_forms(machine: Machine, newer: None) -> None:
@@ -53,7 +54,7 @@ async def test_a_backend_alone_begins_a_new_bucket_with_the_newest_forms(machine
         assert life.store.env.forms.writes("test") == 2
         known = life.store.bucket_id()
         content = await said(life)
-    assert (content["major"], content["forms"]) == (3, {"test": 2})
+    assert (content["major"], content["forms"]) == (3, {"sharing": 1, "test": 2})
     async with machine.run() as life:
         assert life.store.env.forms.writes("test") == 2
         assert life.store.bucket_id() == known
@@ -118,7 +119,7 @@ async def test_an_upgrade_of_a_backend_alone_raises_the_bucket(
         assert (await upgraded()).rows[0]["result"] == "up to date"
         monkeypatch.setitem(FORMS, "test", Form(first=1, reads=2))
         (row,) = (await upgraded()).rows
-        assert (row["what"], row["version"], row["result"]) == ("bucket", "test 2", "raised")
+        assert (row["what"], row["version"], row["result"]) == ("bucket", "sharing 1, test 2", "raised")
         assert life.store.env.forms.writes("test") == 2
         assert (await upgraded()).rows[0]["result"] == "up to date"
 
@@ -144,7 +145,7 @@ async def test_forms_are_raised_in_a_bucket_of_version_1(tmp_path: Path, newer: 
     await finished(old)
     async with served(old) as life:
         content = await said(life)
-        assert (content["oldest"], content["forms"]) == (2, {"test": 2})
+        assert (content["oldest"], content["forms"]) == (2, {"sharing": 1, "test": 2})
         assert life.store.bucket_id() == known
         assert life.store.env.codec.major_min == 2
         async for left in upgrade.finish(life.store):

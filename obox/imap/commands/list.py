@@ -88,7 +88,8 @@ async def list_(session: Session, command: ast.List) -> Reply:
             try:
                 await write_status(session, entry.name, command.status)
             except (NotFound, NoPerm):
-                pass  # deleted meanwhile, or it may not be read: RFC 5819 §2 has no line for it
+                # It was deleted meanwhile, or may not be read: RFC 5819 §2 has no line.
+                pass
         if command.metadata and entry.exists:
             await loaded("obox.imap.commands.metadata")
             from obox.imap.commands.metadata import write_listed

@@ -436,7 +436,7 @@ class MailStore:
         """Load a user for upkeep. It counts no session and changes no limits. It is
         loaded even if the metacache is full, because the upload frees space.
 
-        make: create a user that is not in the bucket, or raise NotFound. Raises Corrupt.
+        make: create a user that is not in the bucket; False raises NotFound.
         """
         async with answer_within(OPEN_S):
             await self.beginning.decided()

@@ -32,6 +32,16 @@ def test_a_mailbox_is_deleted_by_a_backend_that_was_frozen_when_the_command_came
     play(4003127)
 
 
+def test_a_mailbox_is_compared_while_mails_of_a_group_are_lost() -> None:
+    """Another backend has written a bundle meanwhile. `force-resync` waited for ever."""
+    play(20491)
+
+
+def test_a_range_is_void_when_another_range_covers_its_first_uid() -> None:
+    """The rest of the range was taken for ours, and its UIDs were used twice."""
+    play(5302331)
+
+
 def test_same_seed_same_life() -> None:
     for seed in (5, 11, 29):
         assert play(seed).trace == play(seed).trace

@@ -161,7 +161,10 @@ async def discover(mailbox: Index, ours: list[Slot], pauses: Sequence[float] = (
     """
     env, sid, guid = mailbox.env, mailbox.user.storage_id, mailbox.guid
     start = mailbox.state.uidnext
-    skip = {slot.uid: slot.count for slot in ours if slot.fate in ("landed", "void", "orphan")}
+    resolved = [slot for slot in ours if slot.fate in ("landed", "void", "orphan")]
+    # A bundle of another writer may have passed the first UID of a slot of ours. Then
+    # the slot is known if it counts, and otherwise it covers no UID from `start` on.
+    skip = {slot.uid: slot.count for slot in resolved if slot.uid >= start}
     waits, waited, left = iter(pauses), 0.0, 0
     bodies: dict[int, bytes | None] = {}
     least: int | None = None

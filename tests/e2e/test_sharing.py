@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import imaplib
 from collections.abc import Callable
 
 import pytest
 from imapclient.exceptions import IMAPClientError
 from mails import simple
-from processes import USERS, Backend
+from processes import PASSWORD, USERS, Backend
 
 ANNA, BEN = USERS
 WORK = f"shared/{ANNA}/Work"
@@ -46,7 +47,9 @@ def test_workers_share_nothing_and_say_so(make: Callable[..., Backend]) -> None:
     backend.start()
     with backend.login(ANNA) as anna:
         assert b"ACL" not in anna.capabilities()
-        kind, (text,) = anna._imap.setacl("INBOX", BEN, "lr")
+    with imaplib.IMAP4("127.0.0.1", backend.imap) as plain:
+        plain.login(ANNA, PASSWORD)
+        kind, (text,) = plain.setacl("INBOX", BEN, "lr")
         assert kind == "NO"
         assert b"Mailboxes are not shared here" in text
     assert backend.stop() == 0

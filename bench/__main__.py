@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from . import measure
+from .events import events
 from .mails import make
 from .pop3 import pop3
 from .proxy import proxy
@@ -28,7 +29,7 @@ def _arguments() -> argparse.Namespace:
         "--only",
         metavar="NAME",
         default="",
-        help="lmtp, imap, zstd, requests, memory, cold, put, proxy, pop3, or part of a command's row",
+        help="lmtp, imap, zstd, requests, memory, cold, put, proxy, pop3, events, or part of a command's row",
     )
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the table there too")
     parser.add_argument(
@@ -69,7 +70,7 @@ def main() -> None:
             plain = stack.enter_context(run_obox(home / "plain", directory, measure.ALL_USERS, "plain"))
         dovecot = stack.enter_context(run_dovecot(home / "dovecot", measure.ALL_USERS)) if version else None
         bench = measure.Bench(size, mails, report, home, bucket, obox, plain, dovecot)
-        sections = ("", "lmtp", "imap", "zstd", "requests", "memory", "cold", "put", "proxy", "pop3")
+        sections = ("", "lmtp", "imap", "zstd", "requests", "memory", "cold", "put", "proxy", "pop3", "events")
         row = "" if only in sections else only
         steps: list[tuple[str, Callable[[], object]]] = [
             ("lmtp", lambda: measure.lmtp(bench)),
@@ -80,9 +81,10 @@ def main() -> None:
             ("put", lambda: measure.raw_puts(bench)),
             ("proxy", lambda: proxy(report, home / "proxy", measure.USERS, mails, size.appends * 4, size.rounds)),
             ("pop3", lambda: pop3(report, bench.pair(), measure.USERS, mails, arguments.minutes)),
+            ("events", lambda: events(report, home / "events", mails[: size.appends * 4], size.rounds)),
             ("cold", lambda: measure.cold(bench)),
         ]
-        if not wanted("lmtp") and only not in ("put", "memory", "proxy", "pop3"):
+        if not wanted("lmtp") and only not in ("put", "memory", "proxy", "pop3", "events"):
             say("filling the mailbox")
             measure.fill(bench)
         for name, step in steps:

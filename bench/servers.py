@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,8 +139,20 @@ class Bucket:
 
 
 @contextmanager
-def run_obox(home: Path, bucket: Bucket, users: Sequence[str], name: str = "obox") -> Iterator[Server]:
-    """Run a backend with empty local state. At the end it flushes, as after SIGTERM."""
+def run_obox(
+    home: Path,
+    bucket: Bucket,
+    users: Sequence[str],
+    name: str = "obox",
+    *,
+    more: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """Run a backend with empty local state. At the end it flushes, as after SIGTERM.
+
+    more: sections that the configuration has as well. environment: variables beside
+    those of this process.
+    """
     home.mkdir()
     imap, lmtp, http, imaps, pop3 = free_ports(5)
     cert, key = _tests("certificates").certificate(home)
@@ -155,6 +167,7 @@ def run_obox(home: Path, bucket: Bucket, users: Sequence[str], name: str = "obox
         + f'[imap]\nlisten = ["127.0.0.1:{imap}", "127.0.0.1:{imaps}/tls"]\nmax_user_sessions = 0\n'
         + f'[lmtp]\nlisten = ["127.0.0.1:{lmtp}"]\n'
         + f'[pop3]\nlisten = ["127.0.0.1:{pop3}"]\n[http]\nlisten = ["127.0.0.1:{http}"]\n'
+        + more
     )
     log = home / "log"
     with log.open("wb") as out:
@@ -164,6 +177,7 @@ def run_obox(home: Path, bucket: Bucket, users: Sequence[str], name: str = "obox
             stdout=out,
             stderr=out,
             start_new_session=True,
+            env={**os.environ, **(environment or {})},
         )
     try:
         _wait(process, [imap, lmtp, http, pop3], log)

@@ -33,7 +33,7 @@ def test_a_mailbox_is_deleted_by_a_backend_that_was_frozen_when_the_command_came
 
 
 def test_a_mailbox_is_compared_while_mails_of_a_group_are_lost() -> None:
-    """Another backend has written a bundle meanwhile. `force-resync` waited for ever."""
+    """Another backend had written a bundle; `force-resync` waited for ever."""
     play(20491)
 
 

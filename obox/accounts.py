@@ -9,7 +9,7 @@ read.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from obox.escaping import escape
 from obox.types import StorageId
@@ -37,6 +37,17 @@ class Account:
     """The user may neither log in nor receive mail."""
     known: bool = True
     """Whether the user database has this user. If not, an administrator named it."""
+
+
+class Accounts(Protocol):
+    """Whose account a login name means. `obox.auth.Authenticator`."""
+
+    def normalise(self, user: str) -> str:
+        """Return the normal form of a login name. Raises Invalid."""
+
+    async def account(self, user: str) -> Account | None:
+        """Return the account behind a login name; None if there is none, or the user is
+        disabled. Raises Invalid, Unavailable."""
 
 
 def storage_id(name: str) -> StorageId:

@@ -139,6 +139,8 @@ class Serving(ABC):
                 ids=ids,
             )
             server.forwards(forwarder)
+            if store is not None and forwarder is None:
+                server.share(authenticator, store)
             self.logins[name] = server
             self.bind(name, section.listen, server)
 

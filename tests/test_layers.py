@@ -49,6 +49,7 @@ ARROWS: dict[str, set[str]] = {
     "fscache": set(),
     "fscache.disk": set(),
     "obox.store": {*LEAVES, "obox.mailbox", "obox.mime", "obox.objectstore", "metacache", "fscache"},
+    "obox.sharing": {*LEAVES, "obox.mailbox", "obox.store"},
     "obox.auth": LEAVES,
     "obox.login": {*LEAVES, "obox.auth", "obox.net", "obox.store"},
     "obox.imap": {
@@ -58,6 +59,7 @@ ARROWS: dict[str, set[str]] = {
         "obox.mailbox",
         "obox.mime",
         "obox.net",
+        "obox.sharing",
         "obox.spool",
         "obox.store",
     },

@@ -39,7 +39,7 @@ _CONNECTION = "its bytes (net.Stream) and its lines: a second object is too much
 INHERITING: dict[str, tuple[int, str]] = {
     "obox.imap._scan.Scan": (33, WIDE["obox.imap._scan.Scan"]),
     "obox.imap.connection.Connection": (63, _CONNECTION),
-    "obox.imap.session.Session": (32, "what a login and the commands of IMAP need of a session"),
+    "obox.imap.session.Session": (33, "what a login and the commands of IMAP need of a session"),
     "obox.lmtp.connection.Connection": (48, _CONNECTION),
     "obox.login.connection.Connection": (59, _CONNECTION),
     "obox.net.connection.Connection": (48, _CONNECTION),

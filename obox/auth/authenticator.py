@@ -250,6 +250,16 @@ class Authenticator:
             raise Disabled(entry.reason or "Login is disabled for this user")
         return entry.account
 
+    def normalise(self, user: str) -> str:
+        """Return the normal form of a login name. Raises: Invalid."""
+        return self.users.normalise(user)
+
+    async def account(self, user: str) -> Account | None:
+        """Return the account behind a login name; None if there is none, or the user is
+        disabled. Raises: Invalid, Unavailable."""
+        entry = await self.users.lookup_async(self.users.normalise(user))
+        return None if entry is None or entry.disabled else entry.account
+
     async def admit(self, remote: str) -> None:
         """Let a peer wait as long as after its failures, before it proves anything."""
         if (delay_s := self.penalties.delay_s(remote)) > 0:

@@ -20,6 +20,7 @@ Kind = Literal[
     "MailboxDeleted",
     "MailboxRenamed",
     "Subscribed",
+    "AclUpdated",
     "QuotaUsageUpdated",
     "Rescan",
 ]
@@ -43,7 +44,8 @@ class Event(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
 
     user: storage id. mailbox: GUID. stamp: MODSEQ of the change. size: octets of all
     mails that were added. flags: flag, whether it was set, and of which UIDs. name, on:
-    of a mailbox or a subscription. target, target_uids: where mails were moved.
+    of a mailbox or a subscription. target, target_uids: where mails were moved. rights:
+    what the identifier `name` has in the mailbox now, "" for no entry.
     """
 
     kind: Kind
@@ -60,6 +62,7 @@ class Event(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
     on: bool = False
     target: str = ""
     target_uids: Ranges = ()
+    rights: str = ""
 
     @property
     def place(self) -> Place:

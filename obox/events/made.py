@@ -152,6 +152,11 @@ def _of_root(place: Place, sid: str, delta: RootDelta) -> Iterator[Event]:
         yield _event(place, sid, _kind_of(entry, delta), mailbox=entry.guid, stamp=stamp, name=entry.name)
     for name, subscribed in delta.subscriptions.items():
         yield _event(place, sid, "Subscribed", stamp=subscribed >> 1, name=name, on=bool(subscribed & 1))
+    for key, (stamp, rights) in delta.rights.items():
+        guid, _, identifier = key.partition("/")
+        if guid:
+            text = (rights or b"").decode(errors="replace")
+            yield _event(place, sid, "AclUpdated", mailbox=guid, stamp=stamp, name=identifier, rights=text)
 
 
 def _kind_of(entry: MailboxEntry, delta: RootDelta) -> Kind:

@@ -6,12 +6,14 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from obox.errors import Invalid
 from obox.imap import ast
 from obox.imap._fetch import fetch_items
 from obox.imap._scan import NUMBER64_MAX, Malformed, Scan
 from obox.imap._search import program, result_options, search, take_charset
 from obox.imap.ast import Command, Filter, Sort, SortField, Thread
 from obox.mailbox import KEYWORD_BYTES_MAX
+from obox.mailbox.rights import parse as parse_rights
 
 
 def _quota_root(scan: Scan) -> str:
@@ -89,6 +91,56 @@ def uidbatches(scan: Scan, tag: bytes) -> Command:
     if batches is not None and batches[0] > batches[1]:
         raise Malformed("The first batch comes before the last batch", code="CLIENTBUG")
     return ast.UidBatches(tag, size, batches)
+
+
+IDENTIFIER_BYTES_MAX: Final = 255
+"""An identifier of an ACL, as it is sent. A login name has at most 200 bytes."""
+
+
+def _identifier(scan: Scan) -> str:
+    name = scan.astring("an identifier")
+    if not name or len(name) > IDENTIFIER_BYTES_MAX:
+        scan.beyond(f"Identifier of {len(name)} bytes; allowed: 1 to {IDENTIFIER_BYTES_MAX}")
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        scan.fail("An identifier is UTF-8")
+
+
+def setacl(scan: Scan, tag: bytes) -> Command:
+    """setacl = "SETACL" SP mailbox SP identifier SP mod-rights; mod-rights = ["+" /
+    "-"] rights. RFC 4314 §7."""
+    scan.sp("a mailbox name")
+    mailbox = scan.mailbox()
+    scan.sp("an identifier")
+    identifier = _identifier(scan)
+    scan.sp("rights")
+    text = scan.astring("rights").decode("ascii", "replace")
+    scan.end()
+    how = text[:1] if text[:1] in ("+", "-") else ""
+    try:
+        rights = parse_rights(text.removeprefix(how))
+    except Invalid as error:
+        said = str(error)
+        scan.fail(said[:1].upper() + said[1:])
+    return ast.SetAcl(tag, mailbox, identifier, how, rights)
+
+
+def deleteacl(scan: Scan, tag: bytes) -> Command:
+    return ast.DeleteAcl(tag, *_mailbox_and_identifier(scan))
+
+
+def listrights(scan: Scan, tag: bytes) -> Command:
+    return ast.ListRights(tag, *_mailbox_and_identifier(scan))
+
+
+def _mailbox_and_identifier(scan: Scan) -> tuple[str, str]:
+    scan.sp("a mailbox name")
+    mailbox = scan.mailbox()
+    scan.sp("an identifier")
+    identifier = _identifier(scan)
+    scan.end()
+    return mailbox, identifier
 
 
 def xlist(scan: Scan, tag: bytes) -> Command:

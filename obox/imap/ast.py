@@ -204,11 +204,13 @@ class ListSelect(enum.Enum):
 
 
 class ListReturn(enum.Enum):
-    """Return options of LIST; STATUS is `List.status`. RFC 5258 §3.2, RFC 6154 §2."""
+    """Return options of LIST; STATUS is `List.status`. RFC 5258 §3.2, RFC 6154 §2, RFC
+    8440."""
 
     SUBSCRIBED = "SUBSCRIBED"
     CHILDREN = "CHILDREN"
     SPECIAL_USE = "SPECIAL-USE"
+    MYRIGHTS = "MYRIGHTS"
 
 
 class List(Command, frozen=True):
@@ -360,6 +362,46 @@ class SetMetadata(Command, frozen=True):
     NAME: ClassVar[str] = "SETMETADATA"
     mailbox: str
     values: tuple[tuple[str, bytes | None], ...]
+
+
+class GetAcl(Command, frozen=True):
+    """RFC 4314 §3.3."""
+
+    NAME: ClassVar[str] = "GETACL"
+    mailbox: str
+
+
+class MyRights(Command, frozen=True):
+    """RFC 4314 §3.5."""
+
+    NAME: ClassVar[str] = "MYRIGHTS"
+    mailbox: str
+
+
+class ListRights(Command, frozen=True):
+    """RFC 4314 §3.4."""
+
+    NAME: ClassVar[str] = "LISTRIGHTS"
+    mailbox: str
+    identifier: str
+
+
+class SetAcl(Command, frozen=True):
+    """how: `+`, `-`, or "" to replace. RFC 4314 §3.1."""
+
+    NAME: ClassVar[str] = "SETACL"
+    mailbox: str
+    identifier: str
+    how: str
+    rights: str
+
+
+class DeleteAcl(Command, frozen=True):
+    """RFC 4314 §3.2."""
+
+    NAME: ClassVar[str] = "DELETEACL"
+    mailbox: str
+    identifier: str
 
 
 class Idle(Command, frozen=True):

@@ -63,9 +63,15 @@ AFTER_LOGIN: Final = (
     "QUOTA=RES-STORAGE",  # RFC 9208
     "QUOTA=RES-MESSAGE",  # RFC 9208
 )
+SHARED: Final = (
+    "ACL",  # RFC 4314
+    "RIGHTS=texk",  # RFC 4314
+    "LIST-MYRIGHTS",  # RFC 8440
+)
+"""Where one backend has all users (docs/sharing.md)."""
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=32)
 def capabilities(
     *,
     logged_in: bool,
@@ -74,15 +80,18 @@ def capabilities(
     append_limit: int,
     forwarded: bool = False,
     compressed: bool = False,
+    shared: bool = False,
 ) -> bytes:
     """Return the list without the word CAPABILITY. secure: whether passwords are
     accepted on this connection. starttls: whether TLS can begin. forwarded: whether
     another server has checked the user's password. compressed: whether the connection
-    is compressed, which it stays.
+    is compressed, which it stays. shared: whether users share mailboxes here.
     """
     words = list(ALWAYS)
     if logged_in:
         words += AFTER_LOGIN
+        if shared:
+            words += SHARED
         if not compressed:
             words.append("COMPRESS=DEFLATE")  # RFC 4978
         if not (forwarded or compressed):

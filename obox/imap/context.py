@@ -11,15 +11,17 @@ from obox.imap.settings import ImapSettings
 
 if TYPE_CHECKING:
     from obox.mailbox.values import Values
+    from obox.sharing import Sharing
 
 
 @dataclass(slots=True, kw_only=True)
 class Context(login.Context[ImapSettings]):
     """intake: what APPEND receives in all sessions. values: what SORT and THREAD
-    know of mails, once one of them was used."""
+    know of mails, once one of them was used. sharing: None: users share nothing."""
 
     intake: Intake = field(init=False)
     values: Values | None = None
+    sharing: Sharing | None = None
 
     def __post_init__(self) -> None:
         settings = self.settings

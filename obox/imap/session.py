@@ -27,6 +27,7 @@ from obox.imap.settings import ImapSettings
 from obox.mailbox import UidArray
 from obox.mailbox.search import UidSet
 from obox.mailbox.view import View
+from obox.sharing import Visitor
 from obox.store.api import Mailbox, User
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ class Session(login.Session[ImapSettings]):
             append_limit=self.settings.mail_bytes_max,
             forwarded=self.out.spoken_for,
             compressed=self.out.compressed,
+            shared=self.context.sharing is not None,
         )
 
     def greeting(self) -> bytes:
@@ -154,7 +156,14 @@ class Session(login.Session[ImapSettings]):
     def need_user(self) -> User:
         if self.user is None:
             raise AssertionError("the table lets no such command through before login")
-        return self.user
+        return self.visitor or self.user
+
+    @property
+    def visitor(self) -> Visitor | None:
+        """Return the user's mail with what others share, if users share mailboxes here.
+        It is made for each command, so that idle sessions have none."""
+        sharing = self.context.sharing
+        return None if sharing is None or self.user is None else sharing.visitor(self.user, self.user_name)
 
     def need_mailbox(self) -> tuple[Mailbox, View]:
         if self.mailbox is None or self.view is None:

@@ -18,6 +18,7 @@ from obox.imap.rows import Where, flag_column, flag_lines, flag_rows
 from obox.imap.session import Session
 from obox.imap.sets import format_set
 from obox.mailbox import Table, UidArray
+from obox.mailbox.rights import flag_right
 from obox.mailbox.view import Updates, View
 from obox.store.api import Mailbox
 
@@ -41,7 +42,8 @@ def write_names(session: Session, *, besides: Sequence[str] = ()) -> None:
     names = list(dict.fromkeys((*SYSTEM_FLAGS, *state.flags.keywords, *besides)))
     session.write(wire.line(b"FLAGS", wire.flags(names)))
     more = () if state.full else ("\\*",)
-    permanent = () if session.read_only else (*names, *more)
+    rights = mailbox.rights
+    permanent = () if session.read_only else tuple(name for name in (*names, *more) if flag_right(name) in rights)
     text = "Read-only mailbox" if session.read_only else "Flags permitted"
     session.write(wire.status(None, "OK", text, b"PERMANENTFLAGS " + wire.flags(permanent)))
     view.note_names(state, names)

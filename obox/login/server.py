@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic
 import structlog
 
 from obox import net
+from obox.accounts import Accounts
 from obox.login.context import Context, NoCounters, S, opener
 from obox.net import Hub, Upgrade
 from obox.store.api import Store
@@ -72,6 +73,10 @@ class Server(net.Server, Generic[S]):
     def use(self, settings: S, settings_of: Callable[[str], S]) -> None:
         """Use other settings for connections that begin from now on."""
         self.context.settings, self.context.settings_of = settings, settings_of
+
+    def share(self, accounts: Accounts, store: Store) -> None:
+        """Let users share mailboxes with each other. All of them are served here. A
+        protocol that knows no names of mailboxes has nothing to share."""
 
     def forwards(self, forwarding: Forwarding | None) -> None:
         """Serve only users of this backend, and forward users of others. None: this

@@ -25,7 +25,7 @@ from ._holders import Holders
 from ._needles import Finder, Needle, collated, collated_octets, normalise
 from ._packs import Pack, Packs, counting, spots
 from ._records import Table, by_home, home_of
-from ._root import Annotation, MailboxEntry, Root, RootDelta, Totals, annotation_key
+from ._root import Annotation, MailboxEntry, Root, RootDelta, Totals, annotation_key, rights_key
 from ._state import DELETED, MODSEQ_MAX, SEEN, State
 from ._uidset import UIDS_MAX, UidArray, distinct, pack_ranges, uid_array, united, unpack_ranges, within
 
@@ -74,6 +74,7 @@ __all__ = [
     "normalise",
     "pack_ranges",
     "renewal",
+    "rights_key",
     "spots",
     "takeover_delta",
     "uid_array",

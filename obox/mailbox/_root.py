@@ -4,7 +4,8 @@ Names and subscriptions are last-write-wins registers, stamped with a modseq. A 
 mailbox never comes back. If two mailboxes claim a name, the older mailbox keeps it and
 the other gets a suffix; both backends come to the same result. Totals are derived from
 the state of each mailbox and are never merged: the higher modseq is the later truth.
-Annotations are registers, too. Those of a deleted mailbox are dropped.
+Annotations are registers, too, and so are the entries of ACLs. Those of a deleted
+mailbox are dropped.
 
 The identity of a user is the GUID of the INBOX that the user was made with. A root
 ignores fragments of another identity: they are of a user who was deleted, and had the
@@ -50,6 +51,11 @@ def annotation_key(guid: str, entry: str) -> str:
     return guid + entry
 
 
+def rights_key(guid: str, identifier: str) -> str:
+    """Return the key of an entry of an ACL, or of an owner for the guid ""."""
+    return f"{guid}/{identifier}"
+
+
 def _rank(one: Annotation) -> tuple[int, bool, bytes]:
     """Return what decides between two annotations: the larger wins. With the same stamp
     a value wins against its removal."""
@@ -89,6 +95,9 @@ class RootDelta:
     uncleanly may have shown in any mailbox of the user (the modseq floor). identity: of
     the user; "" in fragments that an earlier version wrote. annotations: a guid and an
     entry, as `annotation_key` has them, to (stamp, value); None is a removed value.
+    rights: the same for entries of ACLs, with `/` and an identifier behind the guid
+    (`rights_key`). Without a guid the name is that of an owner who shares something
+    with the user.
     """
 
     entries: list[MailboxEntry] = field(default_factory=list)
@@ -99,6 +108,7 @@ class RootDelta:
     modseq_floor: int = 0
     identity: str = ""
     annotations: dict[str, Annotation] = field(default_factory=dict)
+    rights: dict[str, Annotation] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Return a MessagePack map. Unknown fields belong to newer minor versions."""
@@ -111,6 +121,8 @@ class RootDelta:
             out["totals"] = self.totals
         if self.annotations:
             out["annotations"] = self.annotations
+        if self.rights:
+            out["rights"] = self.rights
         out["highestmodseq"] = self.highestmodseq
         out["uidvalidity"] = self.uidvalidity
         if self.modseq_floor:
@@ -133,6 +145,7 @@ class RootDelta:
                 modseq_floor=int(raw.get("ahead", 0)),
                 identity=msgspec.convert(raw.get("user", ""), str),
                 annotations=msgspec.convert(raw.get("annotations", {}), dict[str, Annotation]),
+                rights=msgspec.convert(raw.get("rights", {}), dict[str, Annotation]),
             )
         except (msgspec.MsgspecError, AttributeError, TypeError, ValueError) as exc:
             raise ValueError(f"not a root delta: {exc}") from exc
@@ -146,6 +159,7 @@ class Root:
         self.subscriptions: dict[str, int] = {}
         self.totals: dict[Guid, Totals] = {}
         self.annotations: dict[str, Annotation] = {}
+        self.rights: dict[str, Annotation] = {}
         self.highestmodseq = 1
         self.uidvalidity = 0
         self.modseq_floor = 0
@@ -179,23 +193,23 @@ class Root:
         for guid, totals in delta.totals.items():
             self.totals[guid] = max(self.totals.get(guid, Totals()), totals)
         if delta.annotations or self.annotations:
-            self._join_annotations(delta)
+            self.annotations = self._joined(self.annotations, delta.annotations)
+        if delta.rights or self.rights:
+            self.rights = self._joined(self.rights, delta.rights)
         self.highestmodseq = max(self.highestmodseq, delta.highestmodseq)
         self.uidvalidity = max(self.uidvalidity, delta.uidvalidity)
         self.modseq_floor = max(self.modseq_floor, delta.modseq_floor)
         self._names = None
 
-    def _join_annotations(self, delta: RootDelta) -> None:
-        """Join annotations, and drop those of deleted mailboxes."""
-        kept = self.annotations
-        for key, new in delta.annotations.items():
+    def _joined(self, kept: dict[str, Annotation], delta: dict[str, Annotation]) -> dict[str, Annotation]:
+        """Join registers, and drop those of deleted mailboxes."""
+        for key, new in delta.items():
             old = kept.get(key)
             if old is None or _rank(new) > _rank(old):
                 kept[key] = new
             self.highestmodseq = max(self.highestmodseq, new[0])
         dead = {guid for guid, entry in self.entries.items() if entry.deleted}
-        if dead:
-            self.annotations = {key: one for key, one in kept.items() if key.partition("/")[0] not in dead}
+        return {key: one for key, one in kept.items() if key.partition("/")[0] not in dead} if dead else kept
 
     def annotations_of(self, guid: str) -> dict[str, bytes]:
         """Return the values of a mailbox by entry, or those of the user for ""."""
@@ -259,6 +273,7 @@ class Root:
             self.modseq_floor,
             self._identity,
             dict(self.annotations),
+            dict(self.rights),
         )
 
     def fingerprint(self) -> tuple[object, ...]:
@@ -267,6 +282,7 @@ class Root:
             tuple(sorted(self.subscriptions.items())),
             tuple(sorted(self.totals.items())),
             tuple(sorted((key, *_rank(one)) for key, one in self.annotations.items())),
+            tuple(sorted((key, *_rank(one)) for key, one in self.rights.items())),
             self.highestmodseq,
             self.uidvalidity,
         )

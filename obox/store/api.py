@@ -137,6 +137,11 @@ class Mailbox(Protocol):
     uidvalidity: int
 
     @property
+    def rights(self) -> str:
+        """Return what the session may do: all, or the rights of another user's
+        session. See `mailbox.rights`."""
+
+    @property
     def state(self) -> State:
         """Return columns to read between awaits: uids, bits, modseqs, size, … No
         protocol changes them."""
@@ -236,17 +241,53 @@ class Annotations(Protocol):
         all of it or nothing. Raises NotFound, Limit, TooBig."""
 
 
+class Rights(Protocol):
+    """The ACLs of a user's mailboxes, as the user's own backend has them. Rights are
+    text (`mailbox.rights`); the owner's are not in any ACL. RFC 4314."""
+
+    def of(self, name: str) -> Mapping[str, str]:
+        """Return the ACL of a mailbox: rights by identifier. Raises NotFound."""
+
+    def granted(self, name: str, who: str) -> str:
+        """Return the rights that another user has in a mailbox now; "" also if there is
+        no such mailbox."""
+
+    def held(self, guid: str, who: str) -> str:
+        """Return the same for a mailbox by its GUID."""
+
+    def shared(self) -> list[str]:
+        """Return the names of mailboxes that have an ACL."""
+
+    def owners(self) -> list[str]:
+        """Return the names of users who have shared something with this user. This is a
+        hint: the owner's ACL says what is shared now."""
+
+    async def change(self, name: str, entries: Mapping[str, str]) -> None:
+        """Set the rights of identifiers; "" removes an entry. The change is in the
+        bucket on return, all of it or nothing. Raises NotFound, Limit, Unavailable."""
+
+    async def note_owner(self, owner: str, *, on: bool) -> None:
+        """Add or remove an owner. The change is in the bucket on return. Raises Limit,
+        Unavailable."""
+
+
 class User(Protocol):
     """A user's mail, shared by all of the user's sessions."""
 
-    name: str
-    storage_id: StorageId
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def storage_id(self) -> StorageId: ...
 
     @property
     def changes(self) -> Changes: ...
 
     @property
     def annotations(self) -> Annotations: ...
+
+    @property
+    def rights(self) -> Rights: ...
 
     async def commit(self) -> None:
         """Return when every change made so far is in the synced local commit. Raises
@@ -326,9 +367,18 @@ class Store(Protocol):
         which takes no longer than a second. Raises Elsewhere, Unavailable."""
 
     async def open_user(
-        self, name: str, storage_id: StorageId, *, quota_bytes: int | None = None, quota_messages: int | None = None
+        self,
+        name: str,
+        storage_id: StorageId,
+        *,
+        quota_bytes: int | None = None,
+        quota_messages: int | None = None,
+        make: bool = True,
     ) -> User:
-        """Open a user's mail, which is created at the first use. Raises Unavailable."""
+        """Open a user's mail, which is created at the first use. Raises Unavailable.
+
+        make: False raises NotFound for a user who has no mail yet.
+        """
 
     def metadata(self) -> Mapping[str, object]:
         """Return numbers for logs and metrics."""

@@ -37,6 +37,7 @@ from ..mailbox import (
     flag_delta,
 )
 from ..mailbox.names import INBOX, canonical, check_name
+from ..mailbox.rights import ALL
 from ..mailbox.search import Query
 from ..types import Guid, Oid, StorageId, Uid
 from . import api
@@ -44,6 +45,7 @@ from .annotations import Annotations
 from .api import Appended, Copied, MailboxInfo, NewMail, Source, Status, Stored, Unreadable, Usage
 from .fields import Fields
 from .mails.meta import make_fields
+from .rights import Rights
 from .user.mailboxes import check_count, infos
 from .user.search import search
 from .watchers import Watchers
@@ -53,6 +55,8 @@ DEFAULT_MAILBOXES = (("INBOX", ""), ("Drafts", "\\Drafts"), ("Sent", "\\Sent"), 
 
 class MemoryMailbox:
     """See `api.Mailbox`."""
+
+    rights = ALL
 
     def __init__(self, store: MemoryStore, guid: Guid, uidvalidity: int, changes: Watchers) -> None:
         self.guid = guid
@@ -189,6 +193,7 @@ class MemoryUser:
         self.boxes: dict[Guid, MemoryMailbox] = {}
         self.changes = Watchers({}, storage_id)
         self.annotations = Annotations(lambda: self.root, store.now_ms, self._change_root, self.current)
+        self.rights = Rights(lambda: self.root, store.now_ms, self._change_root, self.current, lambda: True)
         self._store = store
         for mailbox, use in store.mailboxes:
             self._make(mailbox, use)
@@ -377,10 +382,18 @@ class MemoryStore:
         """See `api.Store`: all users are ours."""
 
     async def open_user(
-        self, name: str, storage_id: StorageId, *, quota_bytes: int | None = None, quota_messages: int | None = None
+        self,
+        name: str,
+        storage_id: StorageId,
+        *,
+        quota_bytes: int | None = None,
+        quota_messages: int | None = None,
+        make: bool = True,
     ) -> MemoryUser:
         user = self.users.get(storage_id)
         if user is None:
+            if not make:
+                raise NotFound("the user has no mail")
             user = self.users[storage_id] = MemoryUser(self, name, storage_id)
         user.name, user.quota_bytes, user.quota_messages = name, quota_bytes, quota_messages
         return user

@@ -15,7 +15,7 @@ QRESYNC), 7889 (APPENDLIMIT), 8438 (STATUS=SIZE), 8474 (OBJECTID), 8514 (SAVEDAT
 (PREVIEW), 9208 (QUOTA), 9394 (PARTIAL), 9585 (INPROGRESS),
 9586 (UIDONLY), 7377 (MULTISEARCH), 10022
 (UIDBATCHES), 5267 (CONTEXT), 5465 (NOTIFY),
-5464 (METADATA).
+5464 (METADATA), 4314 (ACL).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CAPABILITIES = re.compile(
     rb"IMAP4rev[12]|AUTH=[A-Z0-9-]+|STARTTLS|LOGINDISABLED|SASL-IR|LITERAL\+|LITERAL-|ENABLE|IDLE|NAMESPACE|UNSELECT"
     rb"|UIDPLUS|MOVE|ID|CHILDREN|LIST-EXTENDED|LIST-STATUS|SPECIAL-USE|CREATE-SPECIAL-USE|ESEARCH|SEARCHRES|WITHIN"
     rb"|CONDSTORE|QRESYNC|MULTIAPPEND|BINARY|CATENATE|PARTIAL|INPROGRESS|UIDONLY|MULTISEARCH|CONTEXT=(?:SEARCH|SORT)|UIDBATCHES|XLIST|SAVEDATE|STATUS=SIZE|APPENDLIMIT=[0-9]+|UTF8=ACCEPT|SORT|ESORT|THREAD=(?:ORDEREDSUBJECT|REFERENCES|REFS)"
-    rb"|QUOTA|QUOTA=RES-(?:STORAGE|MESSAGE)|ACL|METADATA|LIST-METADATA|NOTIFY|OBJECTID|PREVIEW|REPLACE|LIST-MYRIGHTS|SORT=DISPLAY|I18NLEVEL=1|UNAUTHENTICATE|COMPRESS=DEFLATE"
+    rb"|QUOTA|QUOTA=RES-(?:STORAGE|MESSAGE)|ACL|RIGHTS=[a-z]+|METADATA|LIST-METADATA|NOTIFY|OBJECTID|PREVIEW|REPLACE|LIST-MYRIGHTS|SORT=DISPLAY|I18NLEVEL=1|UNAUTHENTICATE|COMPRESS=DEFLATE"
 )
 PLAIN_CODES = re.compile(
     r"ALERT|PARSE|READ-ONLY|READ-WRITE|TRYCREATE|CLOSED|UIDNOTSTICKY|NOMODSEQ|UNAVAILABLE|"
@@ -240,6 +240,19 @@ class _Reader(Structures):
         while self.take(b" "):
             roots.append(self.astring())
         return name, roots
+
+    def rights(self, word: str) -> Any:
+        """Return the mailbox, and identifiers and rights as the word has them. RFC 4314
+        §3.6 to §3.8."""
+        name, texts = self.mailbox(), []
+        while self.take(b" "):
+            texts.append(self.astring())
+        rights = texts[1::2] if word == "ACL" else texts[1:] if word == "LISTRIGHTS" else texts
+        known = all(set(one) <= set(b"lrswipkxteacd") and len(set(one)) == len(one) for one in rights)
+        counted = {"ACL": len(texts) % 2 == 0, "LISTRIGHTS": len(texts) >= 2, "MYRIGHTS": len(texts) == 1}[word]
+        if not (known and counted):
+            self.fail(f"identifiers and rights of {word}")
+        return name, texts
 
     def namespace(self) -> Any:
         def one() -> tuple[bytes, bytes | None]:
@@ -513,6 +526,8 @@ class _Reader(Structures):
             return Response(None, word, self.quota())
         if word == "QUOTAROOT":
             return Response(None, word, self.quotaroot())
+        if word in ("ACL", "LISTRIGHTS", "MYRIGHTS"):
+            return Response(None, word, self.rights(word))
         if word == "NAMESPACE":
             return Response(None, word, self.namespace())
         if word == "ID":

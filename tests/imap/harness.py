@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 from fscache import Fscache
 from metacache import Metacache
 from obox.accounts import Account, Quota, storage_id
-from obox.auth import AuthFailed, Disabled
+from obox.auth import AuthFailed, Disabled, normalise
 from obox.imap.server import ImapServer
 from obox.imap.settings import ImapSettings
 from obox.objectstore import Codec, Settings, open_store
@@ -50,6 +50,13 @@ class Passwords:
         if user == "gone":
             raise Disabled("Your account is closed")
         return Account(user, storage_id(user), self.quota)
+
+    def normalise(self, user: str) -> str:
+        return normalise(user)
+
+    async def account(self, user: str) -> Account | None:
+        name = normalise(user)
+        return Account(name, storage_id(name), self.quota) if name in self.passwords and name != "gone" else None
 
 
 @asynccontextmanager
@@ -249,7 +256,9 @@ STORES = {"memory": serving, "real": serving_real}
 
 @asynccontextmanager
 async def _listening(store: S, settings: ImapSettings | None, more: Mapping[str, Any]) -> AsyncIterator[Running[S]]:
-    imap = ImapServer(store, Passwords(), settings or ImapSettings(), **more)
+    users = Passwords(dict(PASSWORDS))
+    imap = ImapServer(store, users, settings or ImapSettings(), **more)
+    imap.share(users, store)
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(imap.connection_factory, "127.0.0.1", 0)
     running = Running(imap, store, listener.sockets[0].getsockname()[1])

@@ -26,7 +26,7 @@ def rows() -> list[Row]:
 def advertised() -> set[str]:
     """Return all words that some connection gets to see."""
     texts = [
-        capabilities(logged_in=logged_in, secure=secure, starttls=True, append_limit=100)
+        capabilities(logged_in=logged_in, secure=secure, starttls=True, append_limit=100, shared=True)
         for logged_in in (False, True)
         for secure in (False, True)
     ]

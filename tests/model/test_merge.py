@@ -30,6 +30,7 @@ from obox.mailbox import (
     annotation_key,
     expunge_delta,
     flag_delta,
+    rights_key,
     takeover_delta,
     uid_array,
 )
@@ -364,6 +365,11 @@ _root_delta = st.builds(
     annotations=st.dictionaries(
         st.builds(annotation_key, st.one_of(_guids, st.just("")), st.sampled_from(["/private/a", "/shared/b/c"])),
         st.tuples(st.integers(1, 5), st.sampled_from([None, b"", b"x", b"y"])),
+        max_size=3,
+    ),
+    rights=st.dictionaries(
+        st.builds(rights_key, st.one_of(_guids, st.just("")), st.sampled_from(["anna", "-anna", "anyone"])),
+        st.tuples(st.integers(1, 5), st.sampled_from([None, b"", b"lr", b"lrs"])),
         max_size=3,
     ),
     highestmodseq=st.integers(0, 9),

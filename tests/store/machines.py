@@ -113,8 +113,10 @@ class Life:
     settings: StoreSettings
     users: list[User] = field(default_factory=list)
 
-    async def user(self, name: str = "anna", **quota: int | None) -> User:
-        user = await self.store.open_user(name, StorageId(name), **quota)
+    async def user(
+        self, name: str = "anna", *, quota_bytes: int | None = None, quota_messages: int | None = None
+    ) -> User:
+        user = await self.store.open_user(name, StorageId(name), quota_bytes=quota_bytes, quota_messages=quota_messages)
         self.users.append(user)
         return user
 

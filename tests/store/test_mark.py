@@ -45,8 +45,14 @@ async def said(life: Life) -> dict[str, object]:
 async def test_a_backend_alone_begins_a_new_bucket_with_batches(machine: Machine) -> None:
     """An older obox does not know major 3, and does not start on it."""
     async with machine.run() as life:
-        assert await said(life) == {"major": 3, "minor": 0, "oldest": 2, "forms": {"mails": 2}, "bucket": b""}
-        assert life.store.env.forms.raised == {"mails": 2}
+        assert await said(life) == {
+            "major": 3,
+            "minor": 0,
+            "oldest": 2,
+            "forms": {"mails": 2, "sharing": 1},
+            "bucket": b"",
+        }
+        assert life.store.env.forms.raised == {"mails": 2, "sharing": 1}
 
 
 async def test_a_backend_alone_begins_a_new_bucket_with_the_newest_forms(machine: Machine, newer: None) -> None:
@@ -54,7 +60,7 @@ async def test_a_backend_alone_begins_a_new_bucket_with_the_newest_forms(machine
         assert life.store.env.forms.writes("test") == 2
         known = life.store.bucket_id()
         content = await said(life)
-    assert (content["major"], content["forms"]) == (3, {"mails": 2, "test": 2})
+    assert (content["major"], content["forms"]) == (3, {"mails": 2, "sharing": 1, "test": 2})
     async with machine.run() as life:
         assert life.store.env.forms.writes("test") == 2
         assert life.store.bucket_id() == known
@@ -119,7 +125,7 @@ async def test_an_upgrade_of_a_backend_alone_raises_the_bucket(
         assert (await upgraded()).rows[0]["result"] == "up to date"
         monkeypatch.setitem(FORMS, "test", Form(first=1, reads=2))
         (row,) = (await upgraded()).rows
-        assert (row["what"], row["version"], row["result"]) == ("bucket", "mails 2, test 2", "raised")
+        assert (row["what"], row["version"], row["result"]) == ("bucket", "mails 2, sharing 1, test 2", "raised")
         assert life.store.env.forms.writes("test") == 2
         assert (await upgraded()).rows[0]["result"] == "up to date"
 

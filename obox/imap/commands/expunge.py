@@ -42,7 +42,7 @@ async def expunge(session: Session, command: ast.Expunge) -> Reply:
 async def close(session: Session, _: ast.Close) -> Reply:
     """Expunge mails without EXPUNGE lines. A mailbox opened with EXAMINE keeps them."""
     mailbox, _view = session.need_mailbox()
-    if not session.read_only:
+    if not session.read_only and "e" in mailbox.rights:  # RFC 4314 §4
         uids = deleted_uids(session)
         if len(uids):
             await mailbox.expunge(uids)

@@ -202,7 +202,7 @@ class _Fetch:
                 from obox.imap.rev2 import for_rev2
 
                 found = await for_rev2(self.mailbox, found)
-        if plan.sets_seen and not self.session.read_only:
+        if plan.sets_seen and not self.session.read_only and "s" in self.mailbox.rights:
             seen = await self._mark_seen(uids)
         for run in self._runs(uids, found):
             await self._deliver(run, seen)

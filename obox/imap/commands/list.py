@@ -1,5 +1,5 @@
 """LIST, LSUB, NAMESPACE. RFC 3501 §6.3.8, §6.3.9; RFC 5258; RFC 5819; RFC 6154; RFC
-2342.
+2342; RFC 8440.
 
 A name is judged twice: does it match a pattern, and is it selected (all names, the
 subscribed, those of special use). With RECURSIVEMATCH a name that is not selected is
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from obox.errors import NotFound
+from obox.errors import NoPerm, NotFound
 from obox.imap import ast, wire
 from obox.imap.ast import ListReturn, ListSelect
 from obox.imap.commands.status import write_status
@@ -21,6 +21,8 @@ from obox.imap.session import Session
 from obox.loading import loaded
 from obox.mailbox import names
 from obox.mailbox.names import INBOX, SEPARATOR, Pattern
+from obox.mailbox.rights import ALL
+from obox.sharing import ROOT as SHARED
 from obox.store.api import User
 
 _SEPARATOR: Final = b'"/"'
@@ -37,10 +39,13 @@ class Entry:
     has_children: bool = False
     level: bool = False
     """There are mailboxes below, whether or not it is one."""
+    rights: str = ALL
+    """What the session may do there."""
 
 
 async def namespace(session: Session, _: ast.Namespace) -> Reply:
-    session.write(wire.line(b"NAMESPACE", b'(("" "/"))', b"NIL", b"NIL"))
+    others = b'(("%b/" "/"))' % SHARED.encode() if session.visitor is not None else b"NIL"
+    session.write(wire.line(b"NAMESPACE", b'(("" "/"))', others, b"NIL"))
     return Reply("Namespace completed")
 
 
@@ -82,13 +87,19 @@ async def list_(session: Session, command: ast.List) -> Reply:
         if command.status and entry.exists:
             try:
                 await write_status(session, entry.name, command.status)
-            except NotFound:
-                pass  # deleted meanwhile: RFC 5819 §2 has no line for it
+            except (NotFound, NoPerm):
+                # It was deleted meanwhile, or may not be read: RFC 5819 §2 has no line.
+                pass
         if command.metadata and entry.exists:
             await loaded("obox.imap.commands.metadata")
             from obox.imap.commands.metadata import write_listed
 
             write_listed(session, entry.name, command.metadata)
+        if ListReturn.MYRIGHTS in returns and entry.exists and session.visitor is not None:
+            await loaded("obox.imap.commands.acl")
+            from obox.imap.commands.acl import write_rights
+
+            write_rights(session, entry.name, entry.rights)
         await session.pause()
     return Reply("List completed")
 
@@ -98,6 +109,8 @@ async def lsub(session: Session, command: ast.Lsub) -> Reply:
     \\Noselect. RFC 3501 §6.3.9."""
     user = session.need_user()
     existing = {info.name for info in user.mailboxes() if info.guid is not None}
+    if session.visitor is not None:
+        existing.update(await session.visitor.shared())
     await session.pause()
     subscribed = user.subscriptions()
     shown = dict.fromkeys(subscribed, True)
@@ -150,6 +163,9 @@ async def entries_of(session: Session, user: User) -> list[Entry]:
     for info in infos:
         exists = info.guid is not None
         table[info.name] = Entry(info.name, exists, info.special_use, info.subscribed, info.has_children)
+    if session.visitor is not None:
+        for name, rights in (await session.visitor.shared()).items():
+            table.setdefault(name, Entry(name, exists=True, rights=rights))
     if INBOX not in table:
         table[INBOX] = Entry(INBOX, exists=True)
     for name in user.subscriptions():

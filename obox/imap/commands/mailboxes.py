@@ -107,7 +107,8 @@ async def subscribe(session: Session, command: ast.Subscribe) -> Reply:
     """RFC 9051 §6.3.7 lets a server ask that the name is there; once subscribed it
     stays so when the mailbox goes."""
     user, name = session.need_user(), command.mailbox
-    if all(info.name != name for info in user.mailboxes()):
+    foreign = session.visitor is not None and session.visitor.foreign(name)
+    if not foreign and all(info.name != name for info in user.mailboxes()):
         raise NotFound(f"No mailbox {name!r}")
     await user.subscribe(name, True)
     return Reply("Subscribe completed")

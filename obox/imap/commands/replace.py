@@ -15,6 +15,7 @@ from obox.imap.replies import Reply, no
 from obox.imap.session import Session
 from obox.imap.updates import report
 from obox.mailbox import uid_array
+from obox.sharing import GuestMailbox
 from obox.store.api import Appended
 
 
@@ -27,7 +28,11 @@ async def replace(session: Session, command: ast.Replace) -> Reply:
     if not there.any():
         return no("The mail to be replaced does not exist", "NONEXISTENT")
     size = int(mailbox.state.column("size")[where][0])
-    done = await store(session, command.append, freed_bytes=size, freed_mails=1)
+    freed = {"freed_bytes": size, "freed_mails": 1}
+    if isinstance(mailbox, GuestMailbox):
+        mailbox.need("te")
+        freed = {}  # It is freed in the owner's quota.
+    done = await store(session, command.append, **freed)
     if isinstance(done, Reply):
         return done
     try:

@@ -31,9 +31,11 @@ async def select(session: Session, command: ast.Select) -> Reply:
         mailbox = await user.select(command.mailbox)
     state = mailbox.state
     view = View(state)
-    session.enter(command.mailbox, mailbox, view, read_only=command.read_only)
+    # RFC 4314 §5.2: without a right to change anything, the mailbox is READ-ONLY.
+    read_only = command.read_only or not set(mailbox.rights) & set("swtei")
+    session.enter(command.mailbox, mailbox, view, read_only=read_only)
     # A client of IMAP4rev2 does not see \\Recent, so others still do.
-    shown = command.read_only or session.rev2
+    shown = read_only or session.rev2
     view.add_recent(state.recent if shown else mailbox.take_recent(), state.uidnext)
     _describe(session, mailbox, view)
     if session.rev2:
@@ -45,9 +47,8 @@ async def select(session: Session, command: ast.Select) -> Reply:
         from obox.imap.earlier import resync
 
         await resync(session, state, view, command.qresync)
-    if command.read_only:
-        return Reply("Examine completed", "READ-ONLY")
-    return Reply("Select completed", "READ-WRITE")
+    done = "Examine completed" if command.read_only else "Select completed"
+    return Reply(done, "READ-ONLY" if read_only else "READ-WRITE")
 
 
 def _describe(session: Session, mailbox: Mailbox, view: View) -> None:

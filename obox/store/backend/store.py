@@ -405,12 +405,18 @@ class MailStore:
             await self.env.owned.admit(storage_id)
 
     async def open_user(
-        self, name: str, storage_id: StorageId, *, quota_bytes: int | None = None, quota_messages: int | None = None
+        self,
+        name: str,
+        storage_id: StorageId,
+        *,
+        quota_bytes: int | None = None,
+        quota_messages: int | None = None,
+        make: bool = True,
     ) -> User:
         """See `api.Store.open_user`."""
         user = self.users.get(storage_id)
         if user is not None and self.started and self._cluster is None and storage_id not in self._barred:
-            user.used_at = self.env.clock()  # nothing has to be waited for
+            user.used_at = self.env.clock()
         else:
             async with answer_within(OPEN_S):
                 await self.beginning.decided()
@@ -418,7 +424,7 @@ class MailStore:
                     await self.journal.confirm()
                     await self._cluster.confirm()
                 await self.env.owned.admit(storage_id)
-                user = await self._user(storage_id, name)
+                user = await self._user(storage_id, name, make=make)
         if not self.env.owned.owns(storage_id):  # the user was lost while it was opened
             raise Elsewhere("another backend serves the user; try again")
         user.name = name
@@ -430,8 +436,7 @@ class MailStore:
         """Load a user for upkeep. It counts no session and changes no limits. It is
         loaded even if the metacache is full, because the upload frees space.
 
-        make: create a user that is not in the bucket. Raises NotFound without it;
-        Unavailable, Corrupt.
+        make: create a user that is not in the bucket; False raises NotFound.
         """
         async with answer_within(OPEN_S):
             await self.beginning.decided()
@@ -514,10 +519,8 @@ class MailStore:
             self.journal.forget_deletions()
         await self.journal.sync()
 
-    async def _user(self, sid: StorageId, name: str, *, upkeep: bool = False, make: bool = False) -> User:
-        """Return the user, loaded. Upkeep creates no user, so a user that was deleted
-        meanwhile stays deleted."""
-        make |= not upkeep
+    async def _user(self, sid: StorageId, name: str, *, upkeep: bool = False, make: bool) -> User:
+        """Return the user, loaded. make: see `load_user`."""
         waited = False
         while True:
             if not self.started or sid in self._barred:

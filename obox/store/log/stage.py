@@ -54,20 +54,21 @@ D = TypeVar("D", Delta, RootDelta)
 @dataclass(frozen=True, slots=True)
 class ListChanged:
     """What a change did to a list of mailboxes: GUIDs of entries, names of
-    subscriptions, keys of annotations."""
+    subscriptions, keys of annotations and of rights."""
 
     mailboxes: tuple[str, ...]
     subscriptions: tuple[str, ...]
     annotations: tuple[str, ...] = ()
+    rights: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.mailboxes or self.subscriptions or self.annotations)
+        return bool(self.mailboxes or self.subscriptions or self.annotations or self.rights)
 
     @classmethod
     def by(cls, delta: RootDelta) -> ListChanged:
         """Return what a delta of a list names."""
         guids = tuple(entry.guid for entry in delta.entries)
-        return cls(guids, tuple(delta.subscriptions), tuple(delta.annotations))
+        return cls(guids, tuple(delta.subscriptions), tuple(delta.annotations), tuple(delta.rights))
 
 
 @dataclass(frozen=True, slots=True)

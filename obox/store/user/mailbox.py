@@ -22,6 +22,7 @@ from metacache import Change
 from ...errors import Expunged, NotFound
 from ...loading import loaded
 from ...mailbox import DELETED, Delta, FlagOp, Totals, UidArray, flag_delta
+from ...mailbox.rights import ALL
 from ...mailbox.search import Query
 from ...types import Guid
 from ..api import Fields, Stored, Unreadable
@@ -39,6 +40,8 @@ PRIORITY_OTHER: Final = 3
 
 class Mailbox(Index):
     """A mailbox in memory; see the module's text and `api.Mailbox`."""
+
+    rights = ALL
 
     def __init__(self, env: Env, user: Owner, guid: Guid, uidvalidity: int, priority: int) -> None:
         super().__init__(env, user, guid, uidvalidity, priority, refresh=_discover.after_loss)

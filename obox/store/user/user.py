@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from ...errors import NotFound, TooBig
-from ...mailbox import MailboxEntry, RootDelta, Totals, UidArray
+from ...mailbox import MailboxEntry, Root, RootDelta, Totals, UidArray
 from ...mailbox.names import canonical, check_name
 from ...types import Guid, StorageId
 from .. import api
@@ -64,6 +64,19 @@ class User(Boxes):
         from ..annotations import Annotations
 
         return Annotations(lambda: self.root, self.env.now_ms, self.change_root, self.journal.sync)
+
+    @cached_property
+    def rights(self) -> api.Rights:
+        """See `api.User.rights`."""
+        from ..rights import FORM, Rights
+
+        return Rights(
+            lambda: Root() if self.deleted else self.root,
+            self.env.now_ms,
+            self.change_root,
+            self.journal.sync,
+            lambda: self.env.forms.writes(FORM) >= 1,
+        )
 
     async def current(self) -> None:
         """See `api.User.current`."""

@@ -78,10 +78,10 @@ class Machine:
         if beside and type(event) is ast.Append and together.may_share(session, event):
             handler = self._table.rows[session.state][ast.Append]
             if together.begin(session, event, _current(session, event, handler)):
-                await self.settle(session)
+                await self.answer_appends(session)
             return
         if session.appending and not isinstance(event, WITHOUT_ANSWER):
-            await self.settle(session)
+            await self.answer_appends(session)
         if session.committing and (type(event) is not ast.Store or len(session.committing) >= SHARED_COMMIT_MAX):
             await self.commit(session)
         if isinstance(event, ast.Command):
@@ -102,7 +102,7 @@ class Machine:
         elif isinstance(event, events.TooBig | events.BadCommand):
             await _refused(session, event)
 
-    async def settle(self, session: Session) -> None:
+    async def answer_appends(self, session: Session) -> None:
         """Wait for APPEND commands that run side by side, and write their tagged
         lines."""
         replies = await together.ended(session)
@@ -123,7 +123,7 @@ class Machine:
         machine. A client may take NO for "nothing has changed", so it gets the flags.
         """
         if session.appending:
-            await self.settle(session)
+            await self.answer_appends(session)
         if not (waiting := session.committing):
             return
         changed, session.committing, session.uncommitted = session.uncommitted, (), ()

@@ -28,7 +28,8 @@ BYTES_MAX: Final = 4 << 20
 
 
 RECENT_S: Final = 1.0
-"""How long a mailbox counts as loaded after an APPEND. Indexes stay in memory longer."""
+"""How long a mailbox counts as loaded after an APPEND. An index stays in memory for
+longer."""
 
 
 def may_share(session: Session, command: ast.Append) -> bool:

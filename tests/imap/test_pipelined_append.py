@@ -28,7 +28,7 @@ async def objects(running: Running) -> int:
 
 
 async def tagged(client: Client, count: int) -> tuple[list[list[bytes]], list[bytes]]:
-    """Read so many tagged lines. Return their words, and the other lines."""
+    """Read tagged lines. Return their words, and the other lines."""
     lines: list[list[bytes]] = []
     others: list[bytes] = []
     while len(lines) < count:
@@ -106,7 +106,7 @@ async def test_they_are_limited_by_number_and_octets(real: Running, monkeypatch:
         try:
             if not name:
                 raise OverQuota("full")
-            return await plain(self, name, mails, **more)  # type: ignore[arg-type]  # as the caller gave them
+            return await plain(self, name, mails, **more)
         finally:
             running[0] -= 1
 

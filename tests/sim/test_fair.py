@@ -237,12 +237,13 @@ def test_a_group_of_mails_is_not_broken_by_the_other(
 ) -> None:
     """A group must win all its UIDs, or it begins again. After some attempts it fails
     for good."""
-    ends_s = (MEET_S[batches] + 4.0,) * 2  # some groups of mails that are written singly
+    # A group of mails that are written singly takes up to a second.
+    ends_s = (MEET_S[batches] + 4.0,) * 2
     result = contend(SEEDS[2], latency_s, (1, 3), groups=groups, ends_s=ends_s, batches=batches)
     assert result.refused == 0
     assert min(result.done.values()) > 0
     assert max(result.waits_s) < WAIT_S
-    # Without batches few UIDs; with batches what was skipped once.
+    # Without batches few UIDs are burnt, and with batches those that were skipped once.
     assert result.burnt < (BATCH_MAILS_MAX if batches else result.keys / 100)
 
 

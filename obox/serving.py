@@ -139,7 +139,7 @@ class Serving(ABC):
                 ids=ids,
             )
             server.forwards(forwarder)
-            if store is not None and forwarder is None:
+            if store is not None and forwarder is None and config.imap is not None and config.imap.acl:
                 server.share(authenticator, store)
             self.logins[name] = server
             self.bind(name, section.listen, server)

@@ -21,6 +21,8 @@ import structlog
 # that they test.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import offers  # noqa: F401 - it changes the table of forms before any test reads it
+
 # On a loaded machine an example of Hypothesis may be slow, so examples have no
 # deadline.
 hypothesis.settings.register_profile("obox", deadline=None)

@@ -295,6 +295,12 @@ class Imap:
         "if a mail is damaged or lost: BYE at once, BYE after the other mails, or NO after the other mails",
         remote=True,
     )
+    acl: bool = _set(
+        kinds.FLAG,
+        "false",
+        "whether users may share mailboxes (docs/sharing.md: read what is missing); not in a cluster",
+        restart=True,
+    )
 
 
 @dataclass(frozen=True, slots=True)

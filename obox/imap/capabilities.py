@@ -68,7 +68,7 @@ SHARED: Final = (
     "RIGHTS=texk",  # RFC 4314
     "LIST-MYRIGHTS",  # RFC 8440
 )
-"""Where one backend has all users (docs/sharing.md)."""
+"""Where users may share mailboxes (docs/sharing.md)."""
 
 
 @lru_cache(maxsize=32)

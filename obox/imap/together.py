@@ -55,7 +55,8 @@ def begin(session: Session, command: ast.Append, work: Awaitable[Reply | None]) 
 
 async def ended(session: Session) -> list[tuple[ast.Append, Reply]]:
     """Return the commands with their replies, when all have ended."""
-    waiting, session.appending = session.appending, ()
+    waiting = session.appending
     await asyncio.wait([task for _, task in waiting])
+    session.appending = ()
     replies = [(command, task.result()) for command, task in waiting]
     return [(command, reply) for command, reply in replies if reply is not None]

@@ -61,7 +61,8 @@ def changed(before: str, how: str, rights: str) -> str:
 def effective(entry: Callable[[str], str], who: str) -> str:
     """Return the rights of a user who is not the owner. entry: returns the rights of an
     identifier, "" if it has no entry. RFC 4314 §2."""
-    names = (who, *EVERYBODY)
+    # The entry of a login name that begins with "-" would be a negative entry.
+    names = EVERYBODY if who.startswith("-") else (who, *EVERYBODY)
     granted: set[str] = set()
     for name in names:
         granted.update(entry(name))

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import structlog
 
 from ..accounts import Accounts
-from ..errors import Invalid, NoPerm, NotFound, OboxError
+from ..errors import Invalid, Limit, NoPerm, NotFound, OboxError
 from ..mailbox import UidArray
 from ..mailbox.names import INBOX, SEPARATOR, canonical, is_below, parents
 from ..mailbox.rights import ALL, EVERYBODY, OWNER, changed, flag_right
@@ -162,7 +162,12 @@ class Visitor:
         async with AsyncExitStack() as stack:
             try:
                 owner, known = await stack.enter_async_context(self._sharing.opened(login))
-            except NotFound:
+            except (Limit, asyncio.CancelledError):
+                raise
+            except OboxError as error:
+                # A failure would show that the user exists.
+                if not isinstance(error, NotFound):
+                    log.warning("mail of another user cannot be opened", user=self.who, owner=login, error=str(error))
                 raise _missing(full) from None
             if owner.storage_id == self.storage_id:
                 raise _missing(full)
@@ -262,10 +267,14 @@ class Visitor:
             return
         if not source or not target:
             raise Invalid("a mailbox cannot be renamed to another user")
-        async with self._visit(old) as visit, self._visit(new) as there:
+        async with self._visit(old) as visit:
             self._granted(visit, "x")
-            if visit.owner.storage_id != there.owner.storage_id:
+            login, _, name = new.removeprefix(_PREFIX).partition(SEPARATOR)
+            # Another login name is not looked up, because the answer would show whether
+            # such a user exists. A second name of the owner is refused as well.
+            if self._sharing.accounts.normalise(login) != visit.login or not name:
                 raise Invalid("a mailbox cannot be renamed to another user")
+            there = _Visit(visit.owner, visit.login, canonical(name), new)
             self._above(there)
             below = (one.name for one in visit.owner.mailboxes() if one.guid and is_below(one.name, visit.name))
             if visit.name == INBOX or not all("x" in visit.owner.rights.granted(one, self.who) for one in below):
@@ -286,7 +295,9 @@ class Visitor:
         async with self._visit(name) as visit:
             self._granted(visit, "r")
             with self._as_named(visit):
-                return await visit.owner.status(visit.name)
+                status = await visit.owner.status(visit.name)
+            self._granted(visit, "r")  # it may have been taken away meanwhile
+            return status
 
     async def select(self, name: str) -> Mailbox:
         if not self.foreign(name):
@@ -295,7 +306,12 @@ class Visitor:
             self._granted(visit, "r")
             with self._as_named(visit):
                 mailbox = GuestMailbox(await visit.owner.select(visit.name), visit.owner, self.who)
-            await self._learn(visit.login)
+            try:
+                await self._learn(visit.login)
+                self._granted(visit, "r")  # it may have been taken away meanwhile
+            except BaseException:
+                await mailbox.release()
+                raise
             return mailbox
 
     # -- mails ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ WORK = f"shared/{ANNA}/Work"
 
 
 def test_users_share_a_mailbox(make: Callable[..., Backend]) -> None:
-    backend = make()
+    backend = make(sections={"imap": {"acl": True}})
     backend.start()
     with backend.login(ANNA) as anna, backend.login(BEN) as ben:
         assert b"ACL" in ben.capabilities()
@@ -43,7 +43,7 @@ def test_users_share_a_mailbox(make: Callable[..., Backend]) -> None:
 
 
 def test_workers_share_nothing_and_say_so(make: Callable[..., Backend]) -> None:
-    backend = make(sections={"server": {"workers": 2}})
+    backend = make(sections={"server": {"workers": 2}, "imap": {"acl": True}})
     backend.start()
     with backend.login(ANNA) as anna:
         assert b"ACL" not in anna.capabilities()

@@ -1,8 +1,8 @@
 """SETACL, DELETEACL, GETACL, LISTRIGHTS, MYRIGHTS, and MYRIGHTS in LIST. RFC 4314, RFC
 8440.
 
-`obox.sharing` decides everything. Where users share nothing, because several backends
-serve them, the commands are refused.
+`obox.sharing` decides everything. Where users share nothing (`imap.acl`,
+docs/sharing.md) the commands are refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from obox.sharing import Visitor
 def _visitor(session: Session) -> Visitor:
     """Raises Unavailable."""
     if session.visitor is None:
-        raise Unavailable("Mailboxes are not shared here: several backends serve the users")
+        raise Unavailable("Mailboxes are not shared here")
     return session.visitor
 
 

@@ -68,7 +68,8 @@ async def delete(session: Session, command: ast.Delete) -> Reply:
             raise
         del session.emptied[name]
         return Reply("Delete completed")
-    _note_emptied(session, name)
+    if session.visitor is None or not session.visitor.foreign(name):
+        _note_emptied(session, name)
     _write_renamed(session, name, command.given, "\\NonExistent")
     if session.mailbox is not None and session.mailbox.deleted:
         await session.leave(closed="Mailbox was deleted")

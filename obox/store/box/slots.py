@@ -68,6 +68,10 @@ TURN_UIDS: Final = 4
 with a single sender then writes a fifth of the mails. With all ten in each turn it
 would write an eleventh."""
 
+NOTED_MAX: Final = 4096
+"""Objects that a writer of batches notes for its LIST. After more of them without a
+LIST it notes nothing until its next batch."""
+
 UIDS_AT_ONCE: Final = 1 << 30
 """What `at_once` returns if no other writer is known: any number."""
 
@@ -205,7 +209,10 @@ class Slots:
             self._queue.append(slot)
             slots.append(slot)
         if self.noted is not None:
-            self.noted.uids.update([slot.uid for slot in slots])
+            if len(self.noted.uids) < NOTED_MAX:
+                self.noted.uids.update([slot.uid for slot in slots])
+            else:
+                self.noted = None
         self._idle.clear()
         return slots
 

@@ -29,7 +29,7 @@ from ...objectstore.keys import mail_key, owner_of
 from ...types import Uid
 from ..box.arrivals import Arrival, Draft
 from ..box.index import Index
-from ..box.slots import Fate, Slot
+from ..box.slots import UIDS_AT_ONCE, Fate, Slot
 from ..env import TRY_LATER
 from ..fields import Fields
 from .batch import BATCHES, FORM
@@ -149,8 +149,11 @@ async def _write_arrivals(mailbox: Index) -> None:
     arrivals, env, slots = mailbox.arrivals, mailbox.env, mailbox.slots
     try:
         while arrivals.waiting:
-            if env.settings.batch_linger_s and not arrivals.is_full():
+            # In a turn the other writer takes a pause for the end of our mails.
+            if env.settings.batch_linger_s and not arrivals.is_full() and slots.at_once() == UIDS_AT_ONCE:
                 await env.sleep(env.settings.batch_linger_s)
+                if not arrivals.waiting:
+                    break  # senders have given up meanwhile
             if not slots.open.is_set():
                 try:
                     await slots.ready()
@@ -180,8 +183,9 @@ async def _write_arrivals(mailbox: Index) -> None:
                 from .put_batch import put_batch
 
                 fate, delta = await put_batch(mailbox, slot, drafts)
-                wrote_batch(mailbox)
             slots.resolve(slot, fate, delta)
+            if len(drafts) > 1:
+                wrote_batch(mailbox)
     except BaseException as error:
         arrivals.fail(error if isinstance(error, Exception) else Unavailable(TRY_LATER))
         raise

@@ -33,7 +33,7 @@ def test_lives_in_a_cluster(start: int) -> None:
 
 def test_the_lives_have_poisoned_events() -> None:
     """They become dead letters of their group. What follows them is heard."""
-    ears = play(2)
+    ears = play(8)
     assert ears.failed > 20
     assert ears.world.keys("_events/picky/dead/")
     assert len(ears.heard["picky"]) > 50

@@ -11,7 +11,7 @@ import pytest
 from obox.server import MemoryReturn
 from obox.server.memory import WORK_S, allocator_trim
 
-PIECES = 400
+PIECES = 800
 PIECE_BYTES = 100_000
 """Below the size that the allocator maps singly."""
 MIB = 1 << 20

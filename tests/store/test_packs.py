@@ -38,6 +38,8 @@ class Site:
         self.bucket = Bucket("memory://", lambda: Codec({}, None), driver=self.memory)
         self.machine = Machine(self.bucket, tmp_path / "disk")
         self.other = self.machine.renamed("second", tmp_path / "other")
+        # Most of these packs hold mails that were objects of their own.
+        self.machine.batches = self.other.batches = False
 
     async def pack(
         self, life: Life, box: Mailbox, some: Sequence[int], serial: int = 1, covers: Iterable[str] = ()

@@ -151,7 +151,7 @@ async def test_a_directory_that_is_always_written_hides_no_change(tmp_path: Path
 
 
 async def test_lines_of_a_log_beside_the_file_make_no_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each event costs a turn of a thread and the interpreter's lock: a quarter of a
+    """Each event costs a turn of a thread and the interpreter's lock: a fifth of a
     delivery."""
     heard: list[str] = []
     monkeypatch.setattr(Watching, "on_any_event", lambda _, event: heard.append(os.path.basename(event.src_path)))
